@@ -1,0 +1,445 @@
+"""Every etcd key and value: a public contract, additive only.
+
+Keys live under ``/ari-ha/<cluster>/v1/``. Values are JSON objects with a
+``schema`` number; readers ignore what they do not know and `merge_unknown`
+keeps it when a value is written back. Times are UTC seconds (float).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+SCHEMA = 1
+VALUE_MAX_BYTES = 256 * 1024
+
+
+class Keys:
+    """Builds and reads keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.root = f"/ari-ha/{cluster}/v1/"
+
+    def node(self, node: str) -> str:
+        return f"{self.root}nodes/{node}"
+
+    def edge(self, edge: str) -> str:
+        return f"{self.root}edges/{edge}"
+
+    def vip(self, vip: str) -> str:
+        return f"{self.root}vips/{vip}"
+
+    def owner(self, call: str) -> str:
+        return f"{self.root}calls/{call}/owner"
+
+    def record(self, call: str) -> str:
+        return f"{self.root}calls/{call}/record"
+
+    def media(self, call: str) -> str:
+        return f"{self.root}calls/{call}/media"
+
+    def call(self, call: str) -> str:
+        """Prefix of everything under one call."""
+        return f"{self.root}calls/{call}/"
+
+    def dialogs(self, pair: str, call: str) -> str:
+        return f"{self.root}dialogs/{pair}/{call}"
+
+    def binding(self, aor: str, contact_hash: str) -> str:
+        return f"{self.root}bindings/{aor}/{contact_hash}"
+
+    def agent(self, agent: str) -> str:
+        return f"{self.root}agents/{agent}"
+
+    def reach(self, agent: str) -> str:
+        return f"{self.root}agents/{agent}/reach"
+
+    def queue_config(self, queue: str) -> str:
+        return f"{self.root}queues/{queue}/config"
+
+    def waiting(self, queue: str, call: str) -> str:
+        return f"{self.root}queues/{queue}/waiting/{call}"
+
+    def trunk(self, trunk: str) -> str:
+        return f"{self.root}trunks/{trunk}"
+
+    def user(self, user: str) -> str:
+        return f"{self.root}users/{user}"
+
+    def secret_user(self, user: str) -> str:
+        """Digest secrets (HA1): the ``secret/`` part has its own etcd role."""
+        return f"{self.root}secret/users/{user}"
+
+    def secret_dialog(self, pair: str, call: str) -> str:
+        """Media crypto and auth state of a call's dialogs."""
+        return f"{self.root}secret/dialogs/{pair}/{call}"
+
+    def cdr(self, call: str) -> str:
+        return f"{self.root}outbox/cdr/{call}"
+
+    def history(self, kind: str, ident: str) -> str:
+        return f"{self.root}history/{kind}/{ident}"
+
+    def prefix(self, family: str) -> str:
+        """Prefix of a whole family: ``nodes``, ``calls``, ``agents`` …"""
+        return f"{self.root}{family}/"
+
+    def split(self, key: str) -> tuple[str, ...]:
+        """The parts of ``key`` below the root; empty when it is not ours."""
+        if not key.startswith(self.root):
+            return ()
+        return tuple(key[len(self.root) :].split("/"))
+
+
+class Value(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Base of all values."""
+
+    schema: int = SCHEMA
+
+
+class NodeValue(Value):
+    """``nodes/<node>``, leased by its node app."""
+
+    node: str
+    incarnation: str
+    sip: str
+    link: str
+    http: str = ""
+    version: str = ""
+    ready: bool = False
+    reason: str = ""
+    cordoned: bool = False
+    calls: int = 0
+    features: list[str] = []
+
+
+class EdgeValue(Value):
+    """``edges/<edge>``, leased by its edge process. ``sip`` is where nodes send
+    INVITEs (host:port on the node network)."""
+
+    edge: str
+    vip: str
+    sip: str
+    public: str = ""
+    http: str = ""
+    version: str = ""
+    calls: int = 0
+
+
+class VipValue(Value):
+    """``vips/<vip>``: which edge is active. Its mod_revision is the first half of
+    every epoch that edge hands out."""
+
+    edge: str
+    since: float
+    process: str = ""
+
+
+class OwnerValue(Value):
+    """``calls/<call>/owner``, written by the active edge: who serves the call."""
+
+    call: str
+    node: str
+    epoch: str
+    edge: str
+    vip: str = ""
+    since: float = 0.0
+    moving: bool = False
+    moving_from: str = ""
+    moving_until: float = 0.0
+    why: str = ""
+
+
+class AttemptValue(Value):
+    """One ringing of one agent for one call; keeps its id across takeovers."""
+
+    attempt: str
+    agent: str
+    device: str
+    leg: str
+    state: str = "intent"
+    """intent, ringing, answered, ended"""
+    deadline: float = 0.0
+    started: float = 0.0
+    outcome: str = ""
+
+
+class LegValue(Value):
+    """What the node knows of a leg. The edge owns the facts of phone legs."""
+
+    leg: str
+    role: str
+    """customer or agent"""
+    agent: str = ""
+    state: str = "up"
+    """ringing, up, held, ended"""
+    channel: str = ""
+    ended_by: str = ""
+
+
+class RecordValue(Value):
+    """``calls/<call>/record``, written by the serving node: all a survivor needs,
+    together with the edge's facts of the legs, to rebuild the call."""
+
+    call: str
+    epoch: str
+    node: str
+    verb: list[str] = []
+    stage: str = "setup"
+    """setup, queued, talking, ended"""
+    caller: str = ""
+    did: str = ""
+    context: str = ""
+    extension: str = ""
+    priority: int = 0
+    started: float = 0.0
+    answered: float = 0.0
+    queue: str = ""
+    queue_priority: int = 0
+    entered: float = 0.0
+    """When the caller entered the queue; never moves."""
+    attempts: dict[str, AttemptValue] = {}
+    legs: dict[str, LegValue] = {}
+    bridge: str = ""
+    want_media: str = "through"
+    ending: dict[str, str] = {}
+    """leg -> cause: ends the app has decided on, written before the act."""
+    variables: dict[str, str] = {}
+
+
+class MediaValue(Value):
+    """``calls/<call>/media``, written by the edge before it changes media."""
+
+    call: str
+    ng_call: str
+    state: str
+    """hitless, through, coach, direct"""
+    epoch: str = ""
+    node_tags: dict[str, str] = {}
+    """leg -> rtpengine tag of its leg towards the serving node"""
+    tags: dict[str, int] = {}
+    """node -> highest n used in <leg>@<node>.<n>"""
+    muted: list[str] = []
+
+
+class DialogsValue(Value):
+    """``dialogs/<pair>/<call>``: all a standby or a restarted edge needs."""
+
+    call: str
+    started: float
+    trunk: str = ""
+    caller: str = ""
+    did: str = ""
+    legs: dict[str, dict[str, Any]] = {}
+    """leg -> {"sip": exported leg, "role", "state", "agent", "held", ...}"""
+    node_legs: dict[str, dict[str, Any]] = {}
+    tombstones: dict[str, str] = {}
+    """leg -> who ended it; such a leg is never dialled again"""
+    sdp_versions: dict[str, int] = {}
+
+
+class BindingValue(Value):
+    """``bindings/<aor>/<hash>``: a registered contact."""
+
+    aor: str
+    contact: str
+    host: str
+    port: int
+    listener: str = "public-udp"
+    transport: str = "udp"
+    expires: float = 0.0
+    call_id: str = ""
+    cseq: int = 0
+    user_agent: str = ""
+    pair: str = ""
+    edge: str = ""
+
+
+class AttemptOfAgent(Value):
+    """The one attempt or call an agent is busy with."""
+
+    attempt: str = ""
+    call: str = ""
+    queue: str = ""
+    node: str = ""
+    leg: str = ""
+    since: float = 0.0
+    deadline: float = 0.0
+
+
+class AgentValue(Value):
+    """``agents/<agent>``: four independent fields; each change is one transaction
+    that compares mod_revision. Failover may set `recovering` and nothing else."""
+
+    agent: str
+    name: str = ""
+    # intent: only the agent or a supervisor changes it
+    intent: str = "logged_out"
+    """logged_out, available, not_ready"""
+    reason: str = ""
+    intent_since: float = 0.0
+    by: str = ""
+    next_intent: str = ""
+    next_reason: str = ""
+    device: str = ""
+    """Address of record bound at login."""
+    logged_in: float = 0.0
+    # work: only the ACD changes it
+    work: str = "idle"
+    """idle, reserved, ringing, talking, hold, consult, dialing, acw"""
+    work_since: float = 0.0
+    attempt: AttemptOfAgent | None = None
+    acw_deadline: float = 0.0
+    delay_until: float = 0.0
+    idle_since: float = 0.0
+    last_end: float = 0.0
+    misses: int = 0
+    handled: int = 0
+    missed: int = 0
+    talk_s: float = 0.0
+    # membership
+    queues: dict[str, int] = {}
+    """queue -> penalty"""
+    skills: dict[str, int] = {}
+    # overlay
+    recovering: dict[str, Any] | None = None
+    """{"since": utc, "from": node}; the only thing failover may set"""
+    seq: int = 0
+    """Counts this agent's transitions, gapless."""
+    pin_hash: str = ""
+
+
+class ReachValue(Value):
+    """``agents/<agent>/reach``: can we reach the agent. A key of its own, so that
+    heartbeats disturb nothing."""
+
+    agent: str
+    device: str = "lost"
+    """ok, lost"""
+    device_since: float = 0.0
+    desktop: str = "lost"
+    desktop_since: float = 0.0
+
+
+class QueueConfigValue(Value):
+    """``queues/<queue>/config``."""
+
+    queue: str
+    strategy: str = "longest-idle"
+    ring_timeout_ms: int = 15_000
+    wrapup_ms: int = 3_000
+    rona_max: int = 1
+    """Misses after which an agent becomes not ready (reason ``rona``)."""
+    no_answer_delay_ms: int = 10_000
+    reject_delay_ms: int = 10_000
+    busy_delay_ms: int = 60_000
+    max_waiting: int = 100
+    full_action: str = "busy"
+    """What a caller gets who finds the queue full: busy (486), or an extension."""
+    moh: str = "default"
+    media: str = "hitless"
+    """hitless, or through: two people talk through Asterisk."""
+    weight: int = 0
+
+
+class WaitingValue(Value):
+    """``queues/<queue>/waiting/<call>``: a caller's place."""
+
+    call: str
+    queue: str
+    entered: float
+    priority: int = 0
+    caller: str = ""
+    node: str = ""
+    attempt: str = ""
+    """Set while an agent is being tried for this caller."""
+    agent: str = ""
+
+
+class TrunkValue(Value):
+    """``trunks/<trunk>``: a carrier."""
+
+    trunk: str
+    hosts: list[str] = []
+    dids: list[str] = []
+    """Numbers accepted from this trunk; empty accepts all."""
+    user: str = ""
+    max_calls: int = 1000
+
+
+class UserValue(Value):
+    """``users/<user>``: an account that may register or use the API."""
+
+    user: str
+    aor: str = ""
+    agent: str = ""
+    roles: list[str] = ["device"]
+
+
+class SecretUserValue(Value):
+    """``secret/users/<user>``: digest HA1s (RFC 7616: H(user:realm:password))."""
+
+    user: str
+    realm: str
+    ha1_md5: str = ""
+    ha1_sha256: str = ""
+
+
+class CdrValue(Value):
+    """``outbox/cdr/<call>``: a finished call, to be written once by the clerk."""
+
+    call: str
+    started: float
+    answered: float = 0.0
+    ended: float = 0.0
+    caller: str = ""
+    did: str = ""
+    trunk: str = ""
+    queue: str = ""
+    agent: str = ""
+    disposition: str = ""
+    nodes: list[str] = []
+    epoch: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+V = TypeVar("V", bound=Value)
+
+
+class BadValue(ValueError):
+    """A stored value that cannot be read; says which key and why."""
+
+
+def encode(value: Value) -> bytes:
+    """The JSON bytes stored for ``value``. Raises ValueError over `VALUE_MAX_BYTES`."""
+    data = _encoder.encode(value)
+    if len(data) > VALUE_MAX_BYTES:
+        raise ValueError(f"{type(value).__name__} is {len(data)} bytes, limit {VALUE_MAX_BYTES}")
+    return data
+
+
+def decode(data: bytes, kind: type[V], key: str = "") -> V:
+    """The value stored under ``key``. Raises BadValue when it is not one."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise BadValue(f"{key or kind.__name__}: {error}") from error
+
+
+def merge_unknown(old: bytes, new: bytes) -> bytes:
+    """``new`` with those top-level fields of ``old`` a newer writer added and this
+    version does not know."""
+    before, after = msgspec.json.decode(old), msgspec.json.decode(new)
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return new
+    known = _known_fields()
+    extra = {k: v for k, v in before.items() if k not in after and k not in known}
+    return _encoder.encode({**after, **extra}) if extra else new
+
+
+def _known_fields() -> frozenset[str]:
+    names: set[str] = set()
+    for kind in Value.__subclasses__():
+        names.update(kind.__struct_fields__)
+    return frozenset(names)

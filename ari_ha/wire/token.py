@@ -1,0 +1,77 @@
+"""The signed header between edge and node: which call and leg an INVITE is for.
+
+``X-ARI-HA-Token: <base64url(JSON)>.<hex HMAC-SHA256>``. Only processes holding
+the cluster's header key can make one; the header is stripped from every message
+that does not come from a node or an edge.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+import msgspec
+
+HEADER = "X-ARI-HA-Token"
+HEADER_PREFIX = "x-ari-ha-"
+TOKEN_MAX_CHARS = 2_000
+SIGNATURE_HEX_CHARS = 32
+
+
+class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one INVITE between edge and node is about.
+
+    ``kind``: ``trunk`` (a new call from a carrier), ``agent`` (a call made by an
+    agent's phone), ``resume`` (a living leg of a call that moved), ``dial`` (the
+    node asks the edge to ring ``target``).
+
+    ``facts`` is the edge's word about every living leg of the call, and it
+    overrides the record: leg -> ``ringing`` | ``up`` | ``held``. ``ended`` names
+    legs that people ended: leg -> who.
+    """
+
+    kind: str
+    call: str
+    leg: str
+    epoch: str
+    target: str = ""
+    caller: str = ""
+    did: str = ""
+    attempt: str = ""
+    trunk: str = ""
+    user: str = ""
+    facts: dict[str, str] = {}
+    ended: dict[str, str] = {}
+
+
+class BadToken(ValueError):
+    """Not a token of this cluster."""
+
+
+def sign(token: LegToken, key: bytes) -> str:
+    """The header value for ``token``."""
+    body = base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=")
+    return f"{body.decode()}.{_signature(body, key)}"
+
+
+def verify(text: str, key: bytes) -> LegToken:
+    """The token in a header value. Raises BadToken when it is not genuine."""
+    if len(text) > TOKEN_MAX_CHARS:
+        raise BadToken("too long")
+    body, dot, signature = text.strip().partition(".")
+    if not dot or not body.isascii() or not signature.isascii():
+        raise BadToken("malformed")
+    raw = body.encode()
+    if not hmac.compare_digest(_signature(raw, key), signature):
+        raise BadToken("wrong signature")
+    try:
+        data = base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4))
+        return msgspec.json.decode(data, type=LegToken)
+    except (binascii.Error, msgspec.DecodeError) as error:
+        raise BadToken(str(error)) from error
+
+
+def _signature(body: bytes, key: bytes) -> str:
+    return hmac.new(key, body, hashlib.sha256).hexdigest()[:SIGNATURE_HEX_CHARS]
