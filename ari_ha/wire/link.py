@@ -1,0 +1,353 @@
+"""The node link's frames: what an edge and a node app say to each other.
+
+A frame is one JSON object with its ``type``, after its length in four bytes,
+big-endian. The vocabulary grows by adding: a field the reader does not know is
+ignored, a field the writer does not know has a default, and a frame whose
+``type`` the reader does not know is counted and skipped. Whatever a frame says
+must be safe to miss: both ends send a snapshot (`NodeCalls`, `EdgeCalls`) each
+time the link comes up.
+
+Epochs travel as text (``ari_ha.core.ids.Epoch``).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+FRAME_MAX_BYTES: Final = 1024 * 1024
+_LENGTH: Final = struct.Struct("!I")
+
+
+class LinkProtocolError(Exception):
+    """The far end sent bytes that are not frames of this protocol."""
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, tag_field="type", omit_defaults=True):
+    """Base of every frame; its ``type`` on the wire is the class name."""
+
+
+# --- parts of snapshots ---------------------------------------------------------------
+
+
+class CallOnNode(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call as a node app has it: ``legs`` maps a leg to its Asterisk channel."""
+
+    epoch: str = ""
+    legs: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class LegAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The edge's facts of one leg; they override what a record says of it.
+    ``state`` is ``ringing`` or ``answered``."""
+
+    state: str = ""
+    held: bool = False
+    muted: bool = False
+
+
+class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call the edge has given to this node, with the legs that live."""
+
+    epoch: str = ""
+    legs: dict[str, LegAtEdge] = msgspec.field(default_factory=dict)
+
+
+# --- both directions ------------------------------------------------------------------
+
+
+class Ping(Frame, frozen=True):
+    """Are you there? ``t`` is the asker's clock and comes back in `Pong`.
+    Asked and answered by the adapters; machines never see it."""
+
+    t: float = 0.0
+
+
+class Pong(Frame, frozen=True):
+    """I am; ``t`` is the one of the `Ping`."""
+
+    t: float = 0.0
+
+
+# --- node to edge ---------------------------------------------------------------------
+
+
+class NodeHello(Frame, frozen=True):
+    """First frame of a node app: who it is, in which life of its Asterisk."""
+
+    node: str = ""
+    incarnation: str = ""
+    version: str = ""
+    features: list[str] = msgspec.field(default_factory=list)
+
+
+class NodeState(Frame, frozen=True):
+    """Whether the node takes calls, and if not, why. ``asterisk`` is a word for
+    people: ``up``, ``silent``, ``gone``."""
+
+    ready: bool = False
+    reason: str = ""
+    cordoned: bool = False
+    calls: int = 0
+    asterisk: str = ""
+
+
+class NodeCalls(Frame, frozen=True):
+    """Snapshot: every call this node has, by call id."""
+
+    calls: dict[str, CallOnNode] = msgspec.field(default_factory=dict)
+
+
+class Bridged(Frame, frozen=True):
+    """The legs of the call hear each other in Asterisk (or what its step asks
+    for): after a move, the media may be moved now."""
+
+    call: str = ""
+    epoch: str = ""
+    legs: list[str] = msgspec.field(default_factory=list)
+
+
+class ResumeRefused(Frame, frozen=True):
+    """The node cannot take up this leg of a moved call."""
+
+    call: str = ""
+    epoch: str = ""
+    leg: str = ""
+    reason: str = ""
+
+
+class EndLeg(Frame, frozen=True):
+    """The app wants this leg ended: only after this may a BYE of the node end
+    the phone's side. ``cause`` is a SIP status or Q.850 number as text."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    cause: str = ""
+    reason: str = ""
+
+
+class WantMedia(Frame, frozen=True):
+    """The media state the app needs, ``hitless``, ``through`` or ``coach``;
+    answered by `MediaIs` with the same ``request``."""
+
+    call: str = ""
+    epoch: str = ""
+    state: str = ""
+    request: int = 0
+
+
+class AsteriskGone(Frame, frozen=True):
+    """This life of the node's Asterisk is over: its process is gone."""
+
+    incarnation: str = ""
+    reason: str = ""
+
+
+class ClaimAgent(Frame, frozen=True):
+    """May this attempt ring the agent's device? Asked of the edge that holds the
+    device; the first attempt wins. Answered by `ClaimAnswer`."""
+
+    agent: str = ""
+    device: str = ""
+    attempt: str = ""
+    call: str = ""
+
+
+class DigitHeard(Frame, frozen=True):
+    """Asterisk heard a DTMF digit on a leg."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    digit: str = ""
+
+
+# --- edge to node ---------------------------------------------------------------------
+
+
+class EdgeHello(Frame, frozen=True):
+    """First frame of an edge: who it is, for which address, under which
+    revision of the address's key it is (or was last) active."""
+
+    edge: str = ""
+    vip: str = ""
+    edge_revision: int = 0
+    version: str = ""
+    features: list[str] = msgspec.field(default_factory=list)
+
+
+class EdgeCalls(Frame, frozen=True):
+    """Snapshot: every call this edge thinks the node serves, by call id."""
+
+    calls: dict[str, CallAtEdge] = msgspec.field(default_factory=dict)
+
+
+class MediaIs(Frame, frozen=True):
+    """The call's media is in this state now; answers `WantMedia`."""
+
+    call: str = ""
+    epoch: str = ""
+    state: str = ""
+    request: int = 0
+
+
+class LegRinging(Frame, frozen=True):
+    """The phone of this leg rings."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+
+
+class LegAnswered(Frame, frozen=True):
+    """The phone of this leg has answered."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+
+
+class LegGone(Frame, frozen=True):
+    """The leg ended and will not come back. ``by`` is who ended it."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    cause: str = ""
+    status: int = 0
+    by: str = ""
+
+
+class LegHeld(Frame, frozen=True):
+    """The phone put its far end on hold, or took it back."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    held: bool = False
+
+
+class LegDigit(Frame, frozen=True):
+    """The phone sent a digit by SIP INFO; it went to the other side already."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    digit: str = ""
+
+
+class CallMoved(Frame, frozen=True):
+    """``to_node`` serves the call since ``epoch``: drop its channels and announce
+    nothing about it again."""
+
+    call: str = ""
+    epoch: str = ""
+    to_node: str = ""
+
+
+class Relinquish(Frame, frozen=True):
+    """Give the call up without ending anybody: it ended or went elsewhere."""
+
+    call: str = ""
+    epoch: str = ""
+
+
+class ClaimAnswer(Frame, frozen=True):
+    """Answers `ClaimAgent`; ``holder`` is the attempt that has the device."""
+
+    agent: str = ""
+    attempt: str = ""
+    granted: bool = False
+    holder: str = ""
+
+
+NODE_FRAMES: Final = (
+    NodeHello, NodeState, NodeCalls, Bridged, ResumeRefused, EndLeg, WantMedia,
+    AsteriskGone, ClaimAgent, DigitHeard, Ping, Pong,
+)  # fmt: skip
+"""What a node app says."""
+
+EDGE_FRAMES: Final = (
+    EdgeHello, EdgeCalls, MediaIs, LegRinging, LegAnswered, LegGone, LegHeld, LegDigit,
+    CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
+)  # fmt: skip
+"""What an edge says."""
+
+AnyFrame = (
+    NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | EndLeg | WantMedia
+    | AsteriskGone | ClaimAgent | DigitHeard
+    | EdgeHello | EdgeCalls | MediaIs | LegRinging | LegAnswered | LegGone | LegHeld | LegDigit
+    | CallMoved | Relinquish | ClaimAnswer
+    | Ping | Pong
+)  # fmt: skip
+
+
+class _OnlyType(msgspec.Struct):
+    type: str
+
+
+_TYPES: Final = frozenset(cls.__name__ for cls in (*NODE_FRAMES, *EDGE_FRAMES))
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(AnyFrame)
+_TYPE_DECODER: Final = msgspec.json.Decoder(_OnlyType)
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of ``frame`` with its length. Raises ValueError when it is larger
+    than `FRAME_MAX_BYTES`: a snapshot that big is a local mistake."""
+    body = _ENCODER.encode(frame)
+    if len(body) > FRAME_MAX_BYTES:
+        raise ValueError(f"{type(frame).__name__} of {len(body)} bytes; the limit is {FRAME_MAX_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self, frame_max_bytes: int = FRAME_MAX_BYTES) -> None:
+        self._frame_max_bytes = frame_max_bytes
+        self._buffer = bytearray()
+        self.skipped = 0
+        """Frames of a type this version does not know, so far."""
+
+    def feed(self, data: bytes) -> list[AnyFrame]:
+        """Takes bytes as they come and returns the frames they complete. Raises
+        `LinkProtocolError`; the stream is of no use after that."""
+        buffer = self._buffer
+        buffer += data
+        frames: list[AnyFrame] = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > self._frame_max_bytes:
+                raise LinkProtocolError(f"frame of {length} bytes; the limit is {self._frame_max_bytes}")
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            frame = self._decode(bytes(buffer[start + _LENGTH.size : end]))
+            if frame is not None:
+                frames.append(frame)
+            start = end
+        del buffer[:start]
+        return frames
+
+    def _decode(self, body: bytes) -> AnyFrame | None:
+        try:
+            return _DECODER.decode(body)
+        except _DECODE_ERRORS as error:
+            self._skip_if_unknown(body, error)
+            return None
+
+    def _skip_if_unknown(self, body: bytes, error: Exception) -> None:
+        """Counts a frame of a newer version; anything else is a protocol error."""
+        try:
+            name = _TYPE_DECODER.decode(body).type
+        except _DECODE_ERRORS:
+            raise LinkProtocolError(f"not a frame: {error}") from None
+        if name in _TYPES:
+            raise LinkProtocolError(f"bad {name}: {error}") from None
+        self.skipped += 1
