@@ -374,7 +374,7 @@ class UserValue(Value):
     user: str
     aor: str = ""
     agent: str = ""
-    roles: list[str] = ["device"]
+    roles: list[str] = msgspec.field(default_factory=lambda: ["device"])
 
 
 class SecretUserValue(Value):
