@@ -1,0 +1,463 @@
+"""SIP messages (RFC 3261 section 7): a quick, tolerant splitter and the two message classes.
+
+Nothing is validated on the way in beyond what framing and safety need: header values stay strings, and each
+typed view (`cseq`, `top_via`, tags) is computed when first asked for. A view that cannot be read raises
+`SipParseError`, whose status is what a UAS answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+MESSAGE_MAX_BYTES = 65_535
+"""The largest message taken: the largest UDP datagram."""
+HEADERS_MAX_COUNT = 256
+"""Header fields of one message."""
+LINE_MAX_BYTES = 8_192
+"""The longest header line, after unfolding, in characters."""
+
+SIP_VERSION = "SIP/2.0"
+
+_COMPACT = {
+    "a": "accept-contact",
+    "b": "referred-by",
+    "c": "content-type",
+    "d": "request-disposition",
+    "e": "content-encoding",
+    "f": "from",
+    "i": "call-id",
+    "j": "reject-contact",
+    "k": "supported",
+    "l": "content-length",
+    "m": "contact",
+    "o": "event",
+    "r": "refer-to",
+    "s": "subject",
+    "t": "to",
+    "u": "allow-events",
+    "v": "via",
+    "x": "session-expires",
+}
+"""RFC 3261 section 7.3.3 and the IANA registry of header fields."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]+\Z")
+_VERSION = re.compile(r"SIP/\d+\.\d+\Z", re.IGNORECASE)
+_TAG = re.compile(r";\s*tag\s*=\s*([^\s;,>]+)", re.IGNORECASE)
+_BREAKS = re.compile(r"[\r\n\0]+")
+
+_CANONICAL: dict[str, str] = {}
+for _name in (
+    "Via From To Call-ID CSeq Contact Max-Forwards Content-Type Content-Length Allow Supported Require "
+    "Route Record-Route User-Agent Server Session-Expires Min-SE Expires Authorization WWW-Authenticate "
+    "Proxy-Authorization Proxy-Authenticate Reason Event Date Accept Retry-After Refer-To Replaces Warning"
+).split():
+    _CANONICAL[_name] = _CANONICAL[_name.lower()] = _name.lower()
+for _short, _long in _COMPACT.items():
+    _CANONICAL[_short] = _CANONICAL[_short.upper()] = _long
+
+
+def canonical(name: str) -> str:
+    """The lower-case long form of a header field name."""
+    known = _CANONICAL.get(name)
+    if known is not None:
+        return known
+    lower = name.lower()
+    return _COMPACT.get(lower, lower)
+
+
+class SipParseError(Exception):
+    """Bytes that are no SIP message, or a header that cannot be read.
+
+    `status` is the response a request of this kind deserves, None when it is to be dropped; `request` is what
+    could be read of it, so that the response can be addressed.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, request: Request | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.request = request
+
+
+class Via:
+    """One Via value (RFC 3261 section 20.42)."""
+
+    __slots__ = ("host", "params", "port", "transport")
+
+    def __init__(self, transport: str, host: str, port: int | None, params: dict[str, str | None]) -> None:
+        self.transport = transport
+        self.host = host
+        self.port = port
+        self.params = params
+
+    @property
+    def branch(self) -> str:
+        """The branch parameter, empty when absent."""
+        return self.params.get("branch") or ""
+
+    @property
+    def sent_by(self) -> str:
+        """host:port as matched by transactions (section 17.2.3), with the default port filled in."""
+        return f"{self.host.lower()}:{self.port or 5060}"
+
+    def __str__(self) -> str:
+        port = f":{self.port}" if self.port is not None else ""
+        params = "".join(f";{k}" if v is None else f";{k}={v}" for k, v in self.params.items())
+        return f"{SIP_VERSION}/{self.transport} {self.host}{port}{params}"
+
+
+def parse_via(value: str) -> Via:
+    """The first Via of a header value."""
+    protocol, _, rest = value.strip().partition(" ")
+    if rest.lstrip().startswith("/") or protocol.endswith("/") or protocol.count("/") < 2:
+        value = re.sub(r"\s*/\s*", "/", value.strip())
+        protocol, _, rest = value.partition(" ")
+    parts = protocol.split("/")
+    if len(parts) != 3 or parts[0].upper() != "SIP" or not parts[2] or not rest:
+        raise SipParseError("via", 400)
+    sent_by, *raw = rest.split(";")
+    host, port = split_host_port(sent_by)
+    if not host:
+        raise SipParseError("via", 400)
+    params: dict[str, str | None] = {}
+    for item in raw:
+        name, equals, content = item.partition("=")
+        params[name.strip().lower()] = content.strip() if equals else None
+    return Via(parts[2].upper(), host, port, params)
+
+
+def split_host_port(text: str) -> tuple[str, int | None]:
+    """host and port of `host[:port]`, IPv6 references kept in brackets."""
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, tail = text.partition("]")
+        if not bracket:
+            raise SipParseError("host", 400)
+        host, port = host + "]", tail.strip().removeprefix(":").strip()
+    else:
+        host, _, port = text.partition(":")
+        host, port = host.strip(), port.strip()
+    if " " in host or "\t" in host:
+        raise SipParseError("host", 400)
+    if not port:
+        return host, None
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65_536 or len(port) > 5:
+        raise SipParseError("port", 400)
+    return host, int(port)
+
+
+def split_values(value: str) -> list[str]:
+    """The comma-separated values of one header field, commas in quotes and angle brackets left alone."""
+    if "," not in value:
+        text = value.strip()
+        return [text] if text else []
+    values: list[str] = []
+    start, quoted, depth, skip = 0, False, 0, False
+    for position, char in enumerate(value):
+        if skip:
+            skip = False
+        elif quoted:
+            if char == "\\":
+                skip = True
+            elif char == '"':
+                quoted = False
+        elif char == '"':
+            quoted = True
+        elif char == "<":
+            depth += 1
+        elif char == ">":
+            depth = max(0, depth - 1)
+        elif char == "," and not depth:
+            values.append(value[start:position].strip())
+            start = position + 1
+    values.append(value[start:].strip())
+    return [item for item in values if item]
+
+
+def tag_of(value: str) -> str:
+    """The tag parameter of a From or To value, empty when absent."""
+    close = value.rfind(">")
+    found = _TAG.search(value, close + 1) if close >= 0 else _TAG.search(value)
+    return found.group(1) if found else ""
+
+
+class Message:
+    """What requests and responses share: an ordered header list and a body.
+
+    Change headers through `add`, `set` and `remove` only: look-ups keep an index.
+    """
+
+    __slots__ = ("_index", "_indexed", "body", "headers")
+
+    def __init__(self, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
+        self.headers: list[tuple[str, str]] = list(headers)
+        self.body = body
+        self._index: dict[str, list[str]] = {}
+        self._indexed = -1
+
+    def _look(self) -> dict[str, list[str]]:
+        if self._indexed != len(self.headers):
+            index: dict[str, list[str]] = {}
+            known = _CANONICAL
+            for name, value in self.headers:
+                key = known.get(name) or canonical(name)
+                if key in index:
+                    index[key].append(value)
+                else:
+                    index[key] = [value]
+            self._index = index
+            self._indexed = len(self.headers)
+        return self._index
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first field of that name, long or compact, in any case."""
+        found = self._look().get(_CANONICAL.get(name) or canonical(name))
+        return found[0] if found else default
+
+    def has(self, name: str) -> bool:
+        """Whether a field of that name is there."""
+        return canonical(name) in self._look()
+
+    def get_all(self, name: str) -> list[str]:
+        """All fields of that name, not split at commas."""
+        return list(self._look().get(canonical(name), ()))
+
+    def values(self, name: str) -> list[str]:
+        """All values of that name, split at commas (RFC 3261 section 7.3.1)."""
+        return [item for field in self._look().get(canonical(name), ()) for item in split_values(field)]
+
+    def tokens(self, name: str) -> set[str]:
+        """The values of a token list such as Supported or Require, in lower case."""
+        return {item.lower() for item in self.values(name)}
+
+    def add(self, name: str, value: str) -> None:
+        """Append a field."""
+        self.headers.append((name, value))
+        self._indexed = -1
+
+    def set(self, name: str, value: str) -> None:
+        """Replace all fields of that name by one, at the place of the first."""
+        key = canonical(name)
+        kept: list[tuple[str, str]] = []
+        done = False
+        for field in self.headers:
+            if canonical(field[0]) != key:
+                kept.append(field)
+            elif not done:
+                kept.append((name, value))
+                done = True
+        if not done:
+            kept.append((name, value))
+        self.headers = kept
+        self._indexed = -1
+
+    def remove(self, name: str) -> None:
+        """Take all fields of that name away."""
+        key = canonical(name)
+        self.headers = [field for field in self.headers if canonical(field[0]) != key]
+        self._indexed = -1
+
+    @property
+    def call_id(self) -> str:
+        """The Call-ID."""
+        return self.get("Call-ID")
+
+    @property
+    def cseq(self) -> tuple[int, str]:
+        """Sequence number and method of CSeq (section 20.16: below 2**31)."""
+        number, _, method = self.get("CSeq").strip().partition(" ")
+        method = method.strip()
+        if not (number.isascii() and number.isdigit()) or len(number) > 10 or not method:
+            raise SipParseError("cseq", 400)
+        value = int(number)
+        if value >= 2**31:
+            raise SipParseError("cseq", 400)
+        return value, method
+
+    @property
+    def from_tag(self) -> str:
+        """The tag of From."""
+        return tag_of(self.get("From"))
+
+    @property
+    def to_tag(self) -> str:
+        """The tag of To."""
+        return tag_of(self.get("To"))
+
+    @property
+    def top_via(self) -> Via:
+        """The topmost Via."""
+        fields = self._look().get("via")
+        if not fields:
+            raise SipParseError("via", 400)
+        first = split_values(fields[0])
+        if not first:
+            raise SipParseError("via", 400)
+        return parse_via(first[0])
+
+    def _start_line(self) -> str:
+        raise NotImplementedError
+
+    def serialise(self) -> bytes:
+        """The bytes on the wire, Content-Length computed; no header can smuggle in a line break."""
+        lines = [self._start_line()]
+        for name, value in self.headers:
+            lines.append(f"{name}: {value}")
+        lines.append(f"Content-Length: {len(self.body)}")
+        text = "\r\n".join(
+            line for line in lines[:-1] if line[:16].lower() != "content-length: " and line[:3].lower() != "l: "
+        )
+        count = text.count("\r\n")
+        if text.count("\n") != count or text.count("\r") != count or count >= len(lines) or "\0" in text:
+            return self._serialise_carefully()
+        text = f"{text}\r\n{lines[-1]}\r\n\r\n"
+        return text.encode("utf-8", "replace") + self.body
+
+    def _serialise_carefully(self) -> bytes:
+        lines = [_BREAKS.sub(" ", self._start_line())]
+        for name, value in self.headers:
+            if canonical(name) != "content-length":
+                lines.append(f"{_BREAKS.sub('', name)}: {_BREAKS.sub(' ', value)}")
+        lines.append(f"Content-Length: {len(self.body)}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "replace") + self.body
+
+
+class Request(Message):
+    """A SIP request."""
+
+    __slots__ = ("method", "uri")
+
+    def __init__(
+        self, method: str, uri: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+    ) -> None:
+        super().__init__(headers, body)
+        self.method = method
+        self.uri = uri
+
+    def _start_line(self) -> str:
+        return f"{self.method} {self.uri} {SIP_VERSION}"
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.uri} {self.call_id}>"
+
+
+class Response(Message):
+    """A SIP response."""
+
+    __slots__ = ("reason", "status")
+
+    def __init__(
+        self, status: int, reason: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+    ) -> None:
+        super().__init__(headers, body)
+        self.status = status
+        self.reason = reason
+
+    def _start_line(self) -> str:
+        return f"{SIP_VERSION} {self.status:03d} {self.reason}"
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {self.get('CSeq')} {self.call_id}>"
+
+
+def _split_head(data: bytes) -> tuple[str, bytes]:
+    """Header text with lone line feeds tolerated, and what follows it."""
+    end = data.find(b"\r\n\r\n")
+    if end >= 0:
+        return data[:end].decode("utf-8", "replace"), data[end + 4 :]
+    end = data.find(b"\n\n")
+    if end >= 0:
+        head, body = data[:end], data[end + 2 :]
+    else:
+        head, body = data.rstrip(b"\r\n"), b""
+    text = head.decode("utf-8", "replace")
+    return text.replace("\r\n", "\n").replace("\n", "\r\n"), body
+
+
+def _headers(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """The fields of the header lines, folded ones joined (section 7.3.1)."""
+    headers: list[tuple[str, str]] = []
+    for line in lines:
+        if len(line) > LINE_MAX_BYTES:
+            raise SipParseError("line-too-long", 400)
+        if line[:1] in (" ", "\t"):
+            if not headers:
+                raise SipParseError("folding", 400)
+            name, value = headers[-1]
+            joined = f"{value} {line.strip()}".strip()
+            if len(joined) > LINE_MAX_BYTES:
+                raise SipParseError("line-too-long", 400)
+            headers[-1] = (name, joined)
+            continue
+        name, colon, value = line.partition(":")
+        name = name.rstrip(" \t")
+        if not colon or (name not in _CANONICAL and not _TOKEN.match(name)):
+            raise SipParseError("header-name", 400)
+        headers.append((name, value.strip(" \t")))
+    return headers
+
+
+def _start(line: str) -> Request | Response:
+    """The message a start line opens."""
+    first, _, rest = line.partition(" ")
+    if first == SIP_VERSION or _VERSION.match(first):
+        if first.upper() != SIP_VERSION:
+            raise SipParseError("version")
+        code, _, reason = rest.partition(" ")
+        if len(code) != 3 or not (code.isascii() and code.isdigit()) or not 100 <= int(code) <= 699:
+            raise SipParseError("status-line")
+        return Response(int(code), reason.strip())
+    uri, _, version = rest.strip().rpartition(" ")
+    uri = uri.strip()
+    request = Request(first, uri)
+    if not _VERSION.match(version) or not _TOKEN.match(first):
+        raise SipParseError("start-line")
+    if version.upper() != SIP_VERSION:
+        raise SipParseError("version", 505, request)
+    if not uri or " " in uri or "\t" in uri or uri.startswith("<"):
+        raise SipParseError("request-uri", 400, request)
+    return request
+
+
+def parse_message(data: bytes) -> Request | Response:
+    """One whole message; Content-Length is enforced, bytes beyond it are dropped (section 18.3)."""
+    if len(data) > MESSAGE_MAX_BYTES:
+        raise SipParseError("message-too-large")
+    text, body = _split_head(data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data)
+    lines = text.split("\r\n")
+    problem: SipParseError | None = None
+    try:
+        message = _start(lines[0])
+    except SipParseError as error:
+        if error.request is None:
+            raise
+        problem, message = error, error.request
+    request = message if isinstance(message, Request) else None
+    breaks = len(lines) - 1
+    if breaks > HEADERS_MAX_COUNT:
+        raise SipParseError("too-many-headers")
+    if text.count("\n") != breaks or text.count("\r") != breaks or "\0" in text:
+        raise SipParseError("control-character")
+    try:
+        message.headers = _headers(lines[1:])
+        _take_body(message, body)
+    except SipParseError as error:
+        error.request = request
+        raise
+    if problem is not None:
+        raise problem
+    return message
+
+
+def _take_body(message: Request | Response, body: bytes) -> None:
+    length = message.get("Content-Length", "")
+    if not length:
+        message.body = body
+        return
+    if not (length.isascii() and length.isdigit()) or len(length) > 9:
+        raise SipParseError("content-length", 400)
+    size = int(length)
+    if size > len(body):
+        raise SipParseError("content-length", 400)
+    message.body = body[:size]
