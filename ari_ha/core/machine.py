@@ -93,6 +93,15 @@ class DeadlineReached(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShellStall(Event):
+    """The process itself stood still: its loop came back ``lag_s`` seconds late.
+
+    What looks like silence of others in that time may be our own deafness."""
+
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Note(Effect):
     """A line of the story: a decision worth explaining later (never parsed)."""
 
