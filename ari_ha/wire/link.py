@@ -176,6 +176,8 @@ class EdgeHello(Frame, frozen=True):
     vip: str = ""
     edge_revision: int = 0
     version: str = ""
+    sip: str = ""
+    """Where this edge takes INVITEs of nodes, host:port."""
     features: list[str] = msgspec.field(default_factory=list)
 
 
