@@ -14,8 +14,9 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ari_ha.wire.keyspace import Keys
 ETCD_LIMIT_S = 3.0
 HTTP_LIMIT_S = 3.0
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
-LAB_SETTINGS = ".lab/cli.json"
+LAB_SETTINGS = ".lab/operator/settings.json"
 
 
 class ClusterError(Exception):
@@ -47,6 +48,14 @@ class HttpRefused(ClusterError):
 
 
 @dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """A decoded answer, and the far end's clock when it gave it (whole seconds, UTC)."""
+
+    document: Any
+    at_utc_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CliSettings:
     """Where the cluster is. Any process's settings file has these fields too."""
 
@@ -62,6 +71,8 @@ class CliSettings:
     """File with its private key."""
     http_token_file: str = ""
     """File with the bearer token of the node apps' and edges' HTTP APIs."""
+    processes: Mapping[str, str] = field(default_factory=dict)
+    """HTTP addresses by process name, for when etcd cannot be asked for them."""
     source: str = ""
     """The file these came from."""
 
@@ -102,6 +113,13 @@ def settings_of(document: Mapping[str, Any], file: Path) -> CliSettings:
         cert=path_of(etcd.get("cert")),
         key=path_of(etcd.get("key")),
         http_token_file=path_of(token_file),
+        processes={
+            name: str(value["http"])
+            for part in (document.get("nodes"), document.get("edges"))
+            if isinstance(part, dict)
+            for name, value in part.items()
+            if isinstance(value, dict) and value.get("http")
+        },
         source=str(file),
     )
 
@@ -211,11 +229,13 @@ class Cluster:
 
     # -- the processes' HTTP APIs
 
-    def http(
-        self, base: str, path: str, method: str = "GET", body: Any = None, limit_s: float = HTTP_LIMIT_S
-    ) -> Any:
-        """Asks the process at ``base`` (``nodes/<node>.http`` or ``edges/<edge>.http``).
-        Raises HttpRefused or ClusterError."""
+    def http(self, base: str, path: str, method: str = "GET", body: Any = None) -> Any:
+        """What the process at ``base`` (``nodes/<node>.http`` or ``edges/<edge>.http``)
+        answers. Raises HttpRefused or ClusterError."""
+        return self.probe(base, path, method, body).document
+
+    def probe(self, base: str, path: str, method: str = "GET", body: Any = None) -> HttpAnswer:
+        """As `http`, with the far end's clock. Raises HttpRefused or ClusterError."""
         if not base:
             raise ClusterError("this process announces no HTTP address")
         address = base if "://" in base else f"http://{base}"
@@ -231,8 +251,10 @@ class Cluster:
             address.rstrip("/") + path, data=data, headers=headers, method=method
         )
         try:
-            with _opener(self._tls).open(request, timeout=limit_s) as reply:
-                return _decoded(reply.read(ANSWER_MAX_BYTES))
+            with _opener(self._tls).open(request, timeout=HTTP_LIMIT_S) as reply:
+                date = reply.headers.get("Date")
+                at_utc_s = parsedate_to_datetime(date).timestamp() if date else 0.0
+                return HttpAnswer(_decoded(reply.read(ANSWER_MAX_BYTES)), at_utc_s)
         except urllib.error.HTTPError as error:
             raise HttpRefused(error.code, _decoded(error.read(ANSWER_MAX_BYTES))) from error
         except (OSError, ValueError) as error:
@@ -314,8 +336,3 @@ def _message(text: str) -> str:
     except ValueError:
         return text.strip()
     return str(decoded.get("message") or decoded.get("error") or text)
-
-
-def members_of(endpoints: Sequence[str]) -> list[str]:
-    """The endpoints without their scheme, as people write them."""
-    return [endpoint.partition("://")[2] or endpoint for endpoint in endpoints]

@@ -112,7 +112,9 @@ def show(settings: SettingsFile = DEFAULT_SETTINGS, as_json: JsonFlag = False) -
         print_json(document)
         return
     for family in FAMILIES:
-        rows = [(name, json.dumps(_brief(value))) for name, value in document[family].items()]
+        rows = [
+            (name, json.dumps(_brief(value, FAMILIES[family]))) for name, value in document[family].items()
+        ]
         table(family, ("name", "value"), rows)
         say("")
 
@@ -123,8 +125,16 @@ def read_directory(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(document, dict):
         raise BadDirectory("the file must hold one JSON object")
     realm = str(document.get("realm", "ari-ha"))
-    for family, name_field in FAMILIES.items():
-        for name, entry in _entries(document.get(family) or {}, family, name_field):
+    families = {
+        family: dict(_entries(document.get(family) or {}, family, name_field))
+        for family, name_field in FAMILIES.items()
+    }
+    for agent, entry in families["agents"].items():
+        phone = entry.pop("aor", None)  # the phone an agent has of its own: a field of that user
+        if phone is not None:
+            families["users"].setdefault(phone, {"user": phone}).setdefault("agent", agent)
+    for family, entries in families.items():
+        for name, entry in entries.items():
             yield from _ENTRY[family](name, entry, realm)
 
 
@@ -186,7 +196,10 @@ def _queue(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str,
 def _trunk(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from ari_ha.wire.keyspace import TrunkValue
 
-    yield f"trunks/{name}", _checked(entry, TrunkValue, f"trunks: {name}")
+    fields = dict(entry)
+    if isinstance(fields.get("dids"), dict):  # number -> what the dialplan does with it
+        fields["dids"] = sorted(fields["dids"])
+    yield f"trunks/{name}", _checked(fields, TrunkValue, f"trunks: {name}")
 
 
 _ENTRY = {"agents": _agent, "users": _user, "queues": _queue, "trunks": _trunk}
@@ -237,5 +250,5 @@ def _write(cluster: Cluster, path: str, fields: Mapping[str, Any], dry_run: bool
     raise ClusterError(f"{path} keeps changing; nothing written")
 
 
-def _brief(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in value.items() if k not in ("schema", "agent", "user", "queue", "trunk")}
+def _brief(value: Mapping[str, Any], name_field: str) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if k not in ("schema", name_field)}

@@ -38,13 +38,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    view = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    view = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         view.add_column(column, overflow="fold")
     for row in rows:
         view.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(view)
+    console = Console()
+    console.print(Text(title, style="bold cyan"))
+    console.print(view)
 
 
 def say(text: str, level: str = "") -> None:

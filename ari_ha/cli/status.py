@@ -1,9 +1,216 @@
-"""To be filled."""
+"""``ari-ha status``: the cluster on one screen, and one line that says how it is."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, NoReturn
+
 import typer
+
+from ari_ha.cli.output import (
+    BAD,
+    DEFAULT_SETTINGS,
+    GOOD,
+    WARN,
+    JsonFlag,
+    SettingsFile,
+    ago,
+    fail,
+    print_json,
+    say,
+    table,
+)
+
+if TYPE_CHECKING:
+    from ari_ha.cli.cluster import Cluster
+    from ari_ha.cli.view import View
+
+READY_NODES_WANTED = 2
+EDGES_WANTED = 2
+ETCD_MEMBERS_WANTED = 3
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this module's verbs to the command line."""
+    """Adds ``status`` to the command line."""
+    app.command("status")(status)
+
+
+def status(settings: SettingsFile = DEFAULT_SETTINGS, as_json: JsonFlag = False) -> None:
+    """Nodes, edges, etcd, calls and agents, and a verdict. Exit status 1 when it is bad."""
+    from ari_ha.cli import view as views
+    from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway
+
+    try:
+        cluster = Cluster.open(settings)
+        members = etcd_members(cluster)
+        view = views.read(cluster)
+    except EtcdAway as error:
+        _without_etcd(cluster, str(error), as_json)
+    except ClusterError as error:
+        fail(str(error), as_json)
+    level, reasons = judge(view, members)
+    if as_json:
+        print_json(document(cluster.settings.cluster, view, members, level, reasons))
+    else:
+        _print(view, members)
+        say(f"{level}: " + "; ".join(reasons), level)
+    raise typer.Exit(1 if level == BAD else 0)
+
+
+def _without_etcd(cluster: Cluster, why: str, as_json: bool) -> NoReturn:
+    """What the processes themselves say while etcd is away: calls go on without it."""
+    from ari_ha.cli.cluster import ClusterError
+
+    said: dict[str, Any] = {}
+    for process, base in sorted(cluster.settings.processes.items()):
+        try:
+            said[process] = cluster.http(base, "/v1/status")
+        except ClusterError as error:
+            said[process] = {"error": str(error)}
+    if as_json:
+        print_json({"verdict": BAD, "reasons": [why], "processes": said})
+    else:
+        for process, answer in said.items():
+            say(f"{process:10}{answer}")
+        say(f"{BAD}: {why}", BAD)
+    raise typer.Exit(1)
+
+
+def etcd_members(cluster: Cluster) -> list[dict[str, Any]]:
+    """One line per configured etcd member: does it answer, does it lead, what does it say."""
+    from ari_ha.cli.cluster import ClusterError
+
+    members = []
+    for endpoint in cluster.settings.endpoints:
+        member: dict[str, Any] = {"endpoint": endpoint, "healthy": False, "leader": False, "why": ""}
+        try:
+            reply = cluster.ask("maintenance/status", {}, endpoint)
+        except ClusterError as error:
+            member["why"] = str(error)
+        else:
+            leader = str(reply.get("leader", "0"))
+            me = str(reply.get("header", {}).get("member_id", ""))
+            errors = reply.get("errors") or []
+            member |= {
+                "healthy": leader != "0" and not errors,
+                "leader": leader == me != "",
+                "why": "; ".join(errors) or ("no leader" if leader == "0" else ""),
+                "version": reply.get("version", ""),
+                "db_bytes": int(reply.get("dbSize", 0)),
+                "raft_term": int(reply.get("raftTerm", 0)),
+            }
+        members.append(member)
+    return members
+
+
+def judge(view: View, members: list[dict[str, Any]]) -> tuple[str, list[str]]:
+    """The verdict and its reasons: bad when calls cannot be served or are about to be
+    lost, warn when the next single fault would not be survived."""
+    bad: list[str] = []
+    warn: list[str] = []
+    ready = [n for n, v in view.nodes.items() if v.get("ready") and not v.get("cordoned")]
+    if not ready:
+        bad.append("no node takes calls")
+    elif len(ready) < READY_NODES_WANTED:
+        warn.append(f"only {ready[0]} takes calls: nowhere to go when it dies")
+    for name, value in sorted(view.nodes.items()):
+        if not value.get("ready"):
+            warn.append(f"{name} is not ready: {value.get('reason') or 'no reason given'}")
+    if not view.vips:
+        bad.append("no edge has ever been active")
+    for vip, value in sorted(view.vips.items()):
+        if not view.active_edge(vip):
+            bad.append(f"{vip}: its active edge {value.get('edge', '')!r} is not registered")
+        pair = [edge for edge, v in view.edges.items() if v.get("vip") == vip]
+        if len(pair) == 1:
+            warn.append(f"{vip}: {pair[0]} has no standby")
+    lost = [call for call, node in _owners(view) if node not in view.nodes]
+    if lost:
+        bad.append(f"{len(lost)} calls belong to a node that is not registered")
+    moving = sum(bool(parts.get("owner", {}).get("moving")) for parts in view.calls.values())
+    if moving:
+        warn.append(f"{moving} calls are being moved")
+    sick = [member["endpoint"] for member in members if not member["healthy"]]
+    if sick:
+        warn.append("etcd members without health: " + ", ".join(sick))
+    elif len(members) < ETCD_MEMBERS_WANTED:
+        warn.append(f"etcd: {len(members)} of at least {ETCD_MEMBERS_WANTED} members configured here")
+    level = BAD if bad else WARN if warn else GOOD
+    return level, [*bad, *warn] or [f"{len(ready)} nodes ready, {len(view.calls)} calls"]
+
+
+def document(
+    cluster: str, view: View, members: list[dict[str, Any]], level: str, reasons: list[str]
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    counts = view.calls_of()
+    return {
+        "cluster": cluster,
+        "verdict": level,
+        "reasons": reasons,
+        "nodes": {name: {**value, "calls_owned": counts[name]} for name, value in view.nodes.items()},
+        "edges": {
+            name: {**value, "active": view.active_edge(value.get("vip", "")) == name}
+            for name, value in view.edges.items()
+        },
+        "vips": view.vips,
+        "etcd": members,
+        "calls": {"total": len(view.calls), "by_node": dict(counts)},
+        "waiting": {queue: len(entries) for queue, entries in view.waiting.items()},
+        "agents": dict(view.agent_states()),
+    }
+
+
+def _owners(view: View) -> list[tuple[str, str]]:
+    from ari_ha.cli.view import node_of
+
+    return [(call, node_of(parts)) for call, parts in view.calls.items() if "owner" in parts]
+
+
+def _print(view: View, members: list[dict[str, Any]]) -> None:
+    counts = view.calls_of()
+    table(
+        "nodes",
+        ("node", "state", "calls", "version", "why"),
+        [
+            (name, _node_state(value), counts[name], value.get("version", ""), value.get("reason", ""))
+            for name, value in sorted(view.nodes.items())
+        ],
+    )
+    table(
+        "edges",
+        ("edge", "vip", "role", "since", "calls"),
+        [
+            (
+                name,
+                value.get("vip", ""),
+                "active" if view.active_edge(value.get("vip", "")) == name else "standby",
+                ago(view.vips.get(value.get("vip", ""), {}).get("since", 0.0)),
+                value.get("calls", 0),
+            )
+            for name, value in sorted(view.edges.items())
+        ],
+    )
+    table(
+        "etcd",
+        ("member", "state", "version", "size"),
+        [
+            (
+                member["endpoint"],
+                ("leader" if member["leader"] else "ok") if member["healthy"] else member["why"],
+                member.get("version", ""),
+                f"{member.get('db_bytes', 0) / 1e6:.1f} MB",
+            )
+            for member in members
+        ],
+    )
+    waiting = ", ".join(f"{queue}: {len(entries)}" for queue, entries in sorted(view.waiting.items()))
+    agents = ", ".join(f"{count} {word}" for word, count in view.agent_states().most_common())
+    say(f"calls    {len(view.calls)}")
+    say(f"waiting  {waiting or 'nobody'}")
+    say(f"agents   {agents or 'none'}")
+
+
+def _node_state(value: dict[str, Any]) -> str:
+    if not value.get("ready"):
+        return "not ready"
+    return "cordoned" if value.get("cordoned") else "ready"
