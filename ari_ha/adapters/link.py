@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ari_ha.core.machine import Event
+from ari_ha.adapters.mailbox import Count, Outbox, Post, no_count
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.wire.link import (
     EdgeHello,
@@ -31,9 +31,6 @@ from ari_ha.wire.link import (
     Pong,
     encode,
 )
-
-Post = Callable[[Event], None]
-Count = Callable[[str, float, Mapping[str, str]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +107,6 @@ def certificate_names(certificate: Mapping[str, Any] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _no_count(name: str, by: float, labels: Mapping[str, str]) -> None:
-    return None
-
-
 _PATH_LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
 
@@ -123,8 +116,8 @@ class _Owner:
     def __init__(self, settings: LinkSettings, post: Post, count: Count | None, far_hello: type) -> None:
         settings.check()
         self.settings = settings
-        self.post = post
-        self.count = count or _no_count
+        self.outbox = Outbox(post)
+        self.count = count or no_count
         self.far_hello = far_hello
         self.trouble = ""
         """Why the last connection failed or closed; for people."""
@@ -145,7 +138,7 @@ class _Owner:
         """Gives ``frame`` to the kernel or its buffer; False when there is no link."""
         link = self._links.get(peer)
         if link is None or not link.is_up:
-            self.count("link_frames_lost", 1, {})
+            self.count("link_frames_lost", 1, ())
             return False
         return link.send(frame)
 
@@ -156,12 +149,12 @@ class _Owner:
     def gone(self, link: _Link, reason: str, clean: bool) -> None:
         """A link is over; posts `LinkDown` when it had been up."""
         self.trouble = reason
-        self.count("link_closed", 1, {"clean": str(clean).lower()})
+        self.count("link_closed", 1, (("clean", str(clean).lower()),))
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
         if link.is_up:
             link.is_up = False
-            self.post(LinkDown(peer=link.peer, reason=reason, clean=clean))
+            self.outbox.insist(LinkDown(peer=link.peer, reason=reason, clean=clean))
 
     def up(self, link: _Link) -> None:
         """The link is authenticated from both sides; a second one of the same peer
@@ -171,8 +164,8 @@ class _Owner:
             old.drop("replaced by a newer connection", clean=True)
         self._links[link.peer] = link
         link.is_up = True
-        self.count("link_opened", 1, {})
-        self.post(LinkUp(peer=link.peer))
+        self.count("link_opened", 1, ())
+        self.outbox.insist(LinkUp(peer=link.peer))
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -184,7 +177,7 @@ class _Owner:
             now = loop.time()
             late = now - due
             if late > stall:
-                self.count("link_rounds_discarded", 1, {})
+                self.count("link_rounds_discarded", 1, ())
             for link in list(self._links.values()):
                 link.tick(now, discard=late > stall)
             due = max(due + every, now + every / 2)
@@ -216,7 +209,7 @@ class _Link(asyncio.Protocol):
         _tune(transport.get_extra_info("socket"), self._owner.settings.silence_limit_ms)
         refusal = self._owner.admit(self, certificate_names(transport.get_extra_info("peercert")))
         if refusal:
-            self._owner.count("link_refused", 1, {})
+            self._owner.count("link_refused", 1, ())
             self.drop(refusal)
 
     def data_received(self, data: bytes) -> None:
@@ -230,7 +223,7 @@ class _Link(asyncio.Protocol):
             self.drop(f"protocol error: {error}")
             return
         if self._reader.skipped > skipped:
-            self._owner.count("link_frames_skipped", self._reader.skipped - skipped, {})
+            self._owner.count("link_frames_skipped", self._reader.skipped - skipped, ())
         for frame in frames:
             if self._closed:
                 return
@@ -252,7 +245,8 @@ class _Link(asyncio.Protocol):
             self.round_trip_s = max(0.0, self._loop.time() - frame.t)
         elif self._greeted or self._hello_is_right(frame):
             self._greeted = True
-            self._owner.post(LinkReceived(peer=self.peer, frame=frame))
+            if not self._owner.outbox.offer(LinkReceived(peer=self.peer, frame=frame)):
+                self.drop("the mailbox is full")  # the next link begins with snapshots
 
     def _hello_is_right(self, frame: Frame) -> bool:
         if not isinstance(frame, self._owner.far_hello):
@@ -350,7 +344,7 @@ class LinkListener(_Owner):
 
     async def stop(self) -> None:
         """Closes every link and the listening socket; posts nothing."""
-        self.post = lambda event: None
+        self.outbox.close()
         if self._ticker is not None:
             self._ticker.cancel()
         if self._server is not None:
@@ -403,7 +397,7 @@ class LinkDialer(_Owner):
 
     async def stop(self) -> None:
         """Closes the link; posts nothing."""
-        self.post = lambda event: None
+        self.outbox.close()
         for task in (self._task, self._ticker):
             if task is not None:
                 task.cancel()
@@ -449,6 +443,6 @@ class LinkDialer(_Owner):
                 )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self.trouble = f"{type(error).__name__}: {error}"
-            self.count("link_connects_failed", 1, {})
+            self.count("link_connects_failed", 1, ())
             return None
         return self._current

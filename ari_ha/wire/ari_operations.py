@@ -8,7 +8,7 @@ edit. An operation is called by its resource and nickname there:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -858,8 +858,8 @@ def encode(operation: str, params: Mapping[str, Any]) -> Request:
 
 
 def decode_reply(operation: str, content: bytes) -> Any:
-    """The reply of ``operation``: its struct; plain JSON values when it does not
-    fit; the bytes when they are not JSON; None when there are none."""
+    """The reply of ``operation``: its struct, or a list of them; plain JSON values
+    where one does not fit; the bytes when they are not JSON; None for no reply."""
     response = OPERATIONS[operation].response
     if not content:
         return None
@@ -868,7 +868,8 @@ def decode_reply(operation: str, content: bytes) -> Any:
     try:
         return _decoder(response).decode(content)
     except msgspec.ValidationError:
-        return msgspec.json.decode(content)
+        value = msgspec.json.decode(content)
+        return [_item(item, response) for item in value] if isinstance(value, list) else value
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return content
 
@@ -882,6 +883,15 @@ def _decoder(response: Any) -> msgspec.json.Decoder[Any]:
         kind = Any if response is None else response
         decoder = _DECODERS[response] = msgspec.json.Decoder(kind, strict=False)
     return decoder
+
+
+def _item(item: Any, response: Any) -> Any:
+    """One item of a list of which some other item did not fit."""
+    kinds = get_args(response)
+    try:
+        return msgspec.convert(item, kinds[0], strict=False) if kinds else item
+    except msgspec.ValidationError:
+        return item
 
 
 def _segment(operation: str, name: str, value: Any) -> str:

@@ -119,6 +119,7 @@ def test_every_placeholder_of_a_path_is_a_parameter():
 def test_replies():
     assert decode_reply("channels.answer", b"") is None
     assert decode_reply("channels.list", b'[{"id":"x"}]') == [ari.Channel(id="x")]
+    assert decode_reply("channels.list", b'[{"id":"x"},{"id":[]}]') == [ari.Channel(id="x"), {"id": []}]
     assert decode_reply("channels.list", b'{"strange":1}') == {"strange": 1}
     assert decode_reply("channels.list", b"<html>") == b"<html>"
     assert decode_reply("recordings.getStoredFile", b"RIFF") == b"RIFF"

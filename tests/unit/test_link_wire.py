@@ -21,7 +21,7 @@ EXAMPLES = [
     link.AsteriskGone("boot+1", "process gone"),
     link.ClaimAgent("ann", "sip:ann", "t1", "k1"),
     link.DigitHeard("k1", "c", "7.1", "5"),
-    link.EdgeHello("edge-1", "vip-1", 7, "1.0", []),
+    link.EdgeHello("edge-1", "vip-1", 7, "1.0", sip="192.0.2.1:5060", features=["away"]),
     link.EdgeCalls({"k1": link.CallAtEdge("7.1", {"c": link.LegAtEdge("answered", True)})}),
     link.MediaIs("k1", "7.1", "through", 4),
     link.LegRinging("k1", "a", "7.1"),
