@@ -1,0 +1,256 @@
+"""From what was sent and heard to what a person would have noticed. Pure: logs and a window in, figures
+out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ari_ha.farend import rtp
+from ari_ha.farend.streamlog import Heard, StreamLog
+
+PACKET_NS = rtp.PACKET_MS * 1_000_000
+SENDER_PAUSE_MIN_NS = 2 * PACKET_NS
+"""A spacing of the sender's own above this was meant (a hold) or its own stall; it is not the network's
+gap."""
+SETTLE_NS = 400_000_000
+"""Packets sent this short before the end of the window may still be under way: they are not judged."""
+DIGIT_MARGIN_NS = 3 * PACKET_NS
+"""Voice this close to a digit's packets may have been replaced by it: Asterisk sends no voice while it
+sends one."""
+DIGIT_JOIN_NS = 250_000_000
+OTHER_JOIN_NS = 200_000_000
+
+
+@dataclass(slots=True)
+class Hearing:
+    """What one stream heard of one other stream."""
+
+    source: int
+    received: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    replaced_by_digit: int = 0
+    """Missing numbers at the time of a digit that arrived instead; not counted as lost."""
+    longest_gap_ms: float = 0.0
+    longest_gap_at: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    ssrc_changes: int = 0
+    delay_ms_max: float = 0.0
+
+    @property
+    def lost_ms(self) -> int:
+        """Lost packets in milliseconds of audio."""
+        return self.lost * rtp.PACKET_MS
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "source": self.source,
+            "received": self.received,
+            "duplicates": self.duplicates,
+            "lost_packets": self.lost,
+            "lost_ms": self.lost_ms,
+            "replaced_by_digit": self.replaced_by_digit,
+            "longest_gap_ms": round(self.longest_gap_ms, 1),
+            "longest_gap_at": self.longest_gap_at,
+            "first": self.first,
+            "last": self.last,
+            "ssrc_changes": self.ssrc_changes,
+            "delay_ms_max": round(self.delay_ms_max, 1),
+        }
+
+
+@dataclass(slots=True)
+class Digit:
+    """A digit that arrived as RTP events."""
+
+    digit: str
+    at: float
+    until: float
+    ended: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"digit": self.digit, "at": self.at, "ended": self.ended}
+
+
+@dataclass(slots=True)
+class Span:
+    """A time of other audio."""
+
+    begin: float
+    end: float
+    packets: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"from": self.begin, "until": self.end, "packets": self.packets}
+
+
+@dataclass(slots=True)
+class Report:
+    """What one stream heard in a window."""
+
+    hears: list[Hearing] = field(default_factory=list)
+    digits: list[Digit] = field(default_factory=list)
+    other_audio: list[Span] = field(default_factory=list)
+    silence_packets: int = 0
+    foreign_packets: int = 0
+    packets: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "hears": [item.to_dict() for item in self.hears],
+            "digits": [item.to_dict() for item in self.digits],
+            "other_audio": [item.to_dict() for item in self.other_audio],
+            "silence_packets": self.silence_packets,
+            "foreign_packets": self.foreign_packets,
+            "packets": self.packets,
+        }
+
+
+def report(
+    log: StreamLog, source_log: Callable[[int], StreamLog | None], since_ns: int, until_ns: int
+) -> Report:
+    """What the stream of ``log`` heard between the two instants (UTC nanoseconds)."""
+    result = Report()
+    voices: dict[int, list[Heard]] = {}
+    digits: list[Heard] = []
+    for packet in log.heard(since_ns, until_ns):
+        result.packets += 1
+        if packet.kind == rtp.VOICE:
+            voices.setdefault(packet.source, []).append(packet)
+        elif packet.kind == rtp.DIGIT:
+            digits.append(packet)
+        elif packet.kind == rtp.OTHER:
+            _extend(result.other_audio, packet.at_ns)
+        elif packet.kind == rtp.SILENCE:
+            result.silence_packets += 1
+        else:
+            result.foreign_packets += 1
+    result.digits = _digits(digits)
+    for source, packets in voices.items():
+        result.hears.append(_hearing(source, packets, source_log(source), since_ns, until_ns, digits))
+    result.hears.sort(key=lambda item: -item.received)
+    return result
+
+
+def _extend(spans: list[Span], at_ns: int) -> None:
+    at = at_ns / 1e9
+    if spans and at_ns - spans[-1].end * 1e9 <= OTHER_JOIN_NS:
+        spans[-1].end = at
+        spans[-1].packets += 1
+    else:
+        spans.append(Span(at, at, 1))
+
+
+def _digits(packets: Iterable[Heard]) -> list[Digit]:
+    """Digits out of event packets: same event and RTP timestamp, close in time, is the same digit."""
+    found: list[Digit] = []
+    last: tuple[int, int] = (-1, -1)
+    for packet in packets:
+        key = (packet.source, packet.number)
+        ended = bool(packet.extra & 0x80000000)
+        at = packet.at_ns / 1e9
+        if found and key == last and packet.at_ns - found[-1].until * 1e9 <= DIGIT_JOIN_NS:
+            found[-1].until = at
+            found[-1].ended = found[-1].ended or ended
+            continue
+        last = key
+        text = rtp.DIGITS[packet.source] if packet.source < len(rtp.DIGITS) else f"event-{packet.source}"
+        found.append(Digit(text, at, at, ended))
+    return found
+
+
+def _hearing(
+    source: int,
+    packets: Sequence[Heard],
+    source_log: StreamLog | None,
+    since_ns: int,
+    until_ns: int,
+    digits: Sequence[Heard],
+) -> Hearing:
+    heard = Hearing(source, received=len(packets))
+    numbers = {packet.number for packet in packets}
+    heard.duplicates = len(packets) - len(numbers)
+    heard.first, heard.last = packets[0].at_ns / 1e9, packets[-1].at_ns / 1e9
+    heard.ssrc_changes = sum(1 for a, b in itertools.pairwise(packets) if a.extra != b.extra)
+    expected = _expected(packets, source_log, since_ns, until_ns)
+    for number, at_ns in expected:
+        if number not in numbers:
+            if _near_digit(at_ns, digits):
+                heard.replaced_by_digit += 1
+            else:
+                heard.lost += 1
+    if source_log is not None:
+        heard.delay_ms_max = max(
+            ((p.at_ns - sent) / 1e6 for p in packets if (sent := source_log.sent_at(p.number)) is not None),
+            default=0.0,
+        )
+    heard.longest_gap_ms, heard.longest_gap_at = _longest_gap(packets, source_log, until_ns, digits)
+    return heard
+
+
+def _expected(
+    packets: Sequence[Heard], source_log: StreamLog | None, since_ns: int, until_ns: int
+) -> list[tuple[int, int]]:
+    """(number, sent at) of what should have arrived, from the first number heard in the window on; up to
+    the window's end less what may be under way when the sender's log is at hand, else up to the last number
+    heard."""
+    first = min(packets[0].number, *(p.number for p in packets[:8]))
+    if source_log is None:
+        last = max(p.number for p in packets)
+        return [(number, 0) for number in range(first, last + 1)]
+    last = max(p.number for p in packets)
+    sent = source_log.sent(since_ns - PACKET_NS, until_ns)
+    return [(n, at) for n, at in sent if n >= first and (n <= last or at < until_ns - SETTLE_NS)]
+
+
+def _near_digit(at_ns: int, digits: Sequence[Heard]) -> bool:
+    return any(abs(packet.at_ns - at_ns) <= DIGIT_MARGIN_NS for packet in digits)
+
+
+def _longest_gap(
+    packets: Sequence[Heard], source_log: StreamLog | None, until_ns: int, digits: Sequence[Heard]
+) -> tuple[float, float]:
+    """Longest time between two arrivals beyond a packet's 20 ms, less what the sender itself paused; the
+    time since the last arrival counts when packets were sent in it."""
+    longest, at = 0, 0
+    for a, b in itertools.pairwise(packets):
+        gap = b.at_ns - a.at_ns - PACKET_NS
+        if gap <= longest:
+            continue
+        gap -= _sender_paused_ns(source_log, a.number, b.number)
+        if gap > longest and not (gap > PACKET_NS and _digit_between(a.at_ns, b.at_ns, digits)):
+            longest, at = gap, a.at_ns
+    if source_log is not None:
+        later = source_log.sent(packets[-1].at_ns + PACKET_NS, until_ns - SETTLE_NS)
+        if later:
+            silent = later[-1][1] - packets[-1].at_ns
+            if silent > longest:
+                longest, at = silent, packets[-1].at_ns
+    return longest / 1e6, at / 1e9
+
+
+def _digit_between(begin_ns: int, end_ns: int, digits: Sequence[Heard]) -> bool:
+    """Whether a digit's packets fill the time between two voice packets."""
+    marks = [begin_ns, *(p.at_ns for p in digits if begin_ns < p.at_ns < end_ns), end_ns]
+    return len(marks) > 2 and all(b - a <= DIGIT_MARGIN_NS for a, b in itertools.pairwise(marks))
+
+
+def _sender_paused_ns(source_log: StreamLog | None, a: int, b: int) -> int:
+    if source_log is None or b <= a:
+        return 0
+    paused = 0
+    previous = source_log.sent_at(a)
+    for number in range(a + 1, b + 1):
+        at = source_log.sent_at(number)
+        if previous is not None and at is not None and at - previous > SENDER_PAUSE_MIN_NS:
+            paused += at - previous - PACKET_NS
+        previous = at
+    return paused

@@ -1,0 +1,161 @@
+"""Sockets and the clock for user agents: one driver each, UDP or a TCP connection to the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, cast
+
+from ari_ha.farend.useragent import UserAgent
+from ari_ha.sip import Flow
+
+RECONNECT_S = 1.0
+DATAGRAM_BUFFER_BYTES = 1_048_576
+
+
+class Driver:
+    """Gives one user agent its bytes and deadlines."""
+
+    def __init__(self, agent: UserAgent) -> None:
+        self.agent = agent
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Opens the socket and starts the clock."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Closes the socket and stops the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def now(self) -> float:
+        """The agent's clock."""
+        return self._loop.time()
+
+    def flush(self) -> None:
+        """Sends what the agent has to say and arms its deadline. To be called after every order."""
+        for data, flow in self.agent.output():
+            self._send(data, flow)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.agent.deadline()
+        if due is not None:
+            self._timer = self._loop.call_at(max(due, self.now + 0.001), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.agent.fire(self.now)
+        self.flush()
+
+    def _send(self, data: bytes, flow: Flow) -> None:
+        raise NotImplementedError
+
+
+class UdpDriver(Driver, asyncio.DatagramProtocol):
+    """One UDP socket."""
+
+    _transport: asyncio.DatagramTransport | None = None
+
+    async def open(self) -> None:
+        """See `Driver.open`."""
+        listener = self.agent.listener
+        transport, _ = await self._loop.create_datagram_endpoint(
+            lambda: self, local_addr=(listener.host, listener.port)
+        )
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER_BYTES)
+        self.flush()
+
+    def close(self) -> None:
+        """See `Driver.close`."""
+        super().close()
+        if self._transport is not None:
+            self._transport.close()
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        """From asyncio."""
+        self.agent.receive(data, Flow(self.agent.listener.name, "udp", addr[0], addr[1]), self.now)
+        self.flush()
+
+    def error_received(self, exc: OSError) -> None:
+        """From asyncio: an ICMP refusal; the engine's own retransmissions deal with it."""
+
+    def _send(self, data: bytes, flow: Flow) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(data, (flow.host, flow.port))
+
+
+class TcpDriver(Driver):
+    """One TCP connection to the proxy, made again whenever it breaks."""
+
+    def __init__(self, agent: UserAgent) -> None:
+        super().__init__(agent)
+        self._writer: asyncio.StreamWriter | None = None
+        self._flow = agent.proxy
+        self._serial = 0
+        self._waiting: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """See `Driver.open`."""
+        self._task = asyncio.create_task(self._run())
+        self.flush()
+
+    def close(self) -> None:
+        """See `Driver.close`."""
+        super().close()
+        if self._task is not None:
+            self._task.cancel()
+        if self._writer is not None:
+            self._writer.close()
+
+    async def _run(self) -> None:
+        while True:
+            proxy = self.agent.proxy
+            try:
+                reader, self._writer = await asyncio.open_connection(
+                    proxy.host, proxy.port, local_addr=(self.agent.listener.host, 0)
+                )
+            except OSError:
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            self._serial += 1
+            self._flow = Flow(self.agent.listener.name, "tcp", proxy.host, proxy.port, str(self._serial))
+            for data in self._waiting:
+                self._writer.write(data)
+            self._waiting.clear()
+            await self._read(reader)
+            self._writer.close()
+            self._writer = None
+            self.agent.stream_closed(self._flow, self.now)
+            registration = self.agent.registration
+            if registration is not None and registration.wanted:
+                registration.want(True, self.now)
+            self.flush()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                data = await reader.read(65_536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.agent.receive_stream(data, self._flow, self.now)
+            self.flush()
+
+    def _send(self, data: bytes, flow: Flow) -> None:
+        if self._writer is not None:
+            cast(asyncio.StreamWriter, self._writer).write(data)
+        else:
+            self._waiting = [*self._waiting[-20:], data]
+
+
+def driver_for(agent: UserAgent) -> Driver:
+    """The driver its listener's transport needs."""
+    return TcpDriver(agent) if agent.listener.transport == "tcp" else UdpDriver(agent)
