@@ -248,7 +248,7 @@ class Shell:
 
     def _begin(self, effect: Effect) -> None:
         if isinstance(effect, Note):
-            self._note(effect)
+            self.note(effect)
         elif isinstance(effect, Count):
             if self._metrics is not None:
                 self._metrics.count(effect.name, effect.by, effect.labels)
@@ -326,7 +326,8 @@ class Shell:
 
     # -- story, log, metrics
 
-    def _note(self, note: Note) -> None:
+    def note(self, note: Note) -> None:
+        """Writes a line of the story and of the log; adapters use it too."""
         line = self.story.add(note, self._wall_clock())
         level = logging.getLevelNamesMapping().get(note.level.upper(), logging.INFO)
         if self._log.isEnabledFor(level):

@@ -1,0 +1,1 @@
+"""etcd's wire messages (see etcd.proto)."""
