@@ -1,0 +1,127 @@
+"""Is that process still there: watches the process a pid file names.
+
+The kernel tells through a pidfd (pidfd_open(2)) in the moment the process has
+ended, whoever its parent is. Where there are none, ``/proc`` is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+LOOK_EVERY_MS = 5
+
+
+class ProcessWatch:
+    """Watches one life of a process at a time. ``on_gone`` is called, once per
+    life, from the event loop."""
+
+    def __init__(self, pid_file: str, name: str, on_gone: Callable[[], None]) -> None:
+        self._pid_file = pid_file
+        self._name = name
+        self._on_gone = on_gone
+        self._pidfd: int | None = None
+        self._life: tuple[int, str] | None = None
+        self._ended = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The process watched (or last watched), None when there was none."""
+        return self._life[0] if self._life else None
+
+    @property
+    def gone(self) -> bool:
+        """A process was watched and has ended."""
+        return self._ended.is_set()
+
+    def attach(self) -> bool:
+        """Begins to watch the process the pid file names now; False when there is
+        none. Keeps watching the same life when it is still the one."""
+        life = self._living()
+        if life is None:
+            return False
+        if life == self._life and not self.gone:
+            return True
+        self.detach()
+        self._life = life
+        self._ended.clear()
+        try:
+            self._pidfd = os.pidfd_open(life[0])
+        except OSError:
+            self._pidfd = None
+        else:
+            asyncio.get_running_loop().add_reader(self._pidfd, self._fired)
+        return not self.look()
+
+    def detach(self) -> None:
+        """Stops watching."""
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def look(self) -> bool:
+        """Looks at ``/proc`` now: whether the watched process has ended, or is only
+        there to write its core and will never do anything again."""
+        if self._life is not None and not self.gone:
+            pid, started = self._life
+            if _started(pid) != started or _dumps_core(pid):
+                self._fired()
+        return self.gone
+
+    async def wait_gone(self, limit_ms: int) -> bool:
+        """Waits up to ``limit_ms`` for the end of the process: its sockets close a
+        moment before it is gone. False when it is still there (or never was)."""
+        if self._life is None:
+            return False
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit_ms / 1000
+        while not self.look() and loop.time() < end:
+            try:
+                async with asyncio.timeout(LOOK_EVERY_MS / 1000):
+                    await self._ended.wait()
+            except TimeoutError:
+                continue
+        return self.gone
+
+    def nobody(self) -> bool:
+        """The pid file names no living process (or is gone, as after a clean stop)."""
+        return self._living() is None
+
+    def _fired(self) -> None:
+        self.detach()
+        if not self.gone:
+            self._ended.set()
+            self._on_gone()
+
+    def _living(self) -> tuple[int, str] | None:
+        """Pid and start of the process in the pid file; a stale file names a dead
+        process or, when the pid is in use again, one of another name."""
+        try:
+            pid = int(Path(self._pid_file).read_text())
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except (OSError, ValueError):
+            return None
+        started = _started(pid)
+        if started is None or (self._name and name != self._name):
+            return None
+        return pid, started
+
+
+def _started(pid: int) -> str | None:
+    """The start of a living process in clock ticks (proc_pid_stat(5), field 22);
+    None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def _dumps_core(pid: int) -> bool:
+    try:
+        return "CoreDumping:\t1" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
