@@ -85,7 +85,7 @@ def etcd_members(cluster: Cluster) -> list[dict[str, Any]]:
         try:
             reply = cluster.ask("maintenance/status", {}, endpoint)
         except ClusterError as error:
-            member["why"] = str(error)
+            member["why"] = str(error).removeprefix(f"{endpoint}: ")
         else:
             leader = str(reply.get("leader", "0"))
             me = str(reply.get("header", {}).get("member_id", ""))
