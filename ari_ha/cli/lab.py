@@ -1,0 +1,354 @@
+"""``ari-ha lab``: breaking and mending the container lab, and asking it how it is.
+
+Everything goes through the ``docker`` command. Each fault says at what instant it struck (the containers
+share one clock), and everything broken here can be mended here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from ari_ha.cli.output import fail, print_json, say, table
+
+PREFIX = "ari-ha-"
+COMMAND_LIMIT_S = 15.0
+NODES = ("ast1", "ast2", "ast3")
+EDGES = ("edge1",)
+ETCD = ("etcd1", "etcd2", "etcd3")
+FAREND = "farend"
+CUT_TABLE = "ari_ha_cut"
+_CUT_RULES = f"""table inet {CUT_TABLE} {{
+  chain in {{ type filter hook input priority -300; policy drop; iif "lo" accept; }}
+  chain out {{ type filter hook output priority -300; policy drop; oif "lo" accept; }}
+}}
+"""
+
+
+class LabError(Exception):
+    """The lab could not do it; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """A fault: when, and how to mend what does not mend itself."""
+
+    at: float
+    mend: Callable[[], None] | None = None
+
+
+class Lab:
+    """The lab's containers."""
+
+    # --- docker ---
+
+    def docker(self, *arguments: str, limit_s: float = COMMAND_LIMIT_S, given: str | None = None) -> str:
+        """Output of one docker command. Raises LabError when it fails or takes too long."""
+        try:
+            done = subprocess.run(
+                ["docker", *arguments], capture_output=True, text=True, timeout=limit_s, input=given
+            )
+        except FileNotFoundError as error:
+            raise LabError("docker is not installed") from error
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"docker {' '.join(arguments[:4])}: no end after {limit_s:.0f} s") from error
+        if done.returncode:
+            raise LabError(f"docker {' '.join(arguments[:4])}: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    def run(
+        self, host: str, *command: str, limit_s: float = COMMAND_LIMIT_S, given: str | None = None
+    ) -> str:
+        """Output of a command inside a host of the lab."""
+        options = ["-i"] if given is not None else []
+        return self.docker("exec", *options, PREFIX + host, *command, limit_s=limit_s, given=given)
+
+    def running(self) -> dict[str, str]:
+        """The lab's containers and their state (running, paused, exited)."""
+        lines = self.docker("ps", "-a", "--filter", f"name=^{PREFIX}", "--format", "{{.Names}} {{.State}}")
+        pairs = (line.split() for line in lines.splitlines())
+        return {name.removeprefix(PREFIX): state for name, state in pairs}
+
+    @staticmethod
+    def available() -> str:
+        """Why Docker cannot be used here, or an empty text."""
+        if shutil.which("docker") is None:
+            return "docker is not installed"
+        try:
+            Lab().docker("version", "--format", "{{.Server.Version}}")
+        except LabError as error:
+            return str(error)
+        return ""
+
+    # --- processes of a host ---
+
+    def signal(self, host: str, service: str, name: str) -> float:
+        """Sends a signal to a service's process; returns when."""
+        script = (
+            f'p=$(cat /service/{service}/supervise/pid) && [ -n "$p" ] && date +%s.%N && kill -{name} "$p"'
+        )
+        try:
+            return float(self.run(host, "sh", "-c", script).split()[0])
+        except (IndexError, ValueError) as error:
+            raise LabError(f"{service} does not run on {host}") from error
+
+    def pid(self, host: str, service: str) -> int:
+        """Process id of a service, 0 when it is not up."""
+        text = self.run(host, "sh", "-c", f"cat /service/{service}/supervise/pid").strip()
+        return int(text) if text else 0
+
+    # --- faults ---
+
+    def asterisk_kill(self, node: str) -> Struck:
+        """SIGKILL; the supervisor starts it again after a second."""
+        return Struck(self.signal(node, "asterisk", "KILL"))
+
+    def asterisk_stop(self, node: str) -> Struck:
+        """SIGTERM, as a service manager does it."""
+        return Struck(self.signal(node, "asterisk", "TERM"))
+
+    def asterisk_restart_now(self, node: str) -> Struck:
+        """`core restart now` typed by an operator."""
+        script = "date +%s.%N; asterisk -rx 'core restart now' || true"
+        return Struck(float(self.run(node, "sh", "-c", script).split()[0]))
+
+    def asterisk_freeze(self, node: str) -> Struck:
+        """SIGSTOP: the process is there and does nothing."""
+        at = self.signal(node, "asterisk", "STOP")
+        return Struck(at, lambda: self._thaw(node))
+
+    def node_cut(self, node: str) -> Struck:
+        """Nothing goes in or out of the node, as with its cable pulled."""
+        self._assert_own_network(node)
+        script = "cat > /run/cut.nft && date +%s.%N && nft -f /run/cut.nft"
+        at = float(self.run(node, "sh", "-c", script, given=_CUT_RULES).split()[0])
+        return Struck(at, lambda: self.node_heal(node))
+
+    def node_heal(self, node: str) -> None:
+        """The cable is plugged in again."""
+        self.run(node, "sh", "-c", f"nft delete table inet {CUT_TABLE} 2>/dev/null || true")
+
+    def _assert_own_network(self, host: str) -> None:
+        """Refuses to cut anything that is not a container's own network."""
+        mode = self.docker("inspect", "--format", "{{.HostConfig.NetworkMode}}", PREFIX + host).strip()
+        links = self.run(host, "ip", "-o", "link").splitlines()
+        foreign = [line for line in links if "@if" not in line and ": lo:" not in line]
+        name = self.run(host, "hostname").strip()
+        if mode == "host" or foreign or name != host:
+            raise LabError(f"{host} does not have a network of its own: not cut")
+
+    def app_kill(self, node: str) -> Struck:
+        """SIGKILL to the node app; it is started again after a second."""
+        return Struck(self.signal(node, "app", "KILL"))
+
+    def app_freeze(self, node: str) -> Struck:
+        """SIGSTOP to the node app."""
+        at = self.signal(node, "app", "STOP")
+        return Struck(at, lambda: self._thaw(node))
+
+    def _thaw(self, host: str) -> None:
+        """SIGCONT to every stopped process of a host: the one that was stopped may have been replaced."""
+        script = (
+            "for p in /proc/[0-9]*; do "
+            'case $(cut -d")" -f2 "$p/stat" 2>/dev/null) in " T"*) kill -CONT "${p#/proc/}";; esac; '
+            "done; true"
+        )
+        self.run(host, "sh", "-c", script)
+
+    def edge_process_kill(self, edge: str) -> Struck:
+        """SIGKILL to the edge process; rtpengine goes on."""
+        return Struck(self.signal(edge, "edge", "KILL"))
+
+    def rtpengine_kill(self, edge: str) -> Struck:
+        """SIGKILL to the media relay."""
+        return Struck(self.signal(edge, "rtpengine", "KILL"))
+
+    def etcd_kill(self, member: str) -> Struck:
+        """SIGKILL to an etcd member; it stays dead until mended."""
+        at = time.time()
+        self.docker("kill", "-s", "KILL", PREFIX + member)
+        return Struck(at, lambda: self.etcd_start(member))
+
+    def etcd_start(self, member: str) -> None:
+        """Starts a member again."""
+        self.docker("start", PREFIX + member)
+
+    def etcd_leader(self) -> str:
+        """The member that leads."""
+        for member in ETCD:
+            try:
+                text = self.run(
+                    member, "etcdctl", "endpoint", "status", "--cluster", "-w", "json", "--command-timeout=3s"
+                )
+            except LabError:
+                continue
+            for status in json.loads(text):
+                if status["Status"]["leader"] == status["Status"]["header"]["member_id"]:
+                    return f"etcd{int(status['Endpoint'].rpartition(':')[0].rpartition('.')[2]) - 20}"
+        raise LabError("no etcd member leads")
+
+    def etcd_quorum_loss(self) -> Struck:
+        """Freezes the leader and one more member."""
+        leader = self.etcd_leader()
+        other = next(member for member in ETCD if member != leader)
+        at = time.time()
+        self.docker("pause", PREFIX + leader, PREFIX + other)
+
+        def mend() -> None:
+            for member in (leader, other):
+                self._unpause(member)
+
+        return Struck(at, mend)
+
+    def _unpause(self, host: str) -> None:
+        if self.running().get(host) == "paused":
+            self.docker("unpause", PREFIX + host)
+
+    def heal(self) -> list[str]:
+        """Mends whatever is broken; says what it was."""
+        mended: list[str] = []
+        for host, state in self.running().items():
+            if state == "paused":
+                self._unpause(host)
+                mended.append(f"{host} unpaused")
+            elif state != "running":
+                self.docker("start", PREFIX + host)
+                mended.append(f"{host} started")
+        for node in NODES:
+            if CUT_TABLE in self.run(node, "nft", "list", "tables"):
+                self.node_heal(node)
+                mended.append(f"{node} connected")
+            self._thaw(node)
+        return mended
+
+    # --- looking ---
+
+    def channels(self, node: str) -> list[str]:
+        """Channels of a node's Asterisk; raises LabError when it does not answer."""
+        text = self.run(node, "timeout", "5", "asterisk", "-rx", "core show channels concise")
+        return [line.split("!")[0] for line in text.splitlines() if "!" in line]
+
+    def bridges(self, node: str) -> list[str]:
+        """Ids of the bridges of a node's Asterisk."""
+        text = self.run(node, "timeout", "5", "asterisk", "-rx", "bridge show all")
+        return [line.split()[0] for line in text.splitlines()[1:] if line.strip()]
+
+    def asterisk_version(self, node: str) -> str:
+        """What the node runs."""
+        return self.run(node, "asterisk", "-V").strip()
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what is not ours."""
+        wanted = {
+            "asterisk": (NODES[0], "asterisk", "-V"),
+            "rtpengine": (EDGES[0], "sh", "-c", "rtpengine --version 2>&1 | head -n 1"),
+            "etcd": (ETCD[0], "etcdctl", "version"),
+        }
+        found: dict[str, str] = {}
+        for name, (host, *command) in wanted.items():
+            try:
+                found[name] = self.run(host, *command).splitlines()[0].strip()
+            except (LabError, IndexError) as error:
+                found[name] = f"unknown: {error}"
+        return found
+
+
+FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
+    "asterisk-kill": Lab.asterisk_kill,
+    "asterisk-stop": Lab.asterisk_stop,
+    "asterisk-restart-now": Lab.asterisk_restart_now,
+    "asterisk-freeze": Lab.asterisk_freeze,
+    "node-cut": Lab.node_cut,
+    "app-kill": Lab.app_kill,
+    "app-freeze": Lab.app_freeze,
+    "edge-process-kill": Lab.edge_process_kill,
+    "rtpengine-kill": Lab.rtpengine_kill,
+    "etcd-member-kill": lambda lab, host: lab.etcd_kill(host or _follower(lab)),
+    "etcd-leader-kill": lambda lab, _: lab.etcd_kill(lab.etcd_leader()),
+    "etcd-quorum-loss": lambda lab, _: lab.etcd_quorum_loss(),
+}
+"""Every fault by name; the second argument is the host it strikes."""
+
+
+def _follower(lab: Lab) -> str:
+    leader = lab.etcd_leader()
+    return next(member for member in ETCD if member != leader)
+
+
+_app = typer.Typer(no_args_is_help=True, help="The container lab: break it, mend it, look at it.")
+
+
+def register(parent: typer.Typer) -> None:
+    """Adds ``lab`` to the command line."""
+    parent.add_typer(_app, name="lab")
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@_app.command("status")
+def status(as_json: JsonFlag = False) -> None:
+    """Containers and their services."""
+    lab = Lab()
+    rows = []
+    try:
+        for host, state in sorted(lab.running().items()):
+            services = ""
+            if state == "running" and host not in ETCD:
+                services = lab.run(host, "sh", "-c", "sv status /service/*; true").strip()
+            rows.append({"host": host, "state": state, "services": services.splitlines()})
+    except LabError as error:
+        fail(str(error), as_json)
+    if as_json:
+        print_json({"hosts": rows})
+        return
+    table(
+        "lab",
+        ("host", "state", "services"),
+        [(r["host"], r["state"], "\n".join(r["services"])) for r in rows],
+    )
+
+
+@_app.command("break")
+def break_(
+    fault: Annotated[str, typer.Argument(help="One of: " + ", ".join(FAULTS))],
+    host: Annotated[str, typer.Argument(help="Which node, edge or etcd member.")] = "",
+    for_s: Annotated[float, typer.Option("--for", help="Mend it after so many seconds; 0: leave it.")] = 0.0,
+) -> None:
+    """Cause one fault."""
+    if fault not in FAULTS:
+        fail(f"no fault {fault!r}; there are {', '.join(FAULTS)}", status=2)
+    lab = Lab()
+    try:
+        struck = FAULTS[fault](lab, host or default_host(fault))
+        say(f"{fault}: struck at {struck.at:.3f}")
+        if for_s > 0:
+            time.sleep(for_s)
+            if struck.mend is not None:
+                struck.mend()
+            say("mended")
+    except LabError as error:
+        fail(str(error))
+
+
+def default_host(fault: str) -> str:
+    """The host a fault strikes when none is named."""
+    if fault.startswith("etcd"):
+        return ""
+    return EDGES[0] if fault.startswith(("edge", "rtpengine")) else NODES[0]
+
+
+@_app.command("heal")
+def heal() -> None:
+    """Mend whatever is broken."""
+    try:
+        mended: Sequence[str] = Lab().heal()
+    except LabError as error:
+        fail(str(error))
+    say("; ".join(mended) or "nothing was broken")

@@ -1,0 +1,214 @@
+"""What the far ends say they heard: every figure from packets whose fate is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ari_ha.farend import rtp
+from ari_ha.farend.measure import Report, report
+from ari_ha.farend.streamlog import HEARD_MAX_RECORDS, SENT_MAX_RECORDS, StreamLog
+
+T0 = 1_000_000_000_000
+MS = 1_000_000
+SOURCE, SSRC = 7, 99
+
+
+@pytest.fixture
+def make_log() -> Iterator[Callable[[], StreamLog]]:
+    made: list[StreamLog] = []
+
+    def make() -> StreamLog:
+        fd = StreamLog.make_fd()
+        log = StreamLog(fd)
+        os.close(fd)
+        made.append(log)
+        return log
+
+    yield make
+    for log in made:
+        log.close()
+
+
+class Pair:
+    """A talker and a listener with 1 ms between them."""
+
+    def __init__(self, talker: StreamLog, listener: StreamLog) -> None:
+        self.talker, self.listener = talker, listener
+        self.number = 0
+        self.at = T0
+
+    def say(self, packets: int, heard: bool = True, late_ms: int = 1) -> None:
+        for _ in range(packets):
+            self.number += 1
+            self.talker.add_sent(self.at)
+            if heard:
+                self.hear(self.number, self.at + late_ms * MS)
+            self.at += 20 * MS
+
+    def hear(self, number: int, at: int, ssrc: int = SSRC) -> None:
+        self.listener.add_heard(at, rtp.VOICE, SOURCE, number, ssrc)
+
+    def digit(self, at: int, packets: int = 7, code: int = 5) -> None:
+        for step in range(packets):
+            end = 0x80000000 if step == packets - 1 else 0
+            self.listener.add_heard(at + step * 20 * MS, rtp.DIGIT, code, 4242, 160 * step | end)
+
+    def report(self, since: int = T0, until: int | None = None) -> Report:
+        logs = {SOURCE: self.talker}
+        return report(self.listener, logs.get, since, self.at if until is None else until)
+
+
+@pytest.fixture
+def pair(make_log: Callable[[], StreamLog]) -> Pair:
+    return Pair(make_log(), make_log())
+
+
+def test_nothing_lost(pair: Pair) -> None:
+    pair.say(100)
+    (heard,) = pair.report().hears
+    assert (heard.received, heard.lost, heard.duplicates, heard.ssrc_changes) == (100, 0, 0, 0)
+    assert heard.longest_gap_ms == 0
+    assert heard.delay_ms_max == 1
+
+
+def test_a_hole_is_counted_and_timed(pair: Pair) -> None:
+    pair.say(50)
+    pair.say(5, heard=False)
+    pair.say(50)
+    (heard,) = pair.report().hears
+    assert heard.lost == 5
+    assert heard.lost_ms == 100
+    assert heard.longest_gap_ms == 100
+    assert heard.longest_gap_at == pytest.approx((T0 + 49 * 20 * MS + MS) / 1e9)
+
+
+def test_a_hole_that_never_ends_counts_to_the_end_of_the_window(pair: Pair) -> None:
+    pair.say(50)
+    pair.say(100, heard=False)
+    (heard,) = pair.report().hears
+    assert 75 <= heard.lost <= 85  # all but what may still be under way
+    assert heard.longest_gap_ms > 1_500
+
+
+def test_packets_under_way_at_the_end_are_not_lost(pair: Pair) -> None:
+    pair.say(50)
+    pair.say(10, heard=False)
+    assert pair.report().hears[0].lost == 0
+
+
+def test_what_was_lost_before_the_window_is_not_in_it(pair: Pair) -> None:
+    pair.say(20)
+    pair.say(10, heard=False)
+    pair.say(20)
+    window = pair.at
+    pair.say(50)
+    assert pair.report(since=window).hears[0].lost == 0
+
+
+def test_a_talker_who_pauses_makes_no_gap(pair: Pair) -> None:
+    pair.say(50)
+    pair.at += 2_000 * MS
+    pair.say(50)
+    (heard,) = pair.report().hears
+    assert (heard.lost, heard.longest_gap_ms) == (0, 0)
+
+
+def test_duplicates_and_ssrc_changes(pair: Pair) -> None:
+    pair.say(10)
+    pair.hear(10, pair.at - 15 * MS)
+    pair.hear(9, pair.at - 14 * MS, ssrc=SSRC + 1)
+    (heard,) = pair.report().hears
+    assert heard.duplicates == 2
+    assert heard.ssrc_changes == 1
+
+
+def test_voice_replaced_by_a_digit_is_not_lost(pair: Pair) -> None:
+    pair.say(50)
+    pair.digit(pair.at + MS)
+    pair.say(7, heard=False)
+    pair.say(50)
+    result = pair.report()
+    (heard,) = result.hears
+    assert (heard.lost, heard.replaced_by_digit) == (0, 7)
+    assert heard.longest_gap_ms <= 20
+    assert [(digit.digit, digit.ended) for digit in result.digits] == [("5", True)]
+
+
+def test_a_digit_excuses_only_its_own_time(pair: Pair) -> None:
+    pair.say(50)
+    pair.digit(pair.at + MS)
+    pair.say(30, heard=False)
+    pair.say(50)
+    (heard,) = pair.report().hears
+    assert heard.lost == 30 - heard.replaced_by_digit
+    assert heard.replaced_by_digit <= 10
+    assert heard.longest_gap_ms == 600
+
+
+def test_other_audio_is_told_from_voice(pair: Pair) -> None:
+    at = T0
+    for block in (50, 25):
+        for _ in range(block):
+            pair.listener.add_heard(at, rtp.OTHER, 0, 0, 1)
+            at += 20 * MS
+        at += 1_000 * MS
+    pair.listener.add_heard(at, rtp.SILENCE, 0, 0, 1)
+    pair.listener.add_heard(at + 1, rtp.FOREIGN, 0, 0, 1)
+    result = pair.report(until=at + 2)
+    assert [span.packets for span in result.other_audio] == [50, 25]
+    assert (result.silence_packets, result.foreign_packets, result.packets) == (1, 1, 77)
+
+
+def test_a_digit_repeated_later_is_two_digits(pair: Pair) -> None:
+    pair.digit(T0)
+    pair.digit(T0 + 1_000 * MS)
+    assert len(pair.report(until=T0 + 3_000 * MS).digits) == 2
+
+
+def test_rings_forget_the_oldest_and_stay_right(make_log: Callable[[], StreamLog]) -> None:
+    pair = Pair(make_log(), make_log())
+    pair.say(HEARD_MAX_RECORDS + 1_000)
+    assert pair.talker.sent_at(1) is None
+    assert pair.talker.sent_at(SENT_MAX_RECORDS + 1_000) == pair.at - 20 * MS
+    window = pair.at - 10_000 * MS
+    (heard,) = pair.report(since=window).hears
+    assert (heard.received, heard.lost) == (500, 0)
+    assert pair.report(since=0).hears[0].lost == 0
+
+
+def test_packets_are_recognised_after_a_round_trip() -> None:
+    packet = rtp.voice_buffer(SOURCE, SSRC, 1_000)
+    rtp.set_voice(packet, rtp.PT_PCMA, 65_535, 4_294_967_295, 123_456, marker=True)
+    assert len(packet) == rtp.HEADER_BYTES + rtp.SAMPLES_PER_PACKET
+    assert rtp.classify(packet, len(packet), 101) == (rtp.VOICE, SOURCE, 123_456, SSRC)
+    event = rtp.digit_packet("#", 96, 1, 2, SSRC, 480, first=True, end=True)
+    assert rtp.classify(event, len(event), 96) == (rtp.DIGIT, 11, 2, 480 | 0x80000000)
+    assert rtp.classify(event, len(event), 101)[0] != rtp.DIGIT
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (bytes([0xD5]) * 160, rtp.SILENCE),
+        (bytes([0x55, 0xD5]) * 80, rtp.SILENCE),
+        (bytes([0xFF]) * 160, rtp.SILENCE),
+        (rtp.tone(400), rtp.OTHER),
+        (b"\x01" * 160, rtp.OTHER),
+    ],
+)
+def test_payloads_without_the_marker(payload: bytes, kind: int) -> None:
+    packet = bytes([0x80, 8]) + bytes(10) + payload
+    assert rtp.classify(packet, len(packet), 101)[0] == kind
+
+
+@pytest.mark.parametrize("packet", [b"", b"\x80\x08", b"INVITE sip:a@b SIP/2.0", bytes([0x90, 8]) + bytes(10)])
+def test_what_is_no_rtp_is_foreign(packet: bytes) -> None:
+    assert rtp.classify(packet, len(packet), 101)[0] == rtp.FOREIGN
+
+
+def test_alaw_matches_known_values() -> None:
+    # ITU-T G.711: zero is 0xD5, the largest positive value 0xAA, the largest negative one 0x2A.
+    assert [rtp.alaw(value) for value in (0, 32_767, -32_767)] == [0xD5, 0xAA, 0x2A]
