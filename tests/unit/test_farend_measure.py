@@ -204,7 +204,9 @@ def test_payloads_without_the_marker(payload: bytes, kind: int) -> None:
     assert rtp.classify(packet, len(packet), 101)[0] == kind
 
 
-@pytest.mark.parametrize("packet", [b"", b"\x80\x08", b"INVITE sip:a@b SIP/2.0", bytes([0x90, 8]) + bytes(10)])
+@pytest.mark.parametrize(
+    "packet", [b"", b"\x80\x08", b"INVITE sip:a@b SIP/2.0", bytes([0x90, 8]) + bytes(10)]
+)
 def test_what_is_no_rtp_is_foreign(packet: bytes) -> None:
     assert rtp.classify(packet, len(packet), 101)[0] == rtp.FOREIGN
 
