@@ -1,6 +1,7 @@
 """A sans-IO SIP engine: bytes, time and ids go in; bytes, events and a deadline come out.
 
-`Endpoint` is what others use; the modules below it (message, uri, sdp, transaction, dialog, auth, timers) can be
+`Endpoint` is what others use; the modules below it (message, uri, sdp, transaction, dialog, auth, timers) can
+be
 used on their own. Nothing here opens a socket, reads a clock or draws a random number.
 """
 

@@ -1,4 +1,19 @@
-"""`Endpoint`: a sans-IO SIP user agent that manages transactions and legs (skeleton; bodies follow)."""
+"""`Endpoint`: a sans-IO SIP user agent core that manages transactions and legs.
+
+Theory of operation. Bytes come in by `receive` or `receive_stream`, time by `handle_timer`; what is to be
+sent is
+drained by `output`, what the owner should know by `events`, and `deadline` says when `handle_timer` wants to
+be
+called. Nothing that comes from the network raises. A command that crosses a leg's final event (the leg is
+gone,
+the owner has not read so yet) does nothing and is counted; a command a leg's state forbids raises
+`LocalError`.
+
+The engine answers by itself what needs no decision: 100 to INVITE, 200 to BYE, CANCEL, INFO and OPTIONS
+within a
+dialog, ACKs, session refreshes that change nothing, challenges to us, and everything malformed or out of
+place.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +21,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ari_ha.sip.auth import Credentials
-from ari_ha.sip.events import LocalError as LocalError
-from ari_ha.sip.events import SipEvent
+from ari_ha.sip.core import Core, owner_headers
+from ari_ha.sip.dialog import without_tag
+from ari_ha.sip.dispatch import Dispatch
+from ari_ha.sip.events import LocalError, SipEvent
 from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.handover import Handover
+from ari_ha.sip.incoming import Incoming
+from ari_ha.sip.leg import Leg, export_record
+from ari_ha.sip.message import Request, canonical
+from ari_ha.sip.modify import Modify
+from ari_ha.sip.outgoing import ROUTE, Outgoing
 from ari_ha.sip.settings import DEFAULT_ALLOW, EndpointSettings
+from ari_ha.sip.stack import Stack
 
 Headers = Sequence[tuple[str, str]]
 
 
 class Endpoint:
+    """A user agent for any number of calls on any number of listeners."""
+
     def __init__(
         self,
         listeners: Mapping[str, Listener],
@@ -25,16 +51,64 @@ class Endpoint:
         allow: Sequence[str] = DEFAULT_ALLOW,
         settings: EndpointSettings = EndpointSettings(),
     ) -> None:
-        self.counters: dict[str, int] = {}
+        """`new_id` yields unique tokens (for tags, branches, Call-IDs and leg keys), `rand` numbers in [0,
+        1)."""
+        self._stack = Stack(listeners, new_id, rand, user_agent, allow, settings)
+        self._core = Core(self._stack)
+        self._outgoing = Outgoing(self._core)
+        self._incoming = Incoming(self._core)
+        self._modify = Modify(self._core)
+        self._dispatch = Dispatch(self._core, self._outgoing, self._incoming, self._modify)
+        self._handover = Handover(self._core, self._outgoing)
 
-    def receive(self, data: bytes, flow: Flow, now: float) -> None: ...
-    def receive_stream(self, data: bytes, flow: Flow, now: float) -> None: ...
-    def stream_closed(self, flow: Flow, now: float) -> None: ...
-    def transport_error(self, flow: Flow, reason: str, now: float) -> None: ...
-    def deadline(self) -> float | None: ...
-    def handle_timer(self, now: float) -> None: ...
-    def events(self) -> list[SipEvent]: ...
-    def output(self) -> list[tuple[bytes, Flow]]: ...
+    # the world
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """`in.<method>`, `in.<n>xx`, `out.…`, `drop.<reason>`, `refused.<status>`, `retransmissions` and
+        others."""
+        return self._stack.counters
+
+    def receive(self, data: bytes, flow: Flow, now: float) -> None:
+        """One datagram."""
+        self._stack.now = now
+        self._dispatch.receive(data, flow, now)
+
+    def receive_stream(self, data: bytes, flow: Flow, now: float) -> None:
+        """Bytes of a TCP connection."""
+        self._stack.now = now
+        self._dispatch.receive_stream(data, flow, now)
+
+    def stream_closed(self, flow: Flow, now: float) -> None:
+        """A TCP connection is gone."""
+        self._stack.now = now
+        self._dispatch.stream_closed(flow, now)
+
+    def transport_error(self, flow: Flow, reason: str, now: float) -> None:
+        """What was sent to a flow was refused, or could not be sent."""
+        self._stack.now = now
+        self._dispatch.transport_error(flow, reason, now)
+
+    def deadline(self) -> float | None:
+        """When `handle_timer` is to be called next."""
+        return self._stack.timers.deadline()
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due."""
+        self._stack.now = now
+        while (name := self._stack.timers.pop_due(now)) is not None:
+            self._dispatch.on_timer(name, now)
+
+    def events(self) -> list[SipEvent]:
+        """What happened since the last call, in order."""
+        return self._stack.drain_events()
+
+    def output(self) -> list[tuple[bytes, Flow]]:
+        """What is to be sent since the last call, in order."""
+        return self._stack.drain_output()
+
+    # calls
+
     def invite(
         self,
         leg: str,
@@ -49,8 +123,21 @@ class Endpoint:
         session_expires: int | None = None,
         contact_user: str = "",
         now: float,
-    ) -> None: ...
-    def ack(self, leg: str, sdp: str, now: float) -> None: ...
+    ) -> None:
+        """Call `target` through `flow`. Ends in LegAnswered or LegFailed; a Max-Forwards, Contact, Allow,
+        Supported, User-Agent or Route among `headers` takes the place of the engine's own."""
+        self._stack.now = now
+        self._outgoing.invite(
+            leg, flow, target, from_, to, sdp, headers, credentials, session_expires, contact_user, now
+        )
+
+    def ack(self, leg: str, sdp: str, now: float) -> None:
+        """The answer to an offer that came in a 2xx (LegAnswered or ReinviteAnswered to one without SDP)."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._outgoing.ack(found, sdp, now)
+
     def ring(
         self,
         leg: str,
@@ -59,17 +146,55 @@ class Endpoint:
         reason: str | None = None,
         sdp: str | None = None,
         headers: Headers = (),
-    ) -> None: ...
-    def answer(self, leg: str, sdp: str | None, now: float, headers: Headers = ()) -> None: ...
+    ) -> None:
+        """A provisional response to the caller."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._incoming.ring(found, now, status, reason, sdp, headers)
+
+    def answer(self, leg: str, sdp: str | None, now: float, headers: Headers = ()) -> None:
+        """200 to the caller, again and again until the ACK: LegAcked, or LegEnded (no-ack)."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._incoming.answer(found, sdp, now, headers)
+
     def reject(
         self, leg: str, status: int, now: float, reason: str | None = None, headers: Headers = ()
-    ) -> None: ...
-    def reinvite(self, leg: str, sdp: str | None, now: float, headers: Headers = ()) -> None: ...
-    def accept_reinvite(self, leg: str, sdp: str, now: float, headers: Headers = ()) -> None: ...
-    def reject_reinvite(self, leg: str, status: int, now: float, headers: Headers = ()) -> None: ...
-    def info(
-        self, leg: str, content_type: str, body: bytes, now: float, headers: Headers = ()
-    ) -> None: ...
+    ) -> None:
+        """Refuse the caller; LegEnded (local) follows at once."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._incoming.reject(found, status, now, reason, headers)
+
+    def reinvite(self, leg: str, sdp: str | None, now: float, headers: Headers = ()) -> None:
+        """Change the call: ReinviteAnswered or ReinviteFailed. One at a time; glare is retried by the
+        engine."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._modify.reinvite(found, sdp, now, headers)
+
+    def accept_reinvite(self, leg: str, sdp: str, now: float, headers: Headers = ()) -> None:
+        """200 to the far side's re-INVITE or UPDATE."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._modify.accept(found, sdp, now, headers)
+
+    def reject_reinvite(self, leg: str, status: int, now: float, headers: Headers = ()) -> None:
+        """Refuse it: the call goes on unchanged."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._modify.reject(found, status, now, headers)
+
+    def info(self, leg: str, content_type: str, body: bytes, now: float, headers: Headers = ()) -> None:
+        """Send an INFO nobody waits for (a 481 ends the leg)."""
+        self._send_in_dialog(leg, "INFO", "info", now, headers, body, content_type)
+
     def request_in_dialog(
         self,
         leg: str,
@@ -78,12 +203,85 @@ class Endpoint:
         headers: Headers = (),
         content_type: str | None = None,
         body: bytes = b"",
-    ) -> None: ...
-    def hangup(
-        self, leg: str, now: float, *, status: int = 603, reason_header: str | None = None
-    ) -> None: ...
-    def forget(self, leg: str) -> None: ...
-    def export_leg(self, leg: str) -> dict[str, Any]: ...
+    ) -> None:
+        """Send REFER, NOTIFY, MESSAGE, OPTIONS ...: ResponseReceived or RequestFailed with the leg as key."""
+        if method in ("INVITE", "ACK", "CANCEL", "BYE", "PRACK"):
+            raise LocalError(f"{method} is not sent this way")
+        self._send_in_dialog(leg, method, "request", now, headers, body, content_type)
+
+    def _send_in_dialog(
+        self, leg: str, method: str, purpose: str, now: float, headers: Headers, body: bytes, kind: str | None
+    ) -> None:
+        self._stack.now = now
+        owner_headers(headers)
+        found = self._core.owned(leg)
+        if found is None:
+            return
+        if not found.dialog.remote_tag or found.state == "calling":
+            raise LocalError(f"leg {leg!r} has no dialog yet")
+        self._core.send(found, method, purpose, now, headers, body, kind)
+
+    def hangup(self, leg: str, now: float, *, status: int = 603, reason_header: str | None = None) -> None:
+        """End the leg in whatever state it is, the right way; LegEnded (local) follows when it is over."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is None:
+            return
+        found.reason_header = reason_header
+        if found.role == "uas" and found.state in ("calling", "early"):
+            headers = [("Reason", reason_header)] if reason_header else []
+            self._incoming.reject(found, status, now, None, headers)
+        elif found.role == "uac" and found.state in ("calling", "early"):
+            self._outgoing.cancel(found, reason_header, now)
+        elif found.role == "uas" and found.state == "answered":
+            found.bye_wanted = True
+        else:
+            if found.ack_owed is not None:
+                self._core.ack(found, found.ack_owed, None)
+                found.ack_owed = None
+            self._core.begin_ending(found, now)
+
+    def forget(self, leg: str) -> None:
+        """Drop a leg without a word and without an event; its far side is left as it is."""
+        found = self._core.legs.get(leg)
+        if found is not None:
+            self._core.forget(found)
+
+    # what is known of a leg
+
+    def leg_state(self, leg: str) -> str:
+        """ "calling", "early", "answered", "confirmed", "ending", or "ended" (also: never heard of)."""
+        found = self._core.legs.get(leg)
+        return "ended" if found is None else found.state
+
+    def legs(self) -> Iterable[str]:
+        """The keys of all legs that are not ended."""
+        return tuple(self._core.legs)
+
+    def local_sdp(self, leg: str) -> str | None:
+        """The last SDP we sent that counts."""
+        return self._known(leg).local_sdp
+
+    def remote_sdp(self, leg: str) -> str | None:
+        """The last SDP we received that counts."""
+        return self._known(leg).remote_sdp
+
+    def leg_flow(self, leg: str) -> Flow:
+        """Where requests of the leg go: where its far side was last heard."""
+        return self._known(leg).flow
+
+    def _known(self, leg: str) -> Leg:
+        found = self._core.legs.get(leg)
+        if found is None:
+            raise LocalError(f"no leg {leg!r}")
+        return found
+
+    # other processes
+
+    def export_leg(self, leg: str) -> dict[str, Any]:
+        """The leg as a JSON-able record for another process; credentials are not in it."""
+        return export_record(self._known(leg))
+
     def import_leg(
         self,
         leg: str,
@@ -91,9 +289,13 @@ class Endpoint:
         now: float,
         cseq_margin: int = 10,
         credentials: Credentials | None = None,
-    ) -> None: ...
-    def leg_state(self, leg: str) -> str: ...
-    def legs(self) -> Iterable[str]: ...
+    ) -> None:
+        """Go on with a leg another process has exported."""
+        self._stack.now = now
+        self._handover.take(leg, record, now, cseq_margin, credentials)
+
+    # outside dialogs
+
     def request(
         self,
         key: str,
@@ -109,7 +311,30 @@ class Endpoint:
         now: float,
         call_id: str | None = None,
         cseq: int | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Send a request outside any dialog: ResponseReceived or RequestFailed with `key`."""
+        self._stack.now = now
+        owner_headers(headers, ROUTE)
+        if method in ("INVITE", "ACK", "CANCEL"):
+            raise LocalError(f"{method} is not sent this way")
+        stack = self._stack
+        branch = stack.new_branch()
+        own = [
+            ("Via", stack.via(flow, branch)),
+            ("Max-Forwards", str(stack.settings.max_forwards)),
+            ("From", f"{without_tag(from_)};tag={stack.new_id()}"),
+            ("To", to),
+            ("Call-ID", call_id or stack.new_id()),
+            ("CSeq", f"{cseq if cseq is not None else 1} {method}"),
+            ("User-Agent", stack.user_agent),
+        ]
+        given = {canonical(name) for name, _ in headers}
+        fields = [item for item in own if canonical(item[0]) not in given]
+        request = Request(method, target, [*fields, *headers], body)
+        if body or content_type:
+            request.add("Content-Type", content_type or "text/plain")
+        stack.open_client(request, branch, flow, "outside", None, now, key)
+
     def respond(
         self,
         txn: str,
@@ -119,4 +344,14 @@ class Endpoint:
         headers: Headers = (),
         body: bytes = b"",
         content_type: str | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Answer a RequestReceived or InDialogRequest; one that is over meanwhile is counted, not raised."""
+        self._stack.now = now
+        if not 100 <= status < 700:
+            raise LocalError(f"{status} is no status")
+        owner_headers(headers)
+        found = self._stack.waiting.get(txn)
+        if found is None:
+            self._stack.count("command.request-gone")
+            return
+        self._stack.reply(found, status, now, reason, headers, body, content_type)

@@ -93,7 +93,8 @@ class ReinviteReceived:
 
 @dataclass(frozen=True, slots=True)
 class ReinviteAnswered:
-    """2xx to our re-INVITE (or to a refresh whose answer changed); after a re-INVITE without SDP call `ack`."""
+    """2xx to our re-INVITE (or to a refresh whose answer changed); after a re-INVITE without SDP call
+    `ack`."""
 
     leg: str
     sdp: str | None

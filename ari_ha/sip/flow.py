@@ -1,6 +1,7 @@
 """Where SIP bytes come from and go to.
 
-A `Flow` names one way to one far address (RFC 5626 uses the word the same way); a `Listener` is our own end of
+A `Flow` names one way to one far address (RFC 5626 uses the word the same way); a `Listener` is our own end
+of
 it. Both are plain values: no socket is ever seen by this package.
 """
 

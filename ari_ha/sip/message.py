@@ -44,14 +44,43 @@ _COMPACT = {
 _TOKEN = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]+\Z")
 _VERSION = re.compile(r"SIP/\d+\.\d+\Z", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=\s*([^\s;,>]+)", re.IGNORECASE)
+_LENGTH_NAMES = frozenset(("Content-Length", "content-length", "l", "L"))
 _BREAKS = re.compile(r"[\r\n\0]+")
 
 _CANONICAL: dict[str, str] = {}
-for _name in (
-    "Via From To Call-ID CSeq Contact Max-Forwards Content-Type Content-Length Allow Supported Require "
-    "Route Record-Route User-Agent Server Session-Expires Min-SE Expires Authorization WWW-Authenticate "
-    "Proxy-Authorization Proxy-Authenticate Reason Event Date Accept Retry-After Refer-To Replaces Warning"
-).split():
+for _name in [
+    "Via",
+    "From",
+    "To",
+    "Call-ID",
+    "CSeq",
+    "Contact",
+    "Max-Forwards",
+    "Content-Type",
+    "Content-Length",
+    "Allow",
+    "Supported",
+    "Require",
+    "Route",
+    "Record-Route",
+    "User-Agent",
+    "Server",
+    "Session-Expires",
+    "Min-SE",
+    "Expires",
+    "Authorization",
+    "WWW-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Authenticate",
+    "Reason",
+    "Event",
+    "Date",
+    "Accept",
+    "Retry-After",
+    "Refer-To",
+    "Replaces",
+    "Warning",
+]:
     _CANONICAL[_name] = _CANONICAL[_name.lower()] = _name.lower()
 for _short, _long in _COMPACT.items():
     _CANONICAL[_short] = _CANONICAL[_short.upper()] = _long
@@ -302,17 +331,12 @@ class Message:
     def serialise(self) -> bytes:
         """The bytes on the wire, Content-Length computed; no header can smuggle in a line break."""
         lines = [self._start_line()]
-        for name, value in self.headers:
-            lines.append(f"{name}: {value}")
-        lines.append(f"Content-Length: {len(self.body)}")
-        text = "\r\n".join(
-            line for line in lines[:-1] if line[:16].lower() != "content-length: " and line[:3].lower() != "l: "
-        )
-        count = text.count("\r\n")
-        if text.count("\n") != count or text.count("\r") != count or count >= len(lines) or "\0" in text:
+        lines += [f"{name}: {value}" for name, value in self.headers if name not in _LENGTH_NAMES]
+        text = "\r\n".join(lines)
+        breaks = len(lines) - 1
+        if text.count("\n") != breaks or text.count("\r") != breaks or "\0" in text:
             return self._serialise_carefully()
-        text = f"{text}\r\n{lines[-1]}\r\n\r\n"
-        return text.encode("utf-8", "replace") + self.body
+        return f"{text}\r\nContent-Length: {len(self.body)}\r\n\r\n".encode("utf-8", "replace") + self.body
 
     def _serialise_carefully(self) -> bytes:
         lines = [_BREAKS.sub(" ", self._start_line())]
@@ -394,6 +418,8 @@ def _headers(lines: Sequence[str]) -> list[tuple[str, str]]:
         name = name.rstrip(" \t")
         if not colon or (name not in _CANONICAL and not _TOKEN.match(name)):
             raise SipParseError("header-name", 400)
+        if len(name) == 14 and name.lower() == "content-length":
+            name = "Content-Length"
         headers.append((name, value.strip(" \t")))
     return headers
 

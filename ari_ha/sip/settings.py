@@ -18,7 +18,8 @@ DEFAULT_ALLOW: tuple[str, ...] = (
     "MESSAGE",
     "REGISTER",
 )
-"""Methods served; PRACK is not: reliable provisional responses (RFC 3262) are refused with 420, never offered."""
+"""Methods served; PRACK is not: reliable provisional responses (RFC 3262) are refused with 420, never
+offered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +61,6 @@ class EndpointSettings:
     """Methods that go to the owner as RequestReceived when they carry a To tag of no leg (an owner that keeps
     subscriptions sets SUBSCRIBE and NOTIFY); all others get 481."""
     timeout_ends_methods: tuple[str, ...] = ("INVITE", "UPDATE")
-    """In-dialog methods whose 408 or timeout ends the leg (section 12.2.1.2). INFO and the like are left out on
+    """In-dialog methods whose 408 or timeout ends the leg (section 12.2.1.2). INFO and the like are left out
+    on
     purpose: a phone that ignores one is not gone, and losing certainty never drops a live call."""

@@ -1,0 +1,73 @@
+"""Legs that go on in another process: what `export_leg` wrote is taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ari_ha.sip.auth import Credentials
+from ari_ha.sip.core import Core
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.leg import IncomingInvite, Leg, import_plain, stored_request
+from ari_ha.sip.outgoing import Outgoing
+from ari_ha.sip.transaction import ServerTransaction
+
+
+class Handover:
+    """Import of legs."""
+
+    def __init__(self, core: Core, outgoing: Outgoing) -> None:
+        self.core = core
+        self.stack = core.stack
+        self.outgoing = outgoing
+
+    def take(
+        self, key: str, record: dict[str, Any], now: float, cseq_margin: int, credentials: Credentials | None
+    ) -> None:
+        """Go on with a leg. Local CSeq jumps by the margin, so that requests the old process sent after the
+        record was written do not collide with ours."""
+        leg = import_plain(key, record, cseq_margin)
+        leg.credentials = credentials
+        self.core.add(leg)
+        if record.get("inc") is not None:
+            self._incoming(leg, record["inc"], now)
+        ending = leg.state == "ending"
+        if record.get("out") is not None:
+            out = record["out"]
+            request = stored_request(out["request"])
+            self.outgoing.resume(leg, out, request, Flow.from_dict(out["flow"]), now)
+        elif ending:
+            self.core.begin_ending(leg, now)
+        if leg.waiting is not None:
+            self.core.start(leg, "reinvite", now + 2 * self.stack.rand())
+        self._session(leg, now)
+
+    def _incoming(self, leg: Leg, record: dict[str, Any], now: float) -> None:
+        """The far side's open INVITE: it can be answered, cancelled and retransmitted as if nothing
+        happened."""
+        request = stored_request(record["request"])
+        flow = Flow.from_dict(record["flow"])
+        txn = ServerTransaction(self.stack, tuple(record["key"]), request, flow, list(record["vias"]))
+        txn.local_tag = record.get("local_tag", "")
+        txn.data = record.get("response", "").encode("latin-1")
+        self.stack.servers[txn.key] = txn
+        self.stack.bind(txn, leg)
+        inc = IncomingInvite(request, txn, record.get("sdp"), bool(record.get("initial")), txn.data)
+        leg.inc = inc
+        if record.get("accepted"):
+            inc.accepted = True
+            txn.reply(200, txn.data, now)
+            self.core.await_ack(leg, inc, now)
+        elif inc.initial and leg.state == "early":
+            self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
+        txn.wait_for_owner(now)
+
+    def _session(self, leg: Leg, now: float) -> None:
+        """The session timer, counted so that it is right whatever the age of the record: a refresh is due
+        half an
+        interval after the last one, so a quarter from now at the latest comes before the far side gives up;
+        and
+        we ourselves give up only a whole interval from now."""
+        timer = leg.timer
+        self.core.arm_session(leg, timer, now)
+        if timer is not None and timer.refresher == "local" and leg.state in ("answered", "confirmed"):
+            self.core.start(leg, "session", now + timer.interval_s / 4 * (0.5 + self.stack.rand() / 2))
