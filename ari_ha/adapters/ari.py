@@ -51,10 +51,11 @@ REPLY_TEXT_MAX_CHARS = 500
 class AriSettings:
     """Where Asterisk's ARI is and when it counts as silent."""
 
-    url: str = "http://127.0.0.1:8088/ari"
-    """URL. Loopback: the app runs beside its Asterisk."""
+    url: str = "http://127.0.0.1:8088"
+    """URL of Asterisk's HTTP server (with its prefix, if it has one); ``/ari`` is added.
+    Loopback: the app runs beside its Asterisk."""
 
-    user: str = "ari-ha"
+    username: str = "ari-ha"
     """Name. The user in ari.conf."""
 
     password: str = field(default="", metadata={"secret": True})
@@ -250,7 +251,7 @@ class AriAdapter:
             return _Reply(response.status, response.reason or "", await response.read())
 
     def _url(self, path: str, query: dict[str, str]) -> URL:
-        text = self.settings.url.rstrip("/") + path
+        text = self.settings.url.rstrip("/") + "/ari" + path
         return URL(text + "?" + urlencode(query, quote_via=quote) if query else text, encoded=True)
 
     def _read_password(self) -> None:
@@ -260,7 +261,7 @@ class AriAdapter:
                 password = Path(self.settings.password_file).read_text().strip()
             except OSError as error:
                 raise _NotAdmitted(401, f"cannot read the password file: {error}") from None
-        token = base64.b64encode(f"{self.settings.user}:{password}".encode()).decode()
+        token = base64.b64encode(f"{self.settings.username}:{password}".encode()).decode()
         self._authorization = f"Basic {token}"
 
     async def _ask(self, operation: str, **params: Any) -> Any:
@@ -578,9 +579,9 @@ def _incarnation(info: wire.AsteriskInfo) -> str:
 def _advice(settings: AriSettings, status: int, asked: str) -> str:
     """What to change so that Asterisk takes us."""
     if status == 401:
-        return f"user {settings.user!r}: make the password here and in ari.conf the same"
+        return f"user {settings.username!r}: make the password here and in ari.conf the same"
     if status == 403:
-        return f"user {settings.user!r}: set read_only = no in ari.conf; look for an ACL there"
+        return f"user {settings.username!r}: set read_only = no in ari.conf; look for an ACL there"
     return (
         f"{asked} is not there: load res_ari.so, res_ari_asterisk.so, res_ari_events.so and the other"
         f" res_ari_*.so in modules.conf, set enabled = yes in ari.conf and http.conf, and compare"

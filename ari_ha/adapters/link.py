@@ -46,6 +46,9 @@ class LinkSettings:
     key_file: str = ""
     """Path. The private key of ``cert_file``."""
 
+    listen: str = "0.0.0.0:7700"
+    """Host and port a node app listens on; an edge does not use it."""
+
     ping_every_ms: int = 250
     """Milliseconds. Four chances to be heard within the silence limit."""
 

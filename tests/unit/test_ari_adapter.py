@@ -149,7 +149,7 @@ async def start(fake):
     adapters = []
 
     async def run(**changes):
-        values = {"url": f"http://127.0.0.1:{fake.port}/ari", "password": "secret", **FAST, **changes}
+        values = {"url": f"http://127.0.0.1:{fake.port}", "password": "secret", **FAST, **changes}
         mail = Mail()
         adapter = AriAdapter(AriSettings(**values), mail.post)
         adapters.append(adapter)
