@@ -24,6 +24,7 @@ PROBE_KEY = "/ari-ha"
 #: Assumed number of voting members until etcd has told: never fewer, because a
 #: minority that answers "no leader" proves nothing about the others.
 VOTERS_ASSUMED_MIN = 3
+_AUTH_IS_OFF = "authentication is not enabled"
 
 
 class Random(Protocol):
@@ -136,6 +137,7 @@ class Members:
         self.on_away: Callable[[Instant], None] = lambda now: None
         self._round = 0
         self._results: dict[str, Failure] = {}
+        self._twice: set[str] = set()
         self._spare: tuple[str, Any] | None = None
         self._avoid = ""
         self._logging_in = False
@@ -162,6 +164,7 @@ class Members:
         self._round += 1
         self._round_at = None
         self._results = {}
+        self._twice = set()
         self._spare = None
         for endpoint in self.endpoints:
             self._probe(endpoint, partial(self._probed, self._round, endpoint))
@@ -173,15 +176,23 @@ class Members:
     def _probed(self, round_: int, endpoint: str, result: Any, now: Instant) -> None:
         if round_ != self._round or self.current is not None:
             return
-        if isinstance(result, Failure) and result.trouble is Trouble.TOKEN and self._login:
+        answers = not isinstance(result, Failure) or "permission denied" in result.detail
+        refused_token = isinstance(result, Failure) and result.trouble is Trouble.TOKEN
+        if self._login and (refused_token or (answers and not self.token)):
+            self.token = ""
             self._authenticate(endpoint, partial(self._logged_in, round_, endpoint))
             return
-        if not isinstance(result, Failure) or "permission denied" in result.detail:
+        if answers:
             header = getattr(result, "header", None)
             if endpoint == self._avoid and len(self._results) + 1 < len(self.endpoints):
                 self._spare = (endpoint, header)
             else:
                 self._adopt(endpoint, header, now)
+            return
+        if result.trouble is Trouble.LOST and endpoint not in self._twice:
+            # The probe met a connection that had just broken: the next one is new.
+            self._twice.add(endpoint)
+            self._probe(endpoint, partial(self._probed, round_, endpoint))
             return
         self._results[endpoint] = result
         if result.trouble is Trouble.TIMED_OUT:
@@ -198,7 +209,12 @@ class Members:
 
     def _logged_in(self, round_: int, endpoint: str, result: Any, now: Instant) -> None:
         if isinstance(result, Failure):
-            self._probed(round_, endpoint, Failure(Trouble.REFUSED, f"login: {result}"), now)
+            if _AUTH_IS_OFF in result.detail:
+                self._calls.note("a user is set, but authentication is off in etcd")
+                self._login = None
+                self._probe(endpoint, partial(self._probed, round_, endpoint))
+                return
+            self._probed(round_, endpoint, Failure(Trouble.REFUSED, f"login: {result.detail}"), now)
             return
         self.token = result.token
         self._probed(round_, endpoint, result, now)
