@@ -236,7 +236,10 @@ class DialogsValue(Value):
     node_legs: dict[str, dict[str, Any]] = {}
     tombstones: dict[str, str] = {}
     """leg -> who ended it; such a leg is never dialled again"""
-    sdp_versions: dict[str, int] = {}
+    kind: str = "trunk"
+    """trunk: from a carrier; agent: an agent's phone dialled"""
+    want: str = "through"
+    """The media state its node asked for last."""
 
 
 class BindingValue(Value):

@@ -1,0 +1,181 @@
+"""SIP on sockets: UDP listeners and TCP connections, bytes in and bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+
+from ari_ha.core.machine import Event
+from ari_ha.core.ports.sip import SipBytes, SipFlowClosed
+from ari_ha.sip.flow import Flow
+
+RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+"""A burst (a node's death moves many calls) must wait in the kernel, not be lost."""
+TCP_CONNECTIONS_MAX = 5_000
+TCP_WRITE_BUFFER_MAX_BYTES = 1024 * 1024
+TCP_CONNECT_LIMIT_S = 4.0
+
+Post = Callable[[Event], object]
+
+
+class SipSockets:
+    """All SIP sockets of one process. Every method belongs to the event loop."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._udp: dict[str, asyncio.DatagramTransport] = {}
+        self._servers: list[asyncio.Server] = []
+        self._streams: dict[str, _Stream] = {}
+        self._by_address: dict[tuple[str, str, int], str] = {}
+        self._connecting: dict[tuple[str, str, int], list[bytes]] = {}
+        self._names = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen_udp(self, name: str, host: str, port: int) -> None:
+        """Opens one UDP listener. Raises OSError when the address is not ours."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        sock.bind((host, port))
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(name, self._post), sock=sock)
+        self._udp[name] = transport
+
+    async def listen_tcp(self, name: str, host: str, port: int) -> None:
+        """Opens one TCP listener. Raises OSError when the address is not ours."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(
+            await loop.create_server(lambda: _Stream(self, name, None), host, port, reuse_address=True)
+        )
+
+    def send(self, data: bytes, flow: Flow) -> None:
+        """Sends on the flow; what cannot be sent is lost, as on any network."""
+        if flow.transport == "udp":
+            transport = self._udp.get(flow.listener)
+            if transport and not transport.is_closing():
+                transport.sendto(data, (flow.host, flow.port))
+            return
+        stream = self._streams.get(flow.conn or "") or self._streams.get(
+            self._by_address.get((flow.listener, flow.host, flow.port), "")
+        )
+        if stream:
+            stream.write(data)
+        else:
+            self._connect(data, flow)
+
+    def _connect(self, data: bytes, flow: Flow) -> None:
+        address = (flow.listener, flow.host, flow.port)
+        waiting = self._connecting.get(address)
+        if waiting is not None:
+            waiting.append(data)
+            return
+        self._connecting[address] = [data]
+        task = asyncio.ensure_future(self._open(address, flow))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, address: tuple[str, str, int], flow: Flow) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(TCP_CONNECT_LIMIT_S):
+                _, stream = await loop.create_connection(
+                    lambda: _Stream(self, flow.listener, flow), flow.host, flow.port
+                )
+        except (OSError, TimeoutError) as error:
+            self._post(SipFlowClosed(flow=flow, reason=str(error) or "connect timed out", refused=True))
+        else:
+            for data in self._connecting.get(address, []):
+                stream.write(data)
+        finally:
+            self._connecting.pop(address, None)
+
+    def opened(self, stream: _Stream) -> str:
+        """Names a new connection."""
+        name = f"tcp{next(self._names)}"
+        self._streams[name] = stream
+        return name
+
+    def reached(self, stream: _Stream) -> None:
+        """The connection can be found by its far address from now on."""
+        flow = stream.flow
+        if flow:
+            self._by_address[(flow.listener, flow.host, flow.port)] = flow.conn
+
+    def closed(self, stream: _Stream, reason: str) -> None:
+        """Forgets a connection and says so."""
+        flow = stream.flow
+        if flow and self._streams.pop(flow.conn, None):
+            address = (flow.listener, flow.host, flow.port)
+            if self._by_address.get(address) == flow.conn:
+                del self._by_address[address]
+            self._post(SipFlowClosed(flow=flow, reason=reason))
+
+    @property
+    def full(self) -> bool:
+        """Whether no further connection is taken."""
+        return len(self._streams) >= TCP_CONNECTIONS_MAX
+
+    def post(self, event: Event) -> None:
+        """Gives an event to the owner."""
+        self._post(event)
+
+    def close(self) -> None:
+        """Closes every socket."""
+        for server in self._servers:
+            server.close()
+        for stream in list(self._streams.values()):
+            stream.abort()
+        for transport in self._udp.values():
+            transport.close()
+
+
+class _Udp(asyncio.DatagramProtocol):
+    def __init__(self, name: str, post: Post) -> None:
+        self._name = name
+        self._post = post
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._post(SipBytes(data=data, flow=Flow(self._name, "udp", addr[0], addr[1])))
+
+
+class _Stream(asyncio.Protocol):
+    def __init__(self, sockets: SipSockets, listener: str, flow: Flow | None) -> None:
+        self._sockets = sockets
+        self._listener = listener
+        self._wanted = flow
+        self._transport: asyncio.Transport | None = None
+        self.flow: Flow | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._sockets.full:
+            transport.abort()
+            return
+        host, port = transport.get_extra_info("peername")[:2]
+        name = self._sockets.opened(self)
+        self.flow = Flow(self._listener, "tcp", host, port, name)
+        self._sockets.reached(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.flow:
+            self._sockets.post(SipBytes(data=data, flow=self.flow))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._sockets.closed(self, str(exc) if exc else "closed by the far end")
+
+    def write(self, data: bytes) -> None:
+        """Sends; a far end that does not read is let go."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > TCP_WRITE_BUFFER_MAX_BYTES:
+            self._transport.abort()
+            return
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Drops the connection."""
+        if self._transport:
+            self._transport.abort()

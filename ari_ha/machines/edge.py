@@ -1,0 +1,438 @@
+"""The edge as one machine: SIP, media, node links, etcd and people come in as
+events, and everything it does goes out as effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
+from ari_ha.core.machine import (
+    DeadlineReached,
+    Done,
+    Effect,
+    Event,
+    Instant,
+    InvariantBroken,
+    Outcome,
+    OutcomeOf,
+)
+from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
+from ari_ha.core.ports.media import MediaReach
+from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
+from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, WallClock
+from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
+from ari_ha.core.ports.store import (
+    Compare,
+    LeaseState,
+    Put,
+    StoreChanged,
+    StoreReach,
+    StoreSnapshot,
+    TxnResult,
+)
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_config import EdgeConfig
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_dialogs import Dialogs
+from ari_ha.machines.edge_restore import restore_call
+from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_view import call_view, node_view
+from ari_ha.machines.node_watch import NodeWatch, WatchedNode
+from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.takeover import Takeover
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import (
+    BadValue,
+    DialogsValue,
+    EdgeValue,
+    MediaValue,
+    OwnerValue,
+    VipValue,
+    decode,
+    encode,
+)
+
+EARLY_EVENTS_MAX = 4_000
+"""SIP bytes kept while the calls are still being read back from etcd."""
+VIP_RETRY_S = 0.3
+FAMILIES = ("vips", "nodes", "calls", "bindings", "users", "secret", "trunks", "dialogs")
+"""Prefixes the process mirrors for this machine; all must be read before it serves."""
+
+
+class EdgeMachine:
+    """One active edge (design: the edge)."""
+
+    def __init__(
+        self, config: EdgeConfig, new_id: Callable[[], str], rand: Callable[[], float] = lambda: 0.5
+    ) -> None:
+        self.context = EdgeContext(config, new_id, rand)
+        self.calls = Calls(self.context)
+        self.watch = NodeWatch(self.context, self._node_lost, self._node_back, self._app_absent)
+        self.registrar = Registrar(self.context)
+        self.setup = Setup(self.context, self.calls, self.watch, self.registrar)
+        self.takeover = Takeover(self.context, self.calls, self.setup)
+        self.dialogs = Dialogs(self.context, self.calls, self.setup, self.takeover, self.registrar)
+        self._early: list[Event] = []
+        self._read: dict[str, dict[str, bytes]] = {}
+        """family -> key -> value, until everything has been read"""
+        self.serving = False
+        self._claims: dict[str, str] = {}
+        """device -> attempt that may ring it"""
+        self._vip_asked = False
+        self._routes: dict[type[Event], Callable[[Any], None]] = {
+            SipBytes: self._sip_bytes,
+            SipFlowClosed: self._flow_closed,
+            OutcomeOf: self.context.outcome,
+            DeadlineReached: lambda event: None,
+            LinkUp: self._link_up,
+            LinkDown: lambda event: self.watch.link_down(event.peer, event.clean, event.reason),
+            LinkReceived: self._link_received,
+            ProbeReply: lambda event: self.watch.replied(event.node),
+            ProbeRefused: lambda event: self.watch.refused(event.node),
+            MediaReach: self._media_reach,
+            StoreSnapshot: self._snapshot,
+            StoreChanged: self._changed,
+            StoreReach: self._store_reach,
+            LeaseState: self._lease,
+            OperatorRequest: self._operator,
+        }
+
+    # --- the machine ---------------------------------------------------------------
+
+    def handle(self, event: Event, now: Instant) -> Sequence[Effect]:
+        """One event in, what to do out."""
+        context = self.context
+        context.now, context.cause = now, event.cause
+        if isinstance(event, WallClock):
+            context.utc_offset_s = event.utc_s - now
+        elif not self.serving and isinstance(event, SipBytes):
+            self._keep_early(event)
+        else:
+            route = self._routes.get(type(event))
+            if route:
+                route(event)
+            elif type(event).__name__ == "ShellStall":
+                self.watch.stalled()
+            else:
+                context.count("edge_events_unknown", kind=type(event).__name__)
+        self._settle()
+        return context.take_effects()
+
+    def _settle(self) -> None:
+        """Timers that are due, what the SIP engine has to say, and what to store."""
+        context = self.context
+        context.fire()
+        sip = context.sip
+        due = sip.deadline()
+        if due is not None and due <= context.now:
+            sip.handle_timer(context.now)
+        for _ in range(1000):
+            events = sip.events()
+            if not events:
+                break
+            for event in events:
+                self.dialogs.heard(event)
+        for data, flow in sip.output():
+            context.emit(SendSip(data=data, flow=flow))
+        self.calls.flush()
+
+    def deadline(self) -> Instant | None:
+        """When something of ours is due."""
+        return self.context.deadline()
+
+    def check(self) -> None:
+        """Every call has a home, a move, or a reason for neither; keys agree."""
+        for call in self.calls.by_id.values():
+            if call.ended or not call.living():
+                raise InvariantBroken(f"{call.call}: ended, and still here")
+            for leg in call.living():
+                if self.calls.by_key.get(leg.key) != (call.call, leg.leg):
+                    raise InvariantBroken(f"{call.call}/{leg.leg}: not found by its SIP key")
+                if leg.leg in call.tombstones:
+                    raise InvariantBroken(f"{call.call}/{leg.leg}: alive after its end")
+            if call.move and call.move.epoch != call.epoch:
+                raise InvariantBroken(f"{call.call}: moves to an epoch that is not its own")
+        for aor, (ident, name) in self.calls.device_of.items():
+            call = self.calls.by_id.get(ident)
+            if call is None or name not in call.legs or not call.legs[name].alive:
+                raise InvariantBroken(f"device {aor} held by nobody")
+
+    # --- SIP -----------------------------------------------------------------------
+
+    def _keep_early(self, event: SipBytes) -> None:
+        if len(self._early) < EARLY_EVENTS_MAX:
+            self._early.append(event)
+        else:
+            self.context.count("edge_early_dropped")
+
+    def _sip_bytes(self, event: SipBytes) -> None:
+        sip, now = self.context.sip, self.context.now
+        if event.flow.transport == "udp":
+            sip.receive(event.data, event.flow, now)
+        else:
+            sip.receive_stream(event.data, event.flow, now)
+
+    def _flow_closed(self, event: SipFlowClosed) -> None:
+        sip, now = self.context.sip, self.context.now
+        if event.flow.transport != "udp":
+            sip.stream_closed(event.flow, now)
+        elif not event.flow.listener.startswith("node-"):
+            # a refusal on a node listener is the watch's to judge: a leg there is lost
+            # with its node, not one by one
+            sip.transport_error(event.flow, event.reason, now)
+
+    # --- nodes ---------------------------------------------------------------------
+
+    def _node_lost(self, node: WatchedNode, why: str) -> None:
+        self.context.count("edge_nodes_lost")
+        self.takeover.node_lost(node, why)
+
+    def _node_back(self, node: WatchedNode) -> None:
+        self.takeover.node_back(node.config.name)
+
+    def _app_absent(self, node: WatchedNode) -> None:
+        """The app stays away: its calls are moved while their Asterisk still runs."""
+        for call in self.calls.of_node(node.config.name):
+            self.takeover.move(call, "node app away")
+
+    def _link_up(self, event: LinkUp) -> None:
+        context, config = self.context, self.context.config
+        self.watch.link_up(event.peer)
+        hello = link.EdgeHello(
+            edge=config.edge,
+            vip=config.vip,
+            edge_revision=context.edge_revision,
+            version=config.version,
+            sip=f"{config.core_host}:{config.trunk_port}",
+        )
+        context.link(event.peer, hello)
+        if self.serving:
+            self._send_calls(event.peer)
+
+    def _send_calls(self, node: str) -> None:
+        """Snapshot for a node app: what it serves, with the facts of the legs."""
+        calls = {}
+        for call in self.calls.of_node(node):
+            if call.lost or call.legs[PRIMARY_LEG].state == "trying":
+                continue
+            legs = {
+                leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.state, held=leg.held)
+                for leg in call.living()
+            }
+            calls[call.call] = link.CallAtEdge(epoch=str(call.epoch), legs=legs)
+        self.context.link(node, link.EdgeCalls(calls=calls))
+
+    def _link_received(self, event: LinkReceived) -> None:
+        frame, node = event.frame, event.peer
+        match frame:
+            case link.NodeHello():
+                self.watch.hello(node, frame.incarnation)
+            case link.NodeState():
+                self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
+                self.takeover.pump()
+            case link.AsteriskGone():
+                self.watch.asterisk_gone(node, frame.incarnation, frame.reason)
+            case link.Bridged():
+                self.takeover.bridged(frame)
+            case link.ResumeRefused():
+                self.takeover.refused(frame)
+            case link.EndLeg():
+                self.calls.announced_end(frame)
+            case link.WantMedia():
+                self.calls.media_wanted(frame)
+            case link.DigitHeard():
+                self.calls.digit_heard(node, frame)
+            case link.ClaimAgent():
+                self._claim(node, frame)
+            case link.NodeCalls():
+                self._node_calls(node, frame)
+            case _:
+                self.context.count("edge_frames_unknown", kind=type(frame).__name__)
+
+    def _claim(self, node: str, frame: link.ClaimAgent) -> None:
+        """First attempt wins the device; it is free again when the attempt's leg ends."""
+        holder = self.calls.device_of.get(frame.device)
+        granted = holder is None
+        if holder:
+            leg = self.calls.by_id[holder[0]].legs[holder[1]]
+            granted = leg.attempt == frame.attempt
+        answer = link.ClaimAnswer(
+            agent=frame.agent, attempt=frame.attempt, granted=granted, holder=holder[0] if holder else ""
+        )
+        self.context.link(node, answer)
+
+    def _node_calls(self, node: str, frame: link.NodeCalls) -> None:
+        """What the node has, against what it should have."""
+        if not self.serving:
+            return
+        for ident, on_node in frame.calls.items():
+            call = self.calls.by_id.get(ident)
+            if call is None:
+                self.context.link(node, link.Relinquish(call=ident, epoch=on_node.epoch))
+            elif call.owner and call.owner.name != node and not (call.move and call.move.to.name == node):
+                moved = link.CallMoved(call=ident, epoch=str(call.epoch), to_node=call.owner.name)
+                self.context.link(node, moved)
+
+    # --- media relay ---------------------------------------------------------------
+
+    def _media_reach(self, event: MediaReach) -> None:
+        context = self.context
+        if event.reachable != context.media_ok:
+            level = "info" if event.reachable else "error"
+            text = "media relay answers" if event.reachable else "media relay away: new calls get 503"
+            context.note("edge", text, level=level, why=event.why)
+        context.media_ok = event.reachable
+
+    # --- etcd ----------------------------------------------------------------------
+
+    def _lease(self, event: LeaseState) -> None:
+        if event.held:
+            self._announce()
+
+    def _store_reach(self, event: StoreReach) -> None:
+        context = self.context
+        if event.reachable != context.store_ok:
+            text = "etcd answers" if event.reachable else "etcd away: calls go on, writes wait"
+            context.note("edge", text, level="info" if event.reachable else "warning", why=event.why)
+        context.store_ok = event.reachable
+        if event.reachable:
+            self._announce()
+            self._take_vip()
+
+    def _announce(self) -> None:
+        config, keys = self.context.config, self.context.keys
+        value = EdgeValue(
+            edge=config.edge,
+            vip=config.vip,
+            sip=f"{config.core_host}:{config.trunk_port}",
+            public=f"{config.public_host}:{config.public_port}",
+            http=config.http,
+            version=config.version,
+        )
+        self.context.txn("edge", puts=(Put(keys.edge(config.edge), encode(value), leased=True),))
+
+    def _take_vip(self) -> None:
+        """Writes our name at the address: its revision is the first half of our epochs,
+        and every later write of ours compares it."""
+        context, config = self.context, self.context.config
+        if context.edge_revision or self._vip_asked or not context.utc:
+            context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
+            if context.edge_revision or self._vip_asked:
+                context.cancel("vip")
+            return
+        self._vip_asked = True
+        value = VipValue(edge=config.edge, since=context.utc, process=config.process)
+
+        def taken(outcome: Outcome) -> None:
+            self._vip_asked = False
+            if isinstance(outcome, Done) and isinstance(outcome.value, TxnResult) and outcome.value.succeeded:
+                context.edge_revision = outcome.value.revision
+                context.note("edge", "active", vip=config.vip, revision=context.edge_revision)
+                self._maybe_serve()
+            else:
+                context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
+
+        context.txn("vip", taken, puts=(Put(context.keys.vip(config.vip), encode(value)),))
+
+    def _snapshot(self, event: StoreSnapshot) -> None:
+        parts = self.context.keys.split(event.prefix)
+        family = parts[0] if parts else ""
+        for key, item in event.items.items():
+            self.registrar.stored(key, item)
+        if not self.serving:
+            self._read[family] = {key: item.value for key, item in event.items.items()}
+            self._maybe_serve()
+
+    def _changed(self, event: StoreChanged) -> None:
+        self.registrar.stored(event.key, event.value)
+        vip = self.context.keys.vip(self.context.config.vip)
+        if event.key == vip and event.value and self.context.edge_revision:
+            if event.value.mod_revision > self.context.edge_revision:
+                self.context.note("edge", "another edge took our address", level="error")
+                self.context.count("edge_replaced")
+
+    def _maybe_serve(self) -> None:
+        """Begins to serve when we are active and every stored call has been read."""
+        context = self.context
+        if self.serving or not context.edge_revision:
+            return
+        missing = [family for family in FAMILIES if family not in self._read]
+        if missing:
+            return
+        self._restore()
+        self.serving = True
+        self.watch.start()
+        self.registrar.start()
+        for node in self.watch.nodes.values():
+            if node.link_up:
+                self._send_calls(node.config.name)
+        context.note("edge", "serving", calls=len(self.calls.by_id))
+        early, self._early = self._early, []
+        for event in early:
+            self._sip_bytes(event)
+        self._read.clear()
+        context.at("pump", context.now + VIP_RETRY_S, self.takeover.pump)
+
+    def _restore(self) -> None:
+        """Continues every call of this pair from etcd."""
+        context, keys = self.context, self.context.keys
+        dialogs = self._read["dialogs"]
+        for key, raw in dialogs.items():
+            parts = keys.split(key)
+            if len(parts) != 3 or parts[1] != context.config.vip:
+                continue
+            try:
+                value = decode(raw, DialogsValue, key)
+                owner = self._stored_value(keys.owner(value.call), OwnerValue)
+                media = self._stored_value(keys.media(value.call), MediaValue)
+                restore_call(context, self.calls, self.takeover, value, owner, media)
+            except (BadValue, KeyError, ValueError, TypeError) as error:
+                context.note("edge", "a stored call could not be continued", level="error",
+                             key=key, error=repr(error))  # fmt: skip
+                context.count("edge_calls_unreadable")
+
+    def _stored_value(self, key: str, kind: Any) -> Any:
+        raw = self._read["calls"].get(key)
+        return decode(raw, kind, key) if raw else None
+
+    # --- people --------------------------------------------------------------------
+
+    def _operator(self, event: OperatorRequest) -> None:
+        status, body = self._answer(event.verb, event.args)
+        self.context.emit(OperatorReply(request=event.request, status=status, body=body))
+
+    def _answer(self, verb: str, args: Any) -> tuple[int, Any]:
+        match verb:
+            case "status":
+                return 200, self._status()
+            case "calls":
+                return 200, [call_view(call) for call in self.calls.by_id.values()]
+            case "call":
+                call = self.calls.by_id.get(str(args.get("call", "")))
+                return (200, call_view(call)) if call else (404, {"error": "no such call at this edge"})
+            case "nodes":
+                return 200, [node_view(n, self.calls.load(n.config.name)) for n in self.watch.nodes.values()]
+            case "bindings":
+                return 200, self.registrar.snapshot()
+            case _:
+                return 404, {"error": f"unknown verb {verb}"}
+
+    def _status(self) -> dict[str, Any]:
+        context = self.context
+        return {
+            "edge": context.config.edge,
+            "vip": context.config.vip,
+            "active": bool(context.edge_revision),
+            "serving": self.serving,
+            "edge_revision": context.edge_revision,
+            "etcd": context.store_ok,
+            "rtpengine": context.media_ok,
+            "calls": len(self.calls.by_id),
+            "moving": self.takeover.moving_count(),
+            "waiting_for_a_node": self.takeover.waiting_count(),
+            "sip": dict(context.sip.counters),
+        }
+
+
+__all__ = ["FAMILIES", "Compare", "EdgeMachine", "Epoch", "NodeId"]

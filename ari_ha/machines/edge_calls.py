@@ -1,0 +1,400 @@
+"""The calls of an edge: their media, their endings, their copy in etcd.
+
+Setting a call up is edge_setup's, moving it to another node takeover's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, ng_body, wanted_graph
+from ari_ha.sip.events import LocalError
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import OwnerValue, encode
+
+MEDIA_RETRY_S = 0.1
+MEDIA_FAILURES_MAX = 20
+STORE_RETRY_S = 0.5
+CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
+"""Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
+
+
+class Calls:
+    """Every call of this edge, by id and by SIP key."""
+
+    def __init__(self, context: EdgeContext) -> None:
+        self._context = context
+        self.by_id: dict[str, EdgeCall] = {}
+        self.by_key: dict[str, tuple[str, str]] = {}
+        """SIP key of a phone leg or of a node half -> (call, leg)"""
+        self.device_of: dict[str, tuple[str, str]] = {}
+        """Address of record -> the one (call, leg) that has the device"""
+        self._dirty: set[str] = set()
+        self._writing: set[str] = set()
+        self._stored: set[str] = set()
+        self._owner_written: dict[str, bytes] = {}
+        self._deleted: dict[str, None] = {}
+        self._after_write: dict[str, list[Callable[[], None]]] = {}
+        self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
+        self.on_finished: Callable[[EdgeCall], None] = lambda call: None
+
+    # --- making and finding --------------------------------------------------------
+
+    def create(self, kind: str, caller: str, did: str, trunk: str) -> EdgeCall:
+        """A new call with a new id."""
+        call = EdgeCall(
+            self._context.new_id(), kind, self._context.utc, CallMedia(), caller=caller, did=did, trunk=trunk
+        )
+        self.by_id[call.call] = call
+        return call
+
+    def adopt(self, call: EdgeCall) -> None:
+        """A call read back from etcd."""
+        self.by_id[call.call] = call
+        self._stored.add(call.call)
+        for leg in call.living():
+            self.index(call, leg)
+        for half in call.halves.values():
+            self.by_key[half.key] = (call.call, half.leg)
+
+    def index(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """Makes the leg findable by its SIP key and its device."""
+        call.legs[leg.leg] = leg
+        self.by_key[leg.key] = (call.call, leg.leg)
+        if leg.aor:
+            self.device_of[leg.aor] = (call.call, leg.leg)
+
+    def phone(self, key: str) -> tuple[EdgeCall, PhoneLeg] | None:
+        """The phone leg with this SIP key."""
+        found = self.by_key.get(key)
+        call = self.by_id.get(found[0]) if found else None
+        if not call or not found:
+            return None
+        leg = call.legs.get(found[1])
+        return (call, leg) if leg and leg.key == key else None
+
+    def half(self, key: str) -> tuple[EdgeCall, NodeLeg] | None:
+        """The half towards a node with this SIP key, current or of a move."""
+        found = self.by_key.get(key)
+        call = self.by_id.get(found[0]) if found else None
+        if not call or not found:
+            return None
+        halves = [call.halves.get(found[1])]
+        if call.move:
+            halves.append(call.move.halves.get(found[1]))
+        for half in halves:
+            if half and half.key == key:
+                return call, half
+        return None
+
+    def of_node(self, node: str) -> list[EdgeCall]:
+        """Calls served by the node of that name, whatever its incarnation."""
+        return [call for call in self.by_id.values() if call.owner and call.owner.name == node]
+
+    def load(self, node: str) -> int:
+        """Calls the node serves or is about to."""
+        return sum(
+            1
+            for call in self.by_id.values()
+            if (call.owner and call.owner.name == node and not call.lost)
+            or (call.move and call.move.to.name == node)
+        )
+
+    # --- media ---------------------------------------------------------------------
+
+    def effective_state(self, call: EdgeCall) -> str:
+        """The media state the call is in, from what its app wants and what is true."""
+        if call.lost:
+            return HITLESS if call.media.state == HITLESS and call.two_talking() else DIRECT
+        if any(leg.held for leg in call.up()) and call.want == HITLESS:
+            return THROUGH
+        return call.want
+
+    def apply_media(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
+        """Brings rtpengine to the call's state; ``then`` runs when it is there."""
+        if call.ended:
+            return
+        state = self.effective_state(call)
+        up = sorted((leg.leg for leg in call.up()), key=lambda leg: (leg != PRIMARY_LEG, leg))
+        tags = {leg: half.tag for leg, half in call.halves.items() if half.state == "up"}
+        changed = state != call.media.state
+        call.media.state = state
+        commands = call.media.change_to(wanted_graph(state, up, tags))
+        if changed:
+            self._context.note(f"call/{call.call}", f"media {state}")
+            if not call.lost:
+                self.touch(call)
+        if not commands:
+            if then:
+                then()
+            return
+        pending = [len(commands)]
+
+        def settled(outcome: Outcome) -> None:
+            pending[0] -= 1
+            if not isinstance(outcome, Done):
+                call.media.doubtful = True
+            if pending[0]:
+                return
+            if call.media.doubtful:
+                self._media_again(call, then)
+            else:
+                call.media.failures = 0
+                if then:
+                    then()
+
+        for command, hears in commands:
+            body = ng_body(call.call, hears)
+            self._context.ng(call.call, command, body, settled)
+
+    def _media_again(self, call: EdgeCall, then: Callable[[], None] | None) -> None:
+        call.media.failures += 1
+        self._context.count("edge_media_retries")
+        if call.media.failures > MEDIA_FAILURES_MAX:
+            self._context.note(f"call/{call.call}", "rtpengine keeps refusing", level="error")
+            call.media.failures = 0
+            return
+        when = self._context.now + MEDIA_RETRY_S
+        self._context.at(f"media/{call.call}", when, lambda: self.apply_media(call, then))
+
+    # --- endings -------------------------------------------------------------------
+
+    def end_leg(self, call: EdgeCall, leg: PhoneLeg, by: str, cause: str, status: int = 0) -> None:
+        """The leg is over, whoever ended it; the phone's dialog is ended here unless
+        the phone itself did it. Ending the primary leg ends every other."""
+        if not leg.alive:
+            return
+        context = self._context
+        was = leg.state
+        leg.state = "ended"
+        call.tombstones[leg.leg] = by
+        if by not in ("phone", "cancelled", "failed"):
+            context.sip.hangup(leg.key, context.now, status=status or CAUSE_TO_STATUS.get(cause, 603))
+        if self.device_of.get(leg.aor) == (call.call, leg.leg):
+            del self.device_of[leg.aor]
+        context.note(f"call/{call.call}", f"leg {leg.leg} ended", by=by, cause=cause, status=status, was=was)
+        half = call.halves.get(leg.leg)
+        if half:
+            self.end_half(call, half, status or 487)
+        if by != "app" and call.owner:
+            frame = link.LegGone(
+                call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by
+            )
+            context.link(call.owner.name, frame)
+        if leg.leg == PRIMARY_LEG:
+            for other in call.living():
+                self.end_leg(call, other, "edge", "16")
+        if not call.living():
+            self.finish(call)
+            return
+        self.apply_media(call)
+        self.touch(call)
+        if call.move:
+            self.on_leg_ended_in_move(call)
+
+    def end_half(self, call: EdgeCall, half: NodeLeg, status: int = 487) -> None:
+        """Ends a dialog with a node. Its tag may serve again."""
+        if half.state != "ended":
+            half.state = "ended"
+            self._context.sip.hangup(half.key, self._context.now, status=status)
+        self.by_key.pop(half.key, None)
+        call.free_tag(half.tag)
+        if call.halves.get(half.leg) is half:
+            del call.halves[half.leg]
+
+    def finish(self, call: EdgeCall) -> None:
+        """Nobody is left: media, keys and memory of the call are given back."""
+        if call.ended:
+            return
+        call.ended = True
+        context = self._context
+        for half in list(call.halves.values()):
+            self.end_half(call, half)
+        if call.move:
+            for half in list(call.move.halves.values()):
+                self.end_half(call, half)
+            call.move = None
+        for name in ("media", "move", "bye", "answer"):
+            context.cancel(f"{name}/{call.call}")
+        context.ng(call.call, "delete", {})
+        for leg in call.legs.values():
+            self.by_key.pop(leg.key, None)
+        self.by_id.pop(call.call, None)
+        self._dirty.discard(call.call)
+        for act in self._after_write.pop(call.call, []):
+            act()
+        self._deleted[call.call] = None
+        context.note(f"call/{call.call}", "ended", tombstones=dict(call.tombstones))
+        context.count("edge_calls_ended")
+        self.on_finished(call)
+        self.flush()
+
+    # --- what the app says ---------------------------------------------------------
+
+    def announced_end(self, frame: link.EndLeg) -> None:
+        """The app ends a leg: the only word of a node that ends a phone's side."""
+        call = self.by_id.get(frame.call)
+        if not call or str(call.epoch) != frame.epoch:
+            self._context.count("edge_stale_frames", kind="EndLeg")
+            return
+        call.announced.add(frame.leg)
+        leg = call.legs.get(frame.leg)
+        if leg and leg.alive:
+            status = int(frame.cause) if frame.cause.isdigit() and int(frame.cause) >= 300 else 0
+            self.end_leg(call, leg, "app", frame.cause, status)
+
+    def media_wanted(self, frame: link.WantMedia) -> None:
+        """The app says which media state it needs; answered when it is there."""
+        call = self.by_id.get(frame.call)
+        if not call or str(call.epoch) != frame.epoch or frame.state not in ("hitless", "through", "coach"):
+            self._context.count("edge_stale_frames", kind="WantMedia")
+            return
+        call.want = frame.state
+        call.want_request = frame.request
+        self.apply_media(call, None if call.lost else lambda: self.tell_media(call))
+
+    def tell_media(self, call: EdgeCall) -> None:
+        """Answers the app's last wish, once the call is where it should be."""
+        if call.owner and call.want_request and not call.ended and not call.lost:
+            answer = link.MediaIs(
+                call=call.call, epoch=str(call.epoch), state=call.media.state, request=call.want_request
+            )
+            self._context.link(call.owner.name, answer)
+
+    def digit_heard(self, node: str, frame: link.DigitHeard) -> None:
+        """Asterisk heard a digit: proof, for people and tests, that it hears the leg."""
+        call = self.by_id.get(frame.call)
+        if call:
+            entry = {"leg": frame.leg, "digit": frame.digit, "node": node, "epoch": frame.epoch}
+            call.digits.append({**entry, "at_utc": self._context.utc})
+            del call.digits[:-DIGITS_KEPT_MAX]
+
+    # --- the copy in etcd ----------------------------------------------------------
+
+    def touch(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
+        """The call changed: it is written at the end of this event, and again while
+        it keeps changing. ``then`` runs when this state is in etcd, or after a limit,
+        or at once while etcd is away."""
+        if call.ended:
+            return
+        self._dirty.add(call.call)
+        if then is None:
+            return
+        if not self._context.store_ok:
+            then()
+            return
+        done = [False]
+
+        def once() -> None:
+            if not done[0]:
+                done[0] = True
+                then()
+
+        self._after_write.setdefault(call.call, []).append(once)
+        name = f"persist/{call.call}/{self._context.serial()}"
+        self._context.at(name, self._context.now + self._context.timings.persist_limit_s, once)
+
+    def flush(self) -> None:
+        """Writes what changed; called once at the end of every event."""
+        context = self._context
+        if not context.store_ok or not context.edge_revision:
+            return
+        for ident in list(self._deleted):
+            if ident not in self._writing:
+                del self._deleted[ident]
+                self._delete(ident)
+        for ident in [ident for ident in self._dirty if ident not in self._writing]:
+            self._dirty.discard(ident)
+            call = self.by_id.get(ident)
+            if call:
+                self._write(call)
+
+    def _fence(self) -> tuple[Compare, ...]:
+        """Writes count only while our vip key is untouched: an edge that was
+        replaced writes nothing (design: authority)."""
+        context = self._context
+        return (Compare(context.keys.vip(context.config.vip), context.edge_revision),)
+
+    def _write(self, call: EdgeCall) -> None:
+        context, keys = self._context, self._context.keys
+        waiting = self._after_write.pop(call.call, [])
+        puts = [
+            Put(keys.dialogs(context.config.vip, call.call), encode(call.dialogs_value(self._export))),
+            Put(keys.media(call.call), encode(call.media_value())),
+        ]
+        owner = encode(self.owner_value(call))
+        if owner != self._owner_written.get(call.call):
+            puts.append(Put(keys.owner(call.call), owner))
+        self._writing.add(call.call)
+
+        def written(outcome: Outcome) -> None:
+            self._writing.discard(call.call)
+            ok = isinstance(outcome, Done) and isinstance(outcome.value, TxnResult) and outcome.value.succeeded
+            if ok:
+                self._stored.add(call.call)
+                self._owner_written[call.call] = owner
+            elif isinstance(outcome, Done):
+                context.count("edge_writes_fenced")
+                context.note(f"call/{call.call}", "write refused: another edge is active", level="error")
+            else:
+                self._dirty.add(call.call)
+                context.at("flush", context.now + STORE_RETRY_S, self.flush)
+            for act in waiting:
+                act()
+
+        context.count("edge_store_txns")
+        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=tuple(puts))
+
+    def _delete(self, ident: str) -> None:
+        context, keys = self._context, self._context.keys
+        self._writing.add(ident)
+
+        def deleted(outcome: Outcome) -> None:
+            self._writing.discard(ident)
+            if isinstance(outcome, Done):
+                self._stored.discard(ident)
+                self._owner_written.pop(ident, None)
+            else:
+                self._deleted[ident] = None
+                context.at("flush", context.now + STORE_RETRY_S, self.flush)
+
+        context.count("edge_store_txns")
+        context.txn(
+            f"store/{ident}",
+            deleted,
+            compares=self._fence(),
+            deletes=(
+                Delete(keys.call(ident), prefix=True),
+                Delete(keys.dialogs(context.config.vip, ident)),
+            ),
+        )
+
+    def _export(self, key: str) -> dict[str, object] | None:
+        try:
+            return self._context.sip.export_leg(key)
+        except LocalError:
+            return None
+
+    def owner_value(self, call: EdgeCall) -> OwnerValue:
+        """Who serves the call, as nodes and monitoring read it."""
+        node = call.owner or (call.move.to if call.move else NodeId("", ""))
+        return OwnerValue(
+            call=call.call,
+            node=str(node),
+            epoch=str(call.epoch),
+            edge=self._context.config.edge,
+            vip=self._context.config.vip,
+            since=call.started_utc,
+            moving=call.move is not None,
+            moving_from=str(call.owner) if call.move and call.owner else "",
+            why=call.lost,
+        )
+
+    def next_epoch(self, call: EdgeCall) -> Epoch:
+        """The call's next epoch under this edge."""
+        return call.epoch.next(self._context.edge_revision)

@@ -1,0 +1,82 @@
+"""An edge's configuration as its machine needs it: values, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeNode:
+    """A node the edge may use: where its Asterisk and its app's link listen."""
+
+    name: str
+    sip_host: str
+    sip_port: int
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTimings:
+    """Limits and periods of an edge, in seconds unless the name says otherwise."""
+
+    probe_interval_s: float = 0.1
+    """OPTIONS to each node this often; a refusal (ICMP) is seen within one."""
+    silence_s: float = 0.4
+    """No OPTIONS reply for this long makes Asterisk silent: one witness. Under
+    300 ms a starved host gives false alarms (measured)."""
+    link_silence_s: float = 0.6
+    """No word on the node link for this long: the second witness."""
+    bye_grace_s: float = 0.15
+    """A node's unannounced BYE waits this long for the announcement on the link
+    before it counts as the loss of a leg."""
+    persist_limit_s: float = 0.15
+    """A 200 OK waits this long, at most, for the dialog to be in etcd."""
+    move_limit_s: float = 2.5
+    """A survivor that has not bridged a call by then: another try elsewhere."""
+    move_retry_s: float = 0.2
+    """Pause before the next try when no survivor is ready."""
+    moves_at_once_max: int = 20
+    """Calls being taken over together; more only slow each other (two cores)."""
+    setup_tries_max: int = 4
+    """Nodes tried for a new call before the caller hears 503."""
+    app_absent_limit_s: float = 20.0
+    """A node app away for longer: its calls are moved while they still run."""
+    ring_limit_s: float = 180.0
+    """Longest ringing of a phone; the app's own limit is shorter."""
+    registration_s: int = 120
+    """Registration interval granted at most; short, so a lost phone is noticed."""
+    registration_min_s: int = 10
+    """Shorter ones get 423."""
+    orphan_limit_s: float = 600.0
+    """How long leftovers on a lost node are remembered, to be ended when it
+    answers again."""
+    stall_s: float = 0.25
+    """Rounds in which this process itself was late by this much prove nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """One edge."""
+
+    cluster: str
+    edge: str
+    vip: str
+    realm: str
+    public_host: str
+    public_port: int
+    core_host: str
+    trunk_port: int
+    agent_port: int
+    resume_port: int
+    nodes: dict[str, EdgeNode] = field(default_factory=dict)
+    trunks: dict[str, dict[str, object]] = field(default_factory=dict)
+    """Trunks known without etcd: name -> {"hosts": [...], "dids": [...]}"""
+    header_key: bytes = b""
+    http: str = ""
+    version: str = ""
+    process: str = ""
+    public_interface: str = "public"
+    core_interface: str = "core"
+    calls_max: int = 2_000
+    """New calls beyond this get 503: a full edge keeps the calls it has."""
+    timings: EdgeTimings = EdgeTimings()

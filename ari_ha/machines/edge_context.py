@@ -1,0 +1,154 @@
+"""What all parts of the edge machine share: the SIP endpoint, the effects being
+gathered, timers, and continuations that wait for an effect's outcome."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from ari_ha.core.machine import Count, Done, Effect, Note, Outcome, OutcomeOf
+from ari_ha.core.ports.link import SendLink
+from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.store import StoreTxn
+from ari_ha.machines.edge_config import EdgeConfig
+from ari_ha.sip.endpoint import Endpoint
+from ari_ha.sip.flow import Flow, Listener
+from ari_ha.wire.keyspace import Keys
+
+Then = Callable[[Outcome], None]
+NG_LIMIT_S = 1.5
+STORE_LIMIT_S = 2.0
+
+
+class EdgeContext:
+    """Shared by the edge's parts; owned by `EdgeMachine`."""
+
+    def __init__(self, config: EdgeConfig, new_id: Callable[[], str], rand: Callable[[], float]) -> None:
+        self.config = config
+        self.timings = config.timings
+        self.keys = Keys(config.cluster)
+        self.new_id = new_id
+        self.rand = rand
+        listeners = {
+            "public-udp": Listener("public-udp", "udp", config.public_host, config.public_port),
+            "public-tcp": Listener("public-tcp", "tcp", config.public_host, config.public_port),
+            "node-trunk": Listener("node-trunk", "udp", config.core_host, config.trunk_port),
+            "node-agent": Listener("node-agent", "udp", config.core_host, config.agent_port),
+            "node-resume": Listener("node-resume", "udp", config.core_host, config.resume_port),
+        }
+        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha")
+        self.now = 0.0
+        self.cause = ""
+        self.utc_offset_s: float | None = None
+        self.edge_revision = 0
+        """mod_revision of our vip key; 0 until we are the active edge."""
+        self.store_ok = False
+        self.media_ok = True
+        self._out: list[Effect] = []
+        self._then: dict[str, Then] = {}
+        self._serial = 0
+        self._timers: list[tuple[float, int, str]] = []
+        self._armed: dict[str, tuple[int, Callable[[], None]]] = {}
+
+    @property
+    def utc(self) -> float:
+        """UTC seconds now; 0 before the first word about the time."""
+        return self.now + self.utc_offset_s if self.utc_offset_s is not None else 0.0
+
+    def emit(self, effect: Effect) -> None:
+        """Adds an effect to the answer of the event being handled."""
+        self._out.append(effect)
+
+    def take_effects(self) -> list[Effect]:
+        """The effects gathered since the last call."""
+        out, self._out = self._out, []
+        return out
+
+    def note(self, subject: str, text: str, level: str = "info", **facts: Any) -> None:
+        """A line of the story."""
+        pairs = tuple((name, str(value)) for name, value in facts.items())
+        self.emit(Note(cause=self.cause, subject=subject, text=text, facts=pairs, level=level))
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        """Adds to a counter."""
+        self.emit(Count(name=name, by=by, labels=tuple(labels.items())))
+
+    # --- continuations -------------------------------------------------------------
+
+    def serial(self) -> int:
+        """A number never given before by this process."""
+        self._serial += 1
+        return self._serial
+
+    def _tag(self, then: Then | None) -> str:
+        tag = f"{self.serial()}"
+        if then:
+            self._then[tag] = then
+        return tag
+
+    def ng(self, call: str, command: str, body: dict[str, object], then: Then | None = None) -> None:
+        """One rtpengine command in the call's media lane."""
+        self.emit(
+            NgCommand(
+                lane=f"media/{call}",
+                cause=self.cause,
+                limit_s=NG_LIMIT_S,
+                command=command,
+                body={"call-id": call, **body},
+                tag=self._tag(then),
+            )
+        )
+
+    def txn(self, lane: str, then: Then | None = None, **parts: Any) -> None:
+        """One etcd transaction."""
+        self.emit(
+            StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts)
+        )
+
+    def outcome(self, event: OutcomeOf) -> None:
+        """Gives an outcome to whoever waits for it."""
+        tag = getattr(event.effect, "tag", "")
+        then = self._then.pop(tag, None)
+        if then:
+            then(event.outcome)
+        elif not isinstance(event.outcome, Done):
+            self.count("edge_effects_failed", kind=type(event.effect).__name__)
+
+    def link(self, node: str, frame: Any) -> None:
+        """Sends a frame to a node app; lost when its link is down."""
+        self.emit(SendLink(peer=node, frame=frame))
+
+    # --- timers --------------------------------------------------------------------
+
+    def at(self, name: str, when: float, act: Callable[[], None]) -> None:
+        """Calls ``act`` at ``when``; a timer of the same name is replaced."""
+        serial = self.serial()
+        self._armed[name] = (serial, act)
+        heapq.heappush(self._timers, (when, serial, name))
+
+    def cancel(self, name: str) -> None:
+        """Forgets the timer."""
+        self._armed.pop(name, None)
+
+    def deadline(self) -> float | None:
+        """The earliest of our timers and the SIP engine's."""
+        while self._timers and self._armed.get(self._timers[0][2], (0,))[0] != self._timers[0][1]:
+            heapq.heappop(self._timers)
+        times = [when for when in (self.sip.deadline(),) if when is not None]
+        if self._timers:
+            times.append(self._timers[0][0])
+        return min(times) if times else None
+
+    def fire(self) -> None:
+        """Runs every timer that is due."""
+        while self._timers and self._timers[0][0] <= self.now:
+            _, serial, name = heapq.heappop(self._timers)
+            armed = self._armed.get(name)
+            if armed and armed[0] == serial:
+                del self._armed[name]
+                armed[1]()
+
+    def node_flow(self, listener: str, host: str, port: int) -> Flow:
+        """The way from one of our node listeners to a node's Asterisk."""
+        return Flow(listener, "udp", host, port)

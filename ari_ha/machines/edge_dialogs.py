@@ -1,0 +1,250 @@
+"""What the SIP engine reports, given to whoever it concerns.
+
+A key of the engine is either a phone's (its end is final) or a node's half (its
+end is only the loss of a leg, unless the app announced it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import (
+    MIRRORED,
+    AudioSide,
+    EdgeCall,
+    NoCommonCodec,
+    NodeLeg,
+    PhoneLeg,
+    narrowed,
+)
+from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.takeover import Takeover
+from ari_ha.sip import events as sip
+from ari_ha.sip.sdp import SdpError, SessionDescription
+from ari_ha.wire import link
+
+DTMF_RELAY = "application/dtmf-relay"
+
+
+class Dialogs:
+    """Routes the engine's events."""
+
+    def __init__(
+        self, context: EdgeContext, calls: Calls, setup: Setup, takeover: Takeover, registrar: Registrar
+    ) -> None:
+        self._context = context
+        self._calls = calls
+        self._setup = setup
+        self._takeover = takeover
+        self._registrar = registrar
+        self._late_reinvites: set[str] = set()
+        self._routes: dict[type, Callable[[Any], None]] = {
+            sip.InviteReceived: self._invite,
+            sip.RequestReceived: self._request,
+            sip.LegRinging: self._ringing,
+            sip.LegAnswered: self._answered,
+            sip.LegAcked: self._acked,
+            sip.LegFailed: self._failed,
+            sip.LegCancelled: lambda event: self._ended(event.leg, "cancelled", "487", 487),
+            sip.LegEnded: self._leg_ended,
+            sip.ReinviteReceived: self._reinvite,
+            sip.InfoReceived: self._info,
+            sip.InDialogRequest: self._in_dialog,
+        }
+
+    def heard(self, event: Any) -> None:
+        """One event of the engine. Those not listed need no answer of ours."""
+        route = self._routes.get(type(event))
+        if route:
+            route(event)
+
+    # --- requests outside dialogs --------------------------------------------------
+
+    def _invite(self, event: sip.InviteReceived) -> None:
+        if event.flow.listener.startswith("node-"):
+            self._setup.from_node(event)
+        else:
+            self._setup.from_public(event)
+
+    def _request(self, event: sip.RequestReceived) -> None:
+        context = self._context
+        public = not event.flow.listener.startswith("node-")
+        match event.request.method:
+            case "REGISTER" if public:
+                self._registrar.register(event)
+            case "OPTIONS":
+                context.sip.respond(event.txn, 200, context.now)
+            case "SUBSCRIBE" | "PUBLISH":
+                context.sip.respond(event.txn, 489, context.now)
+            case _:
+                context.sip.respond(event.txn, 405, context.now)
+
+    # --- progress ------------------------------------------------------------------
+
+    def _ringing(self, event: sip.LegRinging) -> None:
+        if found := self._calls.phone(event.leg):
+            self._setup.phone_ringing(*found)
+        elif half := self._calls.half(event.leg):
+            call, node_leg = half
+            if not call.move:
+                self._setup.half_ringing(call, node_leg)
+
+    def _answered(self, event: sip.LegAnswered) -> None:
+        if found := self._calls.phone(event.leg):
+            call, leg = found
+            if leg.alive:
+                self._setup.phone_answered(call, leg, event.sdp)
+        elif half := self._calls.half(event.leg):
+            call, node_leg = half
+            if call.move and call.move.halves.get(node_leg.leg) is node_leg:
+                self._takeover.half_answered(call, node_leg, event.sdp)
+            else:
+                self._setup.half_answered(call, node_leg, event.sdp)
+        else:
+            self._context.sip.hangup(event.leg, self._context.now)
+
+    def _acked(self, event: sip.LegAcked) -> None:
+        """The ACK; with SDP when our 200 carried the offer (late offer)."""
+        found = self._calls.phone(event.leg)
+        if found and event.sdp:
+            call, leg = found
+            late = leg.late_offer or event.leg in self._late_reinvites
+            self._late_reinvites.discard(event.leg)
+            if late:
+                leg.late_offer = False
+                self._learn(call, leg, event.sdp)
+                self._calls.apply_media(call)
+                self._calls.touch(call)
+        elif found:
+            self._calls.touch(found[0])
+
+    def _learn(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> bool:
+        """Tells rtpengine where, and in which direction, the phone takes audio."""
+        try:
+            leg.side = AudioSide.of(sdp)
+            body = {"from-tag": leg.leg, "sdp": narrowed(sdp, leg.side)}
+        except (NoCommonCodec, SdpError):
+            return False
+        self._context.ng(call.call, "create answer", body)
+        return True
+
+    # --- endings -------------------------------------------------------------------
+
+    def _failed(self, event: sip.LegFailed) -> None:
+        if found := self._calls.phone(event.leg):
+            call, leg = found
+            self._calls.end_leg(call, leg, "failed", event.reason, event.status)
+        elif half := self._calls.half(event.leg):
+            call, node_leg = half
+            if call.move and call.move.halves.get(node_leg.leg) is node_leg:
+                self._takeover.half_failed(call, node_leg, event.status, event.reason)
+            else:
+                self._setup.half_failed(call, node_leg, event.status, event.reason)
+
+    def _leg_ended(self, event: sip.LegEnded) -> None:
+        self._ended(event.leg, "phone", event.cause, 0)
+
+    def _ended(self, key: str, by: str, cause: str, status: int) -> None:
+        if found := self._calls.phone(key):
+            call, leg = found
+            self._calls.end_leg(call, leg, by, cause, status)
+        elif half := self._calls.half(key):
+            self._half_ended(*half, cause)
+
+    def _half_ended(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
+        move = call.move
+        if move and move.halves.get(half.leg) is half:
+            self._takeover.half_failed(call, half, 0, cause)
+            return
+        if call.lost:
+            half.state = "ended"
+            return
+        leg = call.legs.get(half.leg)
+        if half.calls_us and leg and leg.state in ("trying", "ringing"):
+            # the node cancels its own attempt: announced by its EndLeg, or lost
+            self._takeover.half_lost(call, half, cause)
+            return
+        self._takeover.half_lost(call, half, cause)
+
+    # --- in the dialog -------------------------------------------------------------
+
+    def _reinvite(self, event: sip.ReinviteReceived) -> None:
+        context = self._context
+        found = self._calls.phone(event.leg)
+        if not found:
+            half = self._calls.half(event.leg)
+            if half:
+                # nodes have no reason to change their audio; the answer is what it was
+                self._setup.learn_node_media(half[0], half[1], event.sdp)
+                context.sip.accept_reinvite(event.leg, half[1].local_sdp(), context.now)
+            else:
+                context.sip.reject_reinvite(event.leg, 481, context.now)
+            return
+        call, leg = found
+        if event.sdp is None:
+            self._late_reinvites.add(event.leg)
+            context.sip.accept_reinvite(event.leg, leg.local_sdp(), context.now)
+            return
+        self._changed_offer(call, leg, event.sdp)
+
+    def _changed_offer(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> None:
+        """Hold, unhold or a new address. Media goes through Asterisk before a hold is
+        answered, so that music is heard at once; and back to hitless on unhold."""
+        context = self._context
+        try:
+            session = SessionDescription.parse(sdp)
+            side = AudioSide.of(sdp)
+        except (SdpError, NoCommonCodec):
+            context.sip.reject_reinvite(leg.key, 488, context.now)
+            return
+        was, leg.held, leg.side = leg.held, session.is_hold(), side
+
+        def answer() -> None:
+            if not leg.alive or call.ended:
+                return
+            self._learn(call, leg, sdp)
+            direction = MIRRORED.get(session.direction, "sendrecv")
+            context.sip.accept_reinvite(leg.key, leg.local_sdp(direction, bump=True), context.now)
+            if was != leg.held and call.owner:
+                frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=leg.held)
+                context.link(call.owner.name, frame)
+
+        if was != leg.held:
+            context.note(f"call/{call.call}", "held" if leg.held else "taken off hold", leg=leg.leg)
+        self._calls.apply_media(call, answer)
+        self._calls.touch(call)
+
+    def _info(self, event: sip.InfoReceived) -> None:
+        """Digits by INFO go to the other phone, with a copy to the node."""
+        context = self._context
+        found = self._calls.phone(event.leg)
+        if not found:
+            return
+        call, leg = found
+        for other in call.up():
+            if other is not leg:
+                context.sip.info(other.key, event.content_type, event.body, context.now)
+        digit = _digit(event.content_type, event.body)
+        if digit and call.owner:
+            frame = link.LegDigit(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit)
+            context.link(call.owner.name, frame)
+
+    def _in_dialog(self, event: sip.InDialogRequest) -> None:
+        """Transfers and subscriptions are not served yet; said so, never ignored."""
+        status = {"REFER": 603, "SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}.get(event.request.method, 405)
+        self._context.sip.respond(event.txn, status, self._context.now)
+
+
+def _digit(content_type: str, body: bytes) -> str:
+    """The digit of a DTMF INFO (``Signal=5``); empty when there is none."""
+    if content_type.split(";")[0].strip().lower() != DTMF_RELAY:
+        return ""
+    for line in body.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition("=")
+        if name.strip().lower() == "signal":
+            return value.strip()[:1]
+    return ""

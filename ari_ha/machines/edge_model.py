@@ -1,0 +1,316 @@
+"""What an edge knows of a call: plain data that exports to etcd and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
+from ari_ha.machines.media import CallMedia
+from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp
+from ari_ha.wire.keyspace import DialogsValue, MediaValue
+
+DIGITS_KEPT_MAX = 64
+MOVES_KEPT_MAX = 32
+CODECS = {8: "PCMA", 0: "PCMU"}
+"""Static payload types (RFC 3551 §6) carried end to end; PCMA preferred."""
+
+
+class NoCommonCodec(ValueError):
+    """The far end offers no audio we carry (SIP 488)."""
+
+
+@dataclass(slots=True)
+class AudioSide:
+    """One phone leg's negotiated audio, as the phone numbers it."""
+
+    payload: int = 8
+    telephone_event: int | None = 101
+    direction: str = "sendrecv"
+
+    @property
+    def codec(self) -> str:
+        """The codec's name for rtpengine."""
+        return CODECS[self.payload]
+
+    @classmethod
+    def of(cls, text: str) -> AudioSide:
+        """What to use with the party that sent this SDP. Raises NoCommonCodec."""
+        try:
+            audio = SessionDescription.parse(text).audio()
+        except SdpError as error:
+            raise NoCommonCodec(str(error)) from error
+        if audio is None or audio.rejected or audio.proto != "RTP/AVP":
+            raise NoCommonCodec("no plain RTP audio stream")
+        for payload in audio.payload_types:
+            if payload in CODECS:
+                return cls(payload, audio.telephone_event, "sendrecv")
+        raise NoCommonCodec(f"no codec in common, offered {audio.formats}")
+
+
+def narrowed(text: str, side: AudioSide) -> str:
+    """The far end's SDP with only the codec in use, so that rtpengine never has a
+    second one to choose; address, port and direction stay theirs."""
+    session = SessionDescription.parse(text)
+    audio = session.audio()
+    if audio is None:
+        raise NoCommonCodec("no audio")
+    host = audio.connection or session.connection or "0.0.0.0"
+    return build_audio_sdp(
+        1,
+        1,
+        host,
+        audio.port,
+        [(side.payload, f"{side.codec}/8000")],
+        side.telephone_event,
+        session.media_direction(audio),
+    )
+
+
+MIRRORED = {"sendrecv": "sendrecv", "sendonly": "recvonly", "recvonly": "sendonly", "inactive": "inactive"}
+"""RFC 3264 §6.1: the answer's direction to an offer's."""
+
+
+@dataclass(slots=True)
+class PhoneLeg:
+    """One phone's side: a dialog the phone keeps whatever dies behind the edge."""
+
+    leg: str
+    role: str
+    """customer, agent or user (a phone that dialled us)"""
+    key: str
+    """The leg's key in the SIP endpoint."""
+    state: str = "trying"
+    """trying, ringing, up, ended"""
+    held: bool = False
+    aor: str = ""
+    user: str = ""
+    attempt: str = ""
+    host: str = ""
+    """rtpengine's address and port towards this phone: they never change."""
+    port: int = 0
+    side: AudioSide = field(default_factory=AudioSide)
+    sdp_version: int = 1
+    late_offer: bool = False
+    ringing_sent: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether anybody is, or may soon be, on this leg."""
+        return self.state != "ended"
+
+    def local_sdp(self, direction: str = "sendrecv", bump: bool = False) -> str:
+        """Our SDP to this phone: same origin, same port, its own payload numbers.
+        ``bump`` raises the version (RFC 3264 §8)."""
+        if bump:
+            self.sdp_version += 1
+        return build_audio_sdp(
+            1,
+            self.sdp_version,
+            self.host,
+            self.port,
+            [(self.side.payload, f"{self.side.codec}/8000")],
+            self.side.telephone_event,
+            direction,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON facts of the leg, without its SIP state."""
+        return {
+            "leg": self.leg,
+            "role": self.role,
+            "key": self.key,
+            "state": self.state,
+            "held": self.held,
+            "aor": self.aor,
+            "user": self.user,
+            "attempt": self.attempt,
+            "host": self.host,
+            "port": self.port,
+            "payload": self.side.payload,
+            "telephone_event": self.side.telephone_event,
+            "sdp_version": self.sdp_version,
+            "late_offer": self.late_offer,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PhoneLeg:
+        """The leg of a record written by `to_dict`."""
+        side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
+        names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port",
+                 "sdp_version", "late_offer")  # fmt: skip
+        return cls(**{name: data[name] for name in names if name in data}, side=side)
+
+
+@dataclass(slots=True)
+class NodeLeg:
+    """One leg's other half: the dialog with the Asterisk that serves it."""
+
+    leg: str
+    node: NodeId
+    epoch: Epoch
+    key: str
+    tag: str
+    """rtpengine's tag of this half: ``<leg>@<node>.<n>``"""
+    calls_us: bool = False
+    """True when the node sent the INVITE (it dials), False when the edge did."""
+    state: str = "calling"
+    """calling, up, ended"""
+    host: str = ""
+    port: int = 0
+    side: AudioSide = field(default_factory=AudioSide)
+
+    def local_sdp(self, direction: str = "sendrecv") -> str:
+        """Our SDP to the node."""
+        return build_audio_sdp(
+            1,
+            1,
+            self.host,
+            self.port,
+            [(self.side.payload, f"{self.side.codec}/8000")],
+            self.side.telephone_event,
+            direction,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON facts of the half, without its SIP state."""
+        return {
+            "leg": self.leg,
+            "node": str(self.node),
+            "epoch": str(self.epoch),
+            "key": self.key,
+            "tag": self.tag,
+            "calls_us": self.calls_us,
+            "state": self.state,
+            "host": self.host,
+            "port": self.port,
+            "payload": self.side.payload,
+            "telephone_event": self.side.telephone_event,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> NodeLeg:
+        """The half of a record written by `to_dict`."""
+        return cls(
+            data["leg"],
+            NodeId.parse(data["node"]),
+            Epoch.parse(data["epoch"]),
+            data["key"],
+            data["tag"],
+            data.get("calls_us", False),
+            data.get("state", "up"),
+            data.get("host", ""),
+            data.get("port", 0),
+            AudioSide(data.get("payload", 8), data.get("telephone_event", 101)),
+        )
+
+
+@dataclass(slots=True)
+class Move:
+    """A takeover (or a drain) under way: the call's next home."""
+
+    epoch: Epoch
+    to: NodeId
+    why: str
+    started: float
+    halves: dict[str, NodeLeg] = field(default_factory=dict)
+    bridged: bool = False
+
+
+@dataclass(slots=True)
+class EdgeCall:
+    """One call: people on one side, an Asterisk on the other, and who serves."""
+
+    call: str
+    kind: str
+    """trunk (from a carrier) or agent (an agent's phone dialled)"""
+    started_utc: float
+    media: CallMedia
+    caller: str = ""
+    did: str = ""
+    trunk: str = ""
+    legs: dict[str, PhoneLeg] = field(default_factory=dict)
+    halves: dict[str, NodeLeg] = field(default_factory=dict)
+    owner: NodeId | None = None
+    epoch: Epoch = NO_EPOCH
+    lost: str = ""
+    """Why the owner no longer serves; empty while it does."""
+    lost_at: float = 0.0
+    want: str = "through"
+    want_request: int = 0
+    move: Move | None = None
+    tries: int = 0
+    refused_by: set[str] = field(default_factory=set)
+    """Nodes that refused this call while it was new."""
+    tombstones: dict[str, str] = field(default_factory=dict)
+    announced: set[str] = field(default_factory=set)
+    tag_numbers: dict[str, set[int]] = field(default_factory=dict)
+    """``leg@node`` -> n in use, for rtpengine tags"""
+    digits: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def primary(self) -> PhoneLeg | None:
+        """The leg that made the call, while it lives."""
+        leg = self.legs.get(PRIMARY_LEG)
+        return leg if leg and leg.alive else None
+
+    def living(self) -> list[PhoneLeg]:
+        """Legs with somebody on them, or ringing."""
+        return [leg for leg in self.legs.values() if leg.alive]
+
+    def up(self) -> list[PhoneLeg]:
+        """Legs that have been answered."""
+        return [leg for leg in self.legs.values() if leg.state == "up"]
+
+    def facts(self) -> dict[str, str]:
+        """The edge's word about every living leg, for a resume."""
+        return {leg.leg: "held" if leg.held else leg.state for leg in self.living()}
+
+    def two_talking(self) -> bool:
+        """Whether exactly two people are on the call and nobody is on hold."""
+        up = self.up()
+        return len(up) == 2 and not any(leg.held for leg in up)
+
+    def take_tag(self, leg: str, node: str) -> str:
+        """A rtpengine tag for ``leg`` towards ``node``; lowest free number, because
+        tags cannot be deleted and would pile up."""
+        used = self.tag_numbers.setdefault(f"{leg}@{node}", set())
+        n = 1
+        while n in used:
+            n += 1
+        used.add(n)
+        return f"{leg}@{node}.{n}"
+
+    def free_tag(self, tag: str) -> None:
+        """The dialog of ``tag`` has ended: its number may serve again."""
+        base, _, n = tag.rpartition(".")
+        self.tag_numbers.get(base, set()).discard(int(n))
+
+    def dialogs_value(self, export: Any) -> DialogsValue:
+        """The stored form; ``export`` turns a SIP key into its record, or None."""
+        legs = {leg.leg: {**leg.to_dict(), "sip": export(leg.key)} for leg in self.living()}
+        halves = {half.leg: {**half.to_dict(), "sip": export(half.key)} for half in self.halves.values()}
+        return DialogsValue(
+            call=self.call,
+            started=self.started_utc,
+            trunk=self.trunk,
+            caller=self.caller,
+            did=self.did,
+            legs=legs,
+            node_legs=halves,
+            tombstones=dict(self.tombstones),
+            kind=self.kind,
+            want=self.want,
+        )
+
+    def media_value(self) -> MediaValue:
+        """The stored media state."""
+        return MediaValue(
+            call=self.call,
+            ng_call=self.call,
+            state=self.media.state,
+            epoch=str(self.epoch),
+            node_tags={half.leg: half.tag for half in self.halves.values()},
+        )

@@ -1,0 +1,76 @@
+"""A restarted edge continues its calls: from their copy in etcd, legs and all."""
+
+from __future__ import annotations
+
+from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.media import DIRECT, THROUGH, CallMedia, wanted_graph
+from ari_ha.machines.takeover import Takeover
+from ari_ha.wire.keyspace import DialogsValue, MediaValue, OwnerValue
+
+
+def restore_call(
+    context: EdgeContext,
+    calls: Calls,
+    takeover: Takeover,
+    value: DialogsValue,
+    owner: OwnerValue | None,
+    media: MediaValue | None,
+) -> None:
+    """Rebuilds one call. Raises KeyError, ValueError or TypeError on a record that
+    makes no sense; nothing of it is kept then."""
+    call = EdgeCall(
+        value.call,
+        value.kind,
+        value.started,
+        CallMedia(state=media.state if media else THROUGH),
+        caller=value.caller,
+        did=value.did,
+        trunk=value.trunk,
+        want=value.want,
+        tombstones=dict(value.tombstones),
+    )
+    for data in value.legs.values():
+        leg = PhoneLeg.from_dict(data)
+        if data.get("sip"):
+            context.sip.import_leg(leg.key, data["sip"], context.now)
+            call.legs[leg.leg] = leg
+    for data in value.node_legs.values():
+        half = NodeLeg.from_dict(data)
+        base, _, n = half.tag.rpartition(".")
+        call.tag_numbers.setdefault(base, set()).add(int(n))
+        if data.get("sip") and half.state != "ended":
+            context.sip.import_leg(half.key, data["sip"], context.now)
+            call.halves[half.leg] = half
+    if owner:
+        call.epoch = Epoch.parse(owner.epoch)
+        call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
+    if not call.living():
+        calls.by_id[call.call] = call
+        calls.finish(call)
+        return
+    calls.adopt(call)
+    _assume_media(call)
+    context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
+    if owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
+        takeover.lose(call, owner.why if owner and owner.why else "edge restarted during a move")
+    else:
+        calls.apply_media(call)
+
+
+def _whole(call: EdgeCall) -> bool:
+    """Whether every answered leg still has its half at the node."""
+    return all(leg.leg in call.halves for leg in call.up())
+
+
+def _assume_media(call: EdgeCall) -> None:
+    """rtpengine kept what it had: probably the stored state. Everything else the call
+    may have had is taken away, everything wanted is said again."""
+    up = [leg.leg for leg in sorted(call.up(), key=lambda leg: (leg.role != "customer", leg.leg))]
+    tags = {half.leg: half.tag for half in call.halves.values()}
+    graph = set()
+    for state in (call.media.state, THROUGH, DIRECT):
+        graph |= wanted_graph(state, up, tags)
+    call.media.assume(graph)

@@ -1,0 +1,413 @@
+"""Setting calls up: from a trunk, from an agent's phone, and legs a node dials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import AudioSide, EdgeCall, NoCommonCodec, NodeLeg, PhoneLeg, narrowed
+from ari_ha.machines.node_watch import NodeWatch, WatchedNode
+from ari_ha.machines.registrar import Registrar
+from ari_ha.sip.events import InviteReceived
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.message import Request, SipParseError
+from ari_ha.sip.sdp import SdpError, SessionDescription
+from ari_ha.sip.uri import NameAddr, SipUri
+from ari_ha.wire import link
+from ari_ha.wire.token import HEADER, BadToken, LegToken, sign, verify
+
+RETRY_AFTER = (("Retry-After", "5"),)
+TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
+"""Answers of a node to a new call that say something of the node, not of the
+caller's wish; 480 and 603 are what Asterisk says before its app is registered."""
+NUMBER_MAX_CHARS = 64
+
+
+class Setup:
+    """Builds calls and legs, and hears how they fare until they are answered."""
+
+    def __init__(self, context: EdgeContext, calls: Calls, watch: NodeWatch, registrar: Registrar) -> None:
+        self._context = context
+        self._calls = calls
+        self._watch = watch
+        self._registrar = registrar
+
+    # --- a new call ----------------------------------------------------------------
+
+    def from_public(self, event: InviteReceived) -> None:
+        """An INVITE on a public listener: a carrier by its address, else a user by
+        digest; anybody else is refused."""
+        request = event.request
+        trunk = self._registrar.trunk_of(event.flow.host)
+        if trunk is None:
+            user = self._registrar.authenticate_invite(event)
+            if user is None:
+                return
+            self._new_call(event, "agent", "", user)
+            return
+        did = _user_part(request.uri)
+        allowed = self._registrar.trunk_numbers(trunk)
+        if allowed and did not in allowed:
+            self._refuse(event, 404, "unknown_did")
+            return
+        self._new_call(event, "trunk", trunk, "")
+
+    def _refuse(self, event: InviteReceived, status: int, why: str, headers: tuple = ()) -> None:
+        self._context.count("edge_invites_refused", why=why)
+        self._context.sip.reject(event.leg, status, self._context.now, headers=headers)
+
+    def _new_call(self, event: InviteReceived, kind: str, trunk: str, user: str) -> None:
+        context, request = self._context, event.request
+        if len(self._calls.by_id) >= context.config.calls_max:
+            self._refuse(event, 503, "full", RETRY_AFTER)
+            return
+        if not context.media_ok:
+            self._refuse(event, 503, "media relay away", RETRY_AFTER)
+            return
+        offer = request.body.decode("utf-8", "replace") if request.body else ""
+        try:
+            side = AudioSide.of(offer) if offer else AudioSide()
+        except NoCommonCodec:
+            self._refuse(event, 488, "no_codec")
+            return
+        caller = user or _number(request)
+        call = self._calls.create(kind, caller, _user_part(request.uri), trunk)
+        role = "customer" if kind == "trunk" else "user"
+        leg = PhoneLeg(PRIMARY_LEG, role, event.leg, user=user, side=side, late_offer=not offer)
+        self._calls.index(call, leg)
+        context.note(f"call/{call.call}", f"new {kind} call", caller=caller, did=call.did, trunk=trunk)
+        context.count("edge_calls_started", kind=kind)
+        self._open_phone_media(call, leg, offer, lambda: self.choose_node(call))
+
+    def _open_phone_media(
+        self, call: EdgeCall, leg: PhoneLeg, remote: str, then: Callable[[], None]
+    ) -> None:
+        """Gets the leg its port; with the phone's SDP at hand, tells rtpengine of it."""
+        context = self._context
+
+        def opened(outcome: Outcome) -> None:
+            if not self._take_port(outcome, leg):
+                self._media_failed(call, leg, outcome)
+                return
+            if remote:
+                body = {"from-tag": leg.leg, "sdp": narrowed(remote, leg.side)}
+                context.ng(call.call, "create answer", body)
+            then()
+
+        body = self.create_body(leg.leg, leg.side, context.config.public_interface)
+        context.ng(call.call, "create", body, opened)
+
+    def create_body(self, tag: str, side: AudioSide, interface: str) -> dict[str, object]:
+        """NG ``create``: one codec and telephone-event, on the network the far end is on."""
+        return {
+            "from-tag": tag,
+            "interface": interface,
+            "codec": {"offer": [side.codec, "telephone-event"]},
+            "ICE": "remove",
+        }
+
+    @staticmethod
+    def _take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg) -> bool:
+        """Reads address and port from the SDP rtpengine made."""
+        if not isinstance(outcome, Done):
+            return False
+        try:
+            session = SessionDescription.parse(str(outcome.value["sdp"]))
+        except (SdpError, KeyError, TypeError):
+            return False
+        audio = session.audio()
+        if audio is None:
+            return False
+        leg.host = audio.connection or session.connection or ""
+        leg.port = audio.port
+        return bool(leg.host)
+
+    def _media_failed(self, call: EdgeCall, leg: PhoneLeg, outcome: Outcome) -> None:
+        self._context.note(f"call/{call.call}", "rtpengine gave no port", level="error", outcome=outcome)
+        if not call.ended and leg.alive:
+            self._calls.end_leg(call, leg, "edge", "34", 503)
+
+    # --- the node ------------------------------------------------------------------
+
+    def choose_node(self, call: EdgeCall) -> None:
+        """Gives a new call to the usable node with the fewest calls."""
+        leg = call.primary
+        if call.ended or leg is None or leg.state == "up":
+            return
+        node = self.least_loaded(leave_out=call.refused_by)
+        if node is None or call.tries >= self._context.timings.setup_tries_max:
+            why = "no node is ready" if node is None else "every node tried refused"
+            self._context.note(f"call/{call.call}", f"cannot be served: {why}", level="error")
+            self._context.count("edge_calls_unserved")
+            self._calls.end_leg(call, leg, "edge", "34", 503)
+            return
+        call.tries += 1
+        call.epoch = self._calls.next_epoch(call)
+        call.owner, call.lost = node.id, ""
+        self.invite_node(call, leg, node, call.epoch, "trunk" if call.kind == "trunk" else "agent")
+
+    def least_loaded(self, leave_out: Set[str] = frozenset()) -> WatchedNode | None:
+        """The node for the next call: usable, not cordoned, least load counting the
+        moves under way."""
+        usable = [n for n in self._watch.usable() if not n.cordoned and n.config.name not in leave_out]
+        return min(usable, key=lambda n: (self._calls.load(n.config.name), n.config.name), default=None)
+
+    def invite_node(
+        self,
+        call: EdgeCall,
+        leg: PhoneLeg,
+        node: WatchedNode,
+        epoch: Epoch,
+        kind: str,
+        halves: dict[str, NodeLeg] | None = None,
+    ) -> None:
+        """INVITEs a node's Asterisk for a leg: a new call, or (``resume``) a living leg
+        of a call on its way to this node."""
+        context, config = self._context, self._context.config
+        name = node.config.name
+        tag = call.take_tag(leg.leg, name)
+        half = NodeLeg(leg.leg, node.id, epoch, context.new_id(), tag, side=AudioSide(leg.side.payload, 101))
+        (call.halves if halves is None else halves)[leg.leg] = half
+        self._calls.by_key[half.key] = (call.call, leg.leg)
+        listener = {"trunk": "node-trunk", "agent": "node-agent", "resume": "node-resume"}[kind]
+
+        def opened(outcome: Outcome) -> None:
+            if half.state == "ended" or call.ended:
+                return
+            if not self._take_port(outcome, half):
+                self.half_failed(call, half, 503, "no media port")
+                return
+            token = LegToken(
+                kind=kind,
+                call=call.call,
+                leg=leg.leg,
+                epoch=str(epoch),
+                caller=call.caller,
+                did=call.did,
+                trunk=call.trunk,
+                user=leg.user,
+                facts=call.facts() if kind == "resume" else {},
+                ended=dict(call.tombstones) if kind == "resume" else {},
+            )
+            host, port = node.config.sip_host, node.config.sip_port
+            caller = call.caller or "anonymous"
+            context.sip.invite(
+                half.key,
+                flow=Flow(listener, "udp", host, port),
+                target=f"sip:{call.did or 's'}@{host}:{port}",
+                from_=f"<sip:{caller}@{config.core_host}>",
+                to=f"<sip:{call.did or 's'}@{host}>",
+                sdp=half.local_sdp(),
+                headers=((HEADER, sign(token, config.header_key)),),
+                now=context.now,
+            )
+
+        body = self.create_body(tag, half.side, config.core_interface)
+        context.ng(call.call, "create", body, opened)
+
+    def half_ringing(self, call: EdgeCall, half: NodeLeg) -> None:
+        """The node has the call and has not answered it."""
+        leg = call.legs.get(half.leg)
+        if leg and leg.state == "trying" and not leg.ringing_sent:
+            leg.ringing_sent = True
+            self._context.sip.ring(leg.key, self._context.now)
+
+    def half_answered(self, call: EdgeCall, half: NodeLeg, sdp: str | None) -> None:
+        """The node answered a new call: connect the media, write it down, answer."""
+        half.state = "up"
+        leg = call.legs[half.leg]
+        self.learn_node_media(call, half, sdp)
+        if leg.state != "trying":
+            self._calls.apply_media(call)
+            return
+        leg.state = "up"
+        self._calls.apply_media(call)
+
+        def answer() -> None:
+            if leg.alive and not call.ended:
+                self._context.sip.answer(leg.key, leg.local_sdp(), self._context.now)
+                self._context.note(f"call/{call.call}", "answered", node=half.node)
+
+        self._calls.touch(call, answer)
+
+    def learn_node_media(self, call: EdgeCall, half: NodeLeg, sdp: str | None) -> None:
+        """Tells rtpengine where the node's side listens."""
+        try:
+            if sdp:
+                half.side = AudioSide.of(sdp)
+                body = {"from-tag": half.tag, "sdp": narrowed(sdp, half.side)}
+                self._context.ng(call.call, "create answer", body)
+        except (NoCommonCodec, SdpError) as error:
+            self._context.note(f"call/{call.call}", "node answered with odd SDP", level="error", error=error)
+
+    def half_failed(self, call: EdgeCall, half: NodeLeg, status: int, reason: str) -> None:
+        """The node did not take a new call: another node, or the caller hears it."""
+        self._calls.end_half(call, half)
+        leg = call.legs.get(half.leg)
+        if call.ended or leg is None or leg.state != "trying":
+            return
+        self._context.note(
+            f"call/{call.call}", "node refused the call", level="warning", node=half.node, status=status,
+            reason=reason,
+        )  # fmt: skip
+        if leg.leg in call.announced or status not in TRY_ANOTHER_NODE:
+            self._calls.end_leg(call, leg, "edge", "", status if status >= 400 else 503)
+        else:
+            call.refused_by.add(half.node.name)
+            self.choose_node(call)
+
+    # --- a node dials a phone ------------------------------------------------------
+
+    def from_node(self, event: InviteReceived) -> None:
+        """An INVITE of a node: its app rings a phone for a call it serves."""
+        context = self._context
+        try:
+            token = verify(event.request.get(HEADER), context.config.header_key)
+        except BadToken as error:
+            context.note("edge", "INVITE of a node without a true token", level="warning", error=error)
+            self._refuse(event, 403, "bad_token")
+            return
+        call = self._calls.by_id.get(token.call)
+        if token.kind != "dial" or call is None or str(call.epoch) != token.epoch or call.owner is None:
+            self._refuse(event, 481, "stale_dial")
+            return
+        known = call.legs.get(token.leg)
+        if known is not None or token.leg in call.tombstones or call.primary is None:
+            self._refuse(event, 486 if known and known.alive else 487, "leg_exists")
+            return
+        self._dial(event, call, token)
+
+    def _dial(self, event: InviteReceived, call: EdgeCall, token: LegToken) -> None:
+        context = self._context
+        aor = token.target.removeprefix("device:")
+        binding = self._registrar.binding_of(aor)
+        if aor in self._calls.device_of:
+            self._refuse(event, 486, "device_busy")
+            return
+        if binding is None:
+            self._refuse(event, 480, "no_binding")
+            return
+        offer = event.request.body.decode("utf-8", "replace")
+        try:
+            node_side = AudioSide.of(offer)
+        except NoCommonCodec:
+            self._refuse(event, 488, "no_codec")
+            return
+        assert call.owner is not None
+        leg = PhoneLeg(
+            token.leg, "agent", context.new_id(), aor=aor, attempt=token.attempt, side=self._same_side(call)
+        )
+        half = NodeLeg(
+            token.leg, call.owner, call.epoch, event.leg, call.take_tag(token.leg, call.owner.name),
+            calls_us=True, side=node_side,
+        )  # fmt: skip
+        call.halves[leg.leg] = half
+        self._calls.by_key[half.key] = (call.call, leg.leg)
+        self._calls.index(call, leg)
+
+        def half_opened(outcome: Outcome) -> None:
+            if half.state == "ended" or call.ended:
+                return
+            if not self._take_port(outcome, half):
+                self._calls.end_leg(call, leg, "edge", "34", 503)
+                return
+            body = {"from-tag": half.tag, "sdp": narrowed(offer, half.side)}
+            context.ng(call.call, "create answer", body)
+            self._open_phone_media(call, leg, "", lambda: self._ring_phone(call, leg, binding))
+
+        body = self.create_body(half.tag, half.side, context.config.core_interface)
+        context.ng(call.call, "create", body, half_opened)
+
+    def _same_side(self, call: EdgeCall) -> AudioSide:
+        """The payload numbers the caller uses: one codec and one telephone-event
+        number per call wherever both ends allow it."""
+        primary = call.legs[PRIMARY_LEG].side
+        return AudioSide(primary.payload, primary.telephone_event or 101)
+
+    def _ring_phone(self, call: EdgeCall, leg: PhoneLeg, binding: object) -> None:
+        context, config = self._context, self._context.config
+        if not leg.alive or call.ended:
+            return
+        flow, target = self._registrar.route(binding)
+        caller = call.caller or "anonymous"
+        context.sip.invite(
+            leg.key,
+            flow=flow,
+            target=target,
+            from_=f"<sip:{caller}@{config.public_host}>",
+            to=f"<sip:{leg.aor}@{config.realm}>",
+            sdp=leg.local_sdp(),
+            now=context.now,
+        )
+        leg.state = "ringing"
+        context.note(f"call/{call.call}", f"ringing {leg.aor}", leg=leg.leg, attempt=leg.attempt)
+        context.at(
+            f"ring/{call.call}/{leg.leg}",
+            context.now + context.timings.ring_limit_s,
+            lambda: self._rang_out(call, leg),
+        )
+        self._calls.touch(call)
+
+    def _rang_out(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        if leg.state == "ringing" and not call.ended:
+            self._calls.end_leg(call, leg, "timeout", "18", 408)
+
+    def phone_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """The agent's phone rings."""
+        half = call.halves.get(leg.leg)
+        if half and half.calls_us and half.state == "calling":
+            self._context.sip.ring(half.key, self._context.now)
+        if call.owner and not leg.ringing_sent:
+            leg.ringing_sent = True
+            frame = link.LegRinging(call=call.call, leg=leg.leg, epoch=str(call.epoch))
+            self._context.link(call.owner.name, frame)
+            self._calls.touch(call)
+
+    def phone_answered(self, call: EdgeCall, leg: PhoneLeg, sdp: str | None) -> None:
+        """The agent answered: learn the phone's address, then tell the node, by its own
+        INVITE where it dialled, and on the link (it may be the phone of a moved call)."""
+        context = self._context
+        context.cancel(f"ring/{call.call}/{leg.leg}")
+        try:
+            leg.side = AudioSide.of(sdp or "")
+        except NoCommonCodec:
+            self._calls.end_leg(call, leg, "edge", "", 488)
+            return
+        leg.state = "up"
+        context.ng(call.call, "create answer", {"from-tag": leg.leg, "sdp": narrowed(sdp or "", leg.side)})
+
+        def tell_node() -> None:
+            half = call.halves.get(leg.leg)
+            if call.ended or not leg.alive:
+                return
+            if half and half.calls_us and half.state == "calling":
+                half.state = "up"
+                context.sip.answer(half.key, half.local_sdp(), context.now)
+            self._calls.apply_media(call)
+            home = call.move.to if call.move else call.owner
+            if home:
+                epoch = call.move.epoch if call.move else call.epoch
+                frame = link.LegAnswered(call=call.call, leg=leg.leg, epoch=str(epoch))
+                context.link(home.name, frame)
+
+        context.note(f"call/{call.call}", f"{leg.aor} answered", leg=leg.leg)
+        self._calls.touch(call, tell_node)
+
+
+def _user_part(uri: str) -> str:
+    try:
+        return (SipUri.parse(uri).user or "")[:NUMBER_MAX_CHARS]
+    except SipParseError:
+        return ""
+
+
+def _number(request: Request) -> str:
+    """The caller's number as the From header gives it (RFC 3261 §20.20)."""
+    try:
+        return (NameAddr.parse(request.get("from")).sip_uri.user or "anonymous")[:NUMBER_MAX_CHARS]
+    except SipParseError:
+        return "anonymous"
+

@@ -1,0 +1,55 @@
+"""How calls and nodes look to people and tools (HTTP API of the edge)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ari_ha.machines.edge_model import EdgeCall
+from ari_ha.machines.node_watch import WatchedNode
+
+
+def call_view(call: EdgeCall) -> dict[str, Any]:
+    """One call as JSON."""
+    return {
+        "call": call.call,
+        "kind": call.kind,
+        "caller": call.caller,
+        "did": call.did,
+        "trunk": call.trunk,
+        "started": call.started_utc,
+        "node": call.owner.name if call.owner else "",
+        "incarnation": call.owner.incarnation if call.owner else "",
+        "epoch": str(call.epoch),
+        "media": call.media.state,
+        "want": call.want,
+        "lost": call.lost,
+        "moving_to": call.move.to.name if call.move else "",
+        "legs": {
+            leg.leg: {"role": leg.role, "state": leg.state, "held": leg.held, "aor": leg.aor,
+                      "attempt": leg.attempt}
+            for leg in call.living()
+        },
+        "node_legs": {
+            half.leg: {"node": half.node.name, "state": half.state, "epoch": str(half.epoch), "tag": half.tag}
+            for half in call.halves.values()
+        },
+        "tombstones": dict(call.tombstones),
+        "digits": list(call.digits),
+        "moves": list(call.moves),
+    }  # fmt: skip
+
+
+def node_view(node: WatchedNode, calls: int) -> dict[str, Any]:
+    """One node as this edge sees it."""
+    return {
+        "node": node.config.name,
+        "incarnation": node.incarnation,
+        "state": node.state,
+        "usable": node.usable,
+        "app_ready": node.app_ready,
+        "reason": node.app_reason,
+        "cordoned": node.cordoned,
+        "link": node.link_up,
+        "calls": calls,
+        "lost_why": node.lost_why,
+    }

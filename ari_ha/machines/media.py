@@ -1,0 +1,83 @@
+"""Who hears whom in one call, and the commands that make it so.
+
+rtpengine is told about one subscription at a time: "X hears Y" is `+` with
+``connect`` (from-tag Y, to-tag X, ``directional``) and is undone by `-` with
+``unsubscribe`` and the same tags. Every change is first all its `+`, then its
+`-`: at worst a packet is repeated, none is lost (measured; see
+docs/internals). ``unsubscribe`` without a from-tag destroys the tag's media and
+is never sent.
+
+The wanted graph is a function of the call's media state; the difference to the
+applied graph is what is sent. So a lost reply or a restart costs a repetition,
+and a repeated `+` does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+HITLESS, THROUGH, COACH, DIRECT = "hitless", "through", "coach", "direct"
+STATES = (HITLESS, THROUGH, COACH, DIRECT)
+
+Hears = tuple[str, str]
+"""(listener's tag, speaker's tag)"""
+
+
+def wanted_graph(state: str, up: Iterable[str], tags: Mapping[str, str]) -> set[Hears]:
+    """The subscriptions of a state.
+
+    ``up``: answered phone legs, the primary leg first. ``tags``: leg -> tag of
+    its half at the serving node, for those halves that are up.
+    """
+    legs = list(up)
+    graph: set[Hears] = set()
+    if state != DIRECT:
+        graph |= {(tags[leg], leg) for leg in legs if leg in tags}
+    pair = legs if len(legs) == 2 else None
+    if pair and state in (HITLESS, DIRECT):
+        one, two = pair
+        return graph | {(one, two), (two, one)}
+    if pair and state == COACH:
+        one, two = pair
+        graph.add((one, two))
+        graph.add((two, tags[two]) if two in tags else (two, one))
+        return graph
+    if state != DIRECT:
+        graph |= {(leg, tags[leg]) for leg in legs if leg in tags}
+    return graph
+
+
+@dataclass(slots=True)
+class CallMedia:
+    """The applied graph of one rtpengine call."""
+
+    state: str = THROUGH
+    applied: set[Hears] = field(default_factory=set)
+    doubtful: bool = False
+    """A command of the last change failed or was never answered."""
+    in_flight: int = 0
+    failures: int = 0
+
+    def change_to(self, wanted: set[Hears]) -> list[tuple[str, Hears]]:
+        """Commands that lead to ``wanted``: ``("connect"|"unsubscribe", (x, y))`` in
+        the order they must be sent; the applied graph is what they lead to."""
+        plus = wanted if self.doubtful else wanted - self.applied
+        minus = self.applied - wanted
+        self.applied = set(wanted)
+        self.doubtful = False
+        return [("connect", hears) for hears in sorted(plus)] + [
+            ("unsubscribe", hears) for hears in sorted(minus)
+        ]
+
+    def assume(self, graph: set[Hears]) -> None:
+        """What rtpengine probably has, after a restart of ours: everything wanted is
+        sent again, everything else known is taken away."""
+        self.applied = set(graph)
+        self.doubtful = True
+
+
+def ng_body(call: str, hears: Hears) -> dict[str, object]:
+    """The NG dictionary of one `+` or `-`."""
+    listener, speaker = hears
+    return {"call-id": call, "from-tag": speaker, "to-tag": listener, "flags": ["directional"]}

@@ -1,0 +1,232 @@
+"""Is a node's Asterisk alive, hung, cut off, or gone: one opinion per node.
+
+Certain words act at once: the app says its Asterisk's process is gone, or the
+kernel of the node refuses our OPTIONS (ICMP). Silence needs two witnesses out
+of: no OPTIONS reply, the app's own ARI ping (its `NodeState`), no word on the
+link. Rounds in which this process itself was late prove nothing, and when more
+than half of the nodes fall silent together we suspect ourselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ari_ha.core.ids import NodeId
+from ari_ha.core.ports.probe import SendProbe
+from ari_ha.machines.edge_config import EdgeNode
+from ari_ha.machines.edge_context import EdgeContext
+
+UP, SILENT, LOST, UNSEEN = "up", "silent", "lost", "unseen"
+REFUSALS_TO_LOSE = 1
+
+
+@dataclass(slots=True)
+class WatchedNode:
+    """What this edge knows of one node."""
+
+    config: EdgeNode
+    state: str = UNSEEN
+    incarnation: str = ""
+    app_ready: bool = False
+    app_reason: str = ""
+    asterisk_silent_by_app: bool = False
+    cordoned: bool = False
+    link_up: bool = False
+    link_silent: bool = False
+    link_down_at: float = 0.0
+    calls_elsewhere: int = 0
+    last_reply: float = 0.0
+    probe_n: int = 0
+    lost_at: float = 0.0
+    lost_why: str = ""
+
+    @property
+    def id(self) -> NodeId:
+        """Name and incarnation."""
+        return NodeId(self.config.name, self.incarnation)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new call or a survivor's leg may go there now."""
+        return (
+            self.state in (UP, UNSEEN)
+            and self.link_up
+            and self.app_ready
+            and not self.asterisk_silent_by_app
+        )
+
+
+class NodeWatch:
+    """Watches all nodes; tells its owner about losses and returns."""
+
+    def __init__(
+        self,
+        context: EdgeContext,
+        on_lost: Callable[[WatchedNode, str], None],
+        on_back: Callable[[WatchedNode], None],
+        on_absent: Callable[[WatchedNode], None],
+    ) -> None:
+        self._context = context
+        self._on_lost = on_lost
+        self._on_back = on_back
+        self._on_absent = on_absent
+        self.nodes: dict[str, WatchedNode] = {}
+        self._round_at = 0.0
+        for node in context.config.nodes.values():
+            self.nodes[node.name] = WatchedNode(node)
+
+    def start(self) -> None:
+        """Begins to probe."""
+        self._round_at = self._context.now
+        self._round()
+
+    def usable(self) -> Iterable[WatchedNode]:
+        """Nodes that take calls now; cordoned ones are the caller's to leave out."""
+        return [node for node in self.nodes.values() if node.usable]
+
+    # --- what we hear --------------------------------------------------------------
+
+    def replied(self, name: str) -> None:
+        """Asterisk answered an OPTIONS."""
+        node = self.nodes.get(name)
+        if not node:
+            return
+        node.last_reply = self._context.now
+        if node.state in (SILENT, UNSEEN):
+            self._set(node, UP, "answers OPTIONS")
+        elif node.state == LOST and node.app_ready and not node.asterisk_silent_by_app:
+            self._set(node, UP, "answers again")
+            self._on_back(node)
+
+    def refused(self, name: str) -> None:
+        """The node's kernel says no process listens: Asterisk is gone."""
+        node = self.nodes.get(name)
+        if node and node.state != LOST:
+            self.lose(node, "asterisk gone (refused)")
+
+    def asterisk_gone(self, name: str, incarnation: str, reason: str) -> None:
+        """The app's word: this life of Asterisk is over."""
+        node = self.nodes.get(name)
+        if node and node.state != LOST and incarnation in ("", node.incarnation):
+            node.app_ready = False
+            self.lose(node, f"asterisk gone (app: {reason})")
+
+    def app_state(self, name: str, ready: bool, reason: str, cordoned: bool, asterisk: str) -> None:
+        """The app's readiness."""
+        node = self.nodes.get(name)
+        if not node:
+            return
+        was = (node.app_ready, node.cordoned)
+        node.app_ready, node.app_reason, node.cordoned = ready, reason, cordoned
+        node.asterisk_silent_by_app = asterisk == "silent"
+        if was != (ready, cordoned):
+            self._context.note(
+                f"node/{name}", "app state", ready=ready, cordoned=cordoned, reason=reason, asterisk=asterisk
+            )
+        if node.asterisk_silent_by_app:
+            self._judge(node)
+
+    def hello(self, name: str, incarnation: str) -> None:
+        """The app named the life of its Asterisk."""
+        node = self.nodes.get(name)
+        if not node:
+            return
+        if node.incarnation and incarnation and node.incarnation != incarnation:
+            if node.state != LOST:
+                self.lose(node, "asterisk restarted")
+        if incarnation:
+            node.incarnation = incarnation
+
+    def link_up(self, name: str) -> None:
+        """The node link is open."""
+        node = self.nodes.get(name)
+        if node:
+            node.link_up, node.link_silent = True, False
+            self._context.cancel(f"absent/{name}")
+
+    def link_down(self, name: str, clean: bool, reason: str) -> None:
+        """The node link closed. Closed by the far kernel: the app is gone, no call
+        moves; by silence: a witness against the whole node."""
+        node = self.nodes.get(name)
+        if not node:
+            return
+        node.link_up, node.app_ready = False, False
+        node.link_silent = not clean
+        node.link_down_at = self._context.now
+        self._context.note(f"node/{name}", "link down", level="warning", clean=clean, reason=reason)
+        limit = self._context.timings.app_absent_limit_s
+        self._context.at(f"absent/{name}", self._context.now + limit, lambda: self._absent(name))
+        self._judge(node)
+
+    def _absent(self, name: str) -> None:
+        node = self.nodes[name]
+        if not node.link_up and node.state != LOST:
+            self._context.note(f"node/{name}", "app away for too long", level="warning")
+            self._on_absent(node)
+
+    # --- opinion -------------------------------------------------------------------
+
+    def _round(self) -> None:
+        context, timings = self._context, self._context.timings
+        late = context.now - self._round_at
+        self._round_at = context.now + timings.probe_interval_s
+        context.at("probe", self._round_at, self._round)
+        stalled = late > timings.stall_s
+        for node in self.nodes.values():
+            node.probe_n += 1
+            config = node.config
+            context.emit(
+                SendProbe(node=config.name, host=config.sip_host, port=config.sip_port, n=node.probe_n)
+            )
+            if stalled:
+                # our own delay: give everybody a full period from now
+                node.last_reply = max(node.last_reply, context.now)
+        if stalled:
+            context.count("edge_stalled_rounds")
+            return
+        for node in self.nodes.values():
+            self._judge(node)
+
+    def stalled(self) -> None:
+        """This process was late: what was not heard meanwhile proves nothing."""
+        for node in self.nodes.values():
+            node.last_reply = max(node.last_reply, self._context.now)
+
+    def _judge(self, node: WatchedNode) -> None:
+        context, timings = self._context, self._context.timings
+        if node.state in (LOST, UNSEEN):
+            return
+        quiet = context.now - node.last_reply > timings.silence_s
+        if node.state == UP and quiet:
+            self._set(node, SILENT, "no OPTIONS reply")
+        if node.state != SILENT or not quiet:
+            return
+        second = "app's ARI ping" if node.asterisk_silent_by_app else "link" if node.link_silent else ""
+        if not second or self._suspect_self():
+            return
+        self.lose(node, f"silent (OPTIONS and {second})")
+
+    def _suspect_self(self) -> bool:
+        """More than half of the nodes quiet at once, none of them for certain: the
+        fault is more likely ours."""
+        seen = [node for node in self.nodes.values() if node.state != UNSEEN]
+        quiet = [node for node in seen if node.state == SILENT]
+        lost_before = [node for node in seen if node.state == LOST]
+        alive = len(seen) - len(lost_before)
+        if alive > 1 and len(quiet) * 2 > alive:
+            self._context.count("edge_suspects_itself")
+            return True
+        return False
+
+    def lose(self, node: WatchedNode, why: str) -> None:
+        """The node's Asterisk no longer serves its calls."""
+        node.lost_at, node.lost_why = self._context.now, why
+        self._set(node, LOST, why)
+        self._on_lost(node, why)
+
+    def _set(self, node: WatchedNode, state: str, why: str) -> None:
+        if node.state != state:
+            level = "warning" if state in (SILENT, LOST) else "info"
+            self._context.note(f"node/{node.config.name}", f"now {state}", level=level, why=why)
+            node.state = state

@@ -1,0 +1,289 @@
+"""Phones: who may register, where each one is, and which carriers are ours.
+
+Bindings (RFC 3261 §10) live in etcd with their expiry in the value and are
+reaped by the pair that holds them; an edge that starts anew knows every phone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.sip.auth import DigestAuthority
+from ari_ha.sip.events import InviteReceived, RequestReceived
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.message import Request, SipParseError
+from ari_ha.sip.uri import NameAddr
+from ari_ha.wire.keyspace import (
+    BadValue,
+    BindingValue,
+    SecretUserValue,
+    TrunkValue,
+    UserValue,
+    Value,
+    decode,
+    encode,
+)
+
+REAP_INTERVAL_S = 5.0
+BINDINGS_PER_AOR_MAX = 8
+BINDING_WRITE_LIMIT_S = 0.3
+BINDING_GRACE_S = 5.0
+"""A binding is kept this long after its expiry: refreshes run late on bad days."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A binding and whether etcd has this form of it."""
+
+    value: BindingValue
+    written: bool = True
+
+
+class Registrar:
+    """Registrations, digest authentication and the trunk table."""
+
+    def __init__(self, context: EdgeContext) -> None:
+        self._context = context
+        config = context.config
+        secret = hashlib.sha256(b"digest nonces " + config.header_key).digest()
+        self._authority = DigestAuthority(config.realm, secret)
+        self._users: dict[str, UserValue] = {}
+        self._secrets: dict[str, SecretUserValue] = {}
+        self._trunks: dict[str, TrunkValue] = {}
+        self._bindings: dict[str, dict[str, Held]] = {}
+        """AOR -> contact hash -> binding"""
+        for name, trunk in config.trunks.items():
+            hosts, dids = list(trunk.get("hosts", [])), list(trunk.get("dids", []))  # type: ignore[call-overload]
+            self._trunks[name] = TrunkValue(trunk=name, hosts=hosts, dids=dids)
+
+    # --- what etcd says ------------------------------------------------------------
+
+    def stored(self, key: str, item: KeyValue | None) -> None:
+        """A key of users/, secret/users/, trunks/ or bindings/ as it is now."""
+        parts = self._context.keys.split(key)
+        if parts[:1] == ("users",):
+            self._keep(self._users, parts[1], item, UserValue)
+        elif parts[:2] == ("secret", "users"):
+            self._keep(self._secrets, parts[2], item, SecretUserValue)
+        elif parts[:1] == ("trunks",) and (item or parts[1] not in self._context.config.trunks):
+            self._keep(self._trunks, parts[1], item, TrunkValue)
+        elif parts[:1] == ("bindings",) and len(parts) == 3:
+            self._binding_stored(parts[1], parts[2], item)
+
+    def _keep(self, table: dict, name: str, item: KeyValue | None, kind: type[Value]) -> None:  # type: ignore[type-arg]
+        if item is None:
+            table.pop(name, None)
+            return
+        try:
+            table[name] = decode(item.value, kind, item.key)
+        except BadValue as error:
+            self._context.note("edge", "unreadable value kept out", level="error", error=error)
+
+    def _binding_stored(self, aor: str, ident: str, item: KeyValue | None) -> None:
+        mine = self._bindings.get(aor, {}).get(ident)
+        if mine and not mine.written:
+            return
+        if item is None:
+            self._bindings.get(aor, {}).pop(ident, None)
+            return
+        try:
+            value = decode(item.value, BindingValue, item.key)
+        except BadValue as error:
+            self._context.note("edge", "unreadable binding kept out", level="error", error=error)
+            return
+        self._bindings.setdefault(aor, {})[ident] = Held(value)
+
+    # --- trunks --------------------------------------------------------------------
+
+    def trunk_of(self, host: str) -> str | None:
+        """The trunk whose carrier has this address."""
+        for name, trunk in self._trunks.items():
+            if host in trunk.hosts:
+                return name
+        return None
+
+    def trunk_numbers(self, trunk: str) -> frozenset[str]:
+        """Numbers accepted from the trunk; empty accepts all."""
+        value = self._trunks.get(trunk)
+        return frozenset(value.dids) if value else frozenset()
+
+    # --- digest --------------------------------------------------------------------
+
+    def _ha1s(self, request: Request) -> dict[str, dict[str, str]]:
+        given = self._authority.credentials_in(request) or {}
+        secret = self._secrets.get(given.get("username", ""))
+        if not secret:
+            return {}
+        return {secret.user: {"MD5": secret.ha1_md5, "SHA-256": secret.ha1_sha256}}
+
+    def _verify(self, request: Request) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+        """The authenticated user, or None and the challenge to answer with."""
+        context = self._context
+        verdict = self._authority.verify(request, self._ha1s(request), context.now)
+        if verdict.ok:
+            return verdict.username, ()
+        if verdict.reason not in ("missing", "stale"):
+            context.count("edge_auth_failures", reason=verdict.reason)
+        values = self._authority.challenge(context.now, context.new_id(), stale=verdict.stale)
+        return None, tuple(("WWW-Authenticate", value) for value in values)
+
+    def authenticate_invite(self, event: InviteReceived) -> str | None:
+        """The user who sent this INVITE; otherwise it has been answered 401."""
+        user, challenge = self._verify(event.request)
+        if user is None:
+            self._context.sip.reject(event.leg, 401, self._context.now, headers=challenge)
+        return user
+
+    # --- REGISTER ------------------------------------------------------------------
+
+    def register(self, event: RequestReceived) -> None:
+        """RFC 3261 §10.3; answered when the binding is in etcd, or after a limit."""
+        context, request = self._context, event.request
+        user, challenge = self._verify(request)
+        if user is None:
+            context.sip.respond(event.txn, 401, context.now, headers=challenge)
+            return
+        try:
+            aor = NameAddr.parse(request.get("to")).sip_uri.user or ""
+            contacts = [NameAddr.parse(value) for value in request.values("contact") if value != "*"]
+            wildcard = "*" in request.values("contact")
+            cseq = request.cseq[0]
+        except SipParseError:
+            context.sip.respond(event.txn, 400, context.now)
+            return
+        account = self._users.get(user)
+        if aor not in (user, account.aor if account else user):
+            context.sip.respond(event.txn, 403, context.now)
+            return
+        if wildcard:
+            for ident in list(self._bindings.get(aor, {})):
+                self._remove(aor, ident)
+            self._accept(event, aor)
+            return
+        for contact in contacts:
+            if not self._bind(event, aor, contact, cseq):
+                return
+        self._accept(event, aor)
+
+    def _bind(self, event: RequestReceived, aor: str, contact: NameAddr, cseq: int) -> bool:
+        """Takes one contact; False when the request has been answered with an error."""
+        context, request, flow = self._context, event.request, event.flow
+        limits = context.timings
+        asked = contact.params.get("expires") or request.get("expires") or str(limits.registration_s)
+        seconds = min(int(asked), limits.registration_s) if asked.isdigit() else limits.registration_s
+        ident = hashlib.sha256(contact.uri.encode()).hexdigest()[:16]
+        if seconds == 0:
+            self._remove(aor, ident)
+            return True
+        if seconds < limits.registration_min_s:
+            headers = (("Min-Expires", str(limits.registration_min_s)),)
+            context.sip.respond(event.txn, 423, context.now, headers=headers)
+            return False
+        held = self._bindings.setdefault(aor, {})
+        old = held.get(ident)
+        if old and old.value.call_id == request.call_id and cseq <= old.value.cseq:
+            context.sip.respond(event.txn, 500, context.now)
+            return False
+        if len(held) >= BINDINGS_PER_AOR_MAX and ident not in held:
+            oldest = min(held, key=lambda name: held[name].value.expires)
+            self._remove(aor, oldest)
+        value = BindingValue(
+            aor=aor,
+            contact=contact.uri,
+            host=flow.host,
+            port=flow.port,
+            listener=flow.listener,
+            transport=flow.transport,
+            expires=context.utc + seconds,
+            call_id=request.call_id,
+            cseq=cseq,
+            user_agent=request.get("user-agent"),
+            pair=context.config.vip,
+            edge=context.config.edge,
+        )
+        held[ident] = Held(value, written=False)
+        self._write(aor, ident)
+        return True
+
+    def _write(self, aor: str, ident: str) -> None:
+        context = self._context
+        held = self._bindings.get(aor, {}).get(ident)
+        if held is None or not context.store_ok or not context.edge_revision:
+            return
+        value = held.value
+
+        def written(outcome: Outcome) -> None:
+            now_held = self._bindings.get(aor, {}).get(ident)
+            if isinstance(outcome, Done) and now_held and now_held.value is value:
+                now_held.written = True
+
+        key = context.keys.binding(aor, ident)
+        context.txn(f"binding/{aor}", written, compares=self._fence(), puts=(Put(key, encode(value)),))
+
+    def _fence(self) -> tuple[Compare, ...]:
+        context = self._context
+        return (Compare(context.keys.vip(context.config.vip), context.edge_revision),)
+
+    def _remove(self, aor: str, ident: str) -> None:
+        context = self._context
+        if self._bindings.get(aor, {}).pop(ident, None) and context.store_ok and context.edge_revision:
+            deletes = (Delete(context.keys.binding(aor, ident)),)
+            context.txn(f"binding/{aor}", compares=self._fence(), deletes=deletes)
+
+    def _accept(self, event: RequestReceived, aor: str) -> None:
+        """200 with the bindings as they are (§10.3 step 8)."""
+        context = self._context
+        headers = tuple(
+            ("Contact", f"<{held.value.contact}>;expires={max(0, int(held.value.expires - context.utc))}")
+            for held in self._bindings.get(aor, {}).values()
+        )
+        context.sip.respond(event.txn, 200, context.now, headers=headers)
+
+    # --- where is a phone ----------------------------------------------------------
+
+    def binding_of(self, aor: str) -> BindingValue | None:
+        """The newest living contact of an address of record."""
+        now = self._context.utc
+        living = [
+            held.value
+            for held in self._bindings.get(aor, {}).values()
+            if held.value.expires + BINDING_GRACE_S > now
+        ]
+        return max(living, key=lambda value: value.expires, default=None)
+
+    def route(self, binding: BindingValue) -> tuple[Flow, str]:
+        """How to reach a contact: the flow it registered over, which is open through
+        its NAT, and the URI it gave."""
+        flow = Flow(binding.listener, binding.transport, binding.host, binding.port)
+        return flow, binding.contact
+
+    def start(self) -> None:
+        """Begins to reap."""
+        self._context.at("reap", self._context.now + REAP_INTERVAL_S, self._reap)
+
+    def _reap(self) -> None:
+        context = self._context
+        for aor, held in list(self._bindings.items()):
+            for ident, item in list(held.items()):
+                ours = item.value.pair == context.config.vip
+                if ours and context.utc and item.value.expires + BINDING_GRACE_S < context.utc:
+                    self._remove(aor, ident)
+                elif not item.written:
+                    self._write(aor, ident)
+            if not held:
+                del self._bindings[aor]
+        self.start()
+
+    def snapshot(self) -> list[dict[str, object]]:
+        """Bindings for people."""
+        return [
+            {"aor": aor, "contact": item.value.contact, "expires": item.value.expires,
+             "from": f"{item.value.host}:{item.value.port}"}
+            for aor, held in sorted(self._bindings.items())
+            for item in held.values()
+        ]  # fmt: skip
+

@@ -1,0 +1,276 @@
+"""Moving calls from one node to another: because theirs is lost, or on purpose.
+
+For every living leg a survivor is INVITEd with the edge's facts; when its app
+says `Bridged`, the media is moved to it and the old dialogs become orphans.
+Callers who hear silence go first; people who talk hitless lose nothing and go
+last. The edge decides and acts at once; etcd is told in parallel.
+"""
+
+from __future__ import annotations
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import MOVES_KEPT_MAX, EdgeCall, Move, NodeLeg
+from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.media import HITLESS
+from ari_ha.machines.node_watch import WatchedNode
+from ari_ha.wire import link
+
+
+class Takeover:
+    """Queues and carries out moves; at most a named number together."""
+
+    def __init__(self, context: EdgeContext, calls: Calls, setup: Setup) -> None:
+        self._context = context
+        self._calls = calls
+        self._setup = setup
+        self._waiting: dict[str, str] = {}
+        """call -> why, in no order: the order is decided when a place is free"""
+        self._moving: set[str] = set()
+        self._moved: dict[str, dict[str, tuple[Epoch, str, float]]] = {}
+        """node name -> call -> where it went: told to the node when it is back"""
+        calls.on_leg_ended_in_move = self._again
+        calls.on_finished = self._finished
+
+    # --- loss ----------------------------------------------------------------------
+
+    def node_lost(self, node: WatchedNode, why: str) -> None:
+        """Every call of the node needs a new home."""
+        calls = self._calls.of_node(node.config.name)
+        for call in calls:
+            self.lose(call, why)
+        movers = [
+            c for c in self._calls.by_id.values() if c.move and c.move.to.name == node.config.name
+        ]
+        for call in movers:
+            self._retry(call, "survivor lost")
+        if calls or movers:
+            self._context.note(
+                f"node/{node.config.name}", f"{len(calls)} calls to take over", level="warning", why=why
+            )
+        self._pump()
+
+    def lose(self, call: EdgeCall, why: str) -> None:
+        """This call's node does not serve it any more. Two people talking through
+        Asterisk are connected directly at once."""
+        leg = call.legs.get(PRIMARY_LEG)
+        if call.ended or leg is None:
+            return
+        if leg.state == "trying":
+            self._start_afresh(call, why)
+            return
+        if not call.lost:
+            call.lost, call.lost_at = why, self._context.now
+            self._context.count("edge_calls_lost_node")
+        self._calls.apply_media(call)
+        self._waiting.setdefault(call.call, why)
+
+    def _start_afresh(self, call: EdgeCall, why: str) -> None:
+        """A caller not yet answered: another node gets the same INVITE; the caller
+        only keeps hearing ringing."""
+        self._context.note(f"call/{call.call}", "unanswered at a lost node: asked anew", why=why)
+        for half in list(call.halves.values()):
+            self._leave(call, half)
+        call.halves.clear()
+        call.tries = 0
+        call.refused_by.clear()
+        self._setup.choose_node(call)
+
+    def half_lost(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
+        """A node ended a leg it had not announced: loss of a leg, after a grace in
+        which the announcement may still come."""
+        if half.state == "ended" or call.ended:
+            return
+        half.state = "ended"
+        name = f"bye/{call.call}/{half.leg}"
+        when = self._context.now + self._context.timings.bye_grace_s
+        self._context.at(name, when, lambda: self._unannounced(call, half, cause))
+
+    def _unannounced(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
+        leg = call.legs.get(half.leg)
+        if call.ended or not leg or not leg.alive or half.leg in call.announced:
+            return
+        if call.halves.get(half.leg) is not half:
+            return
+        self._context.count("edge_unannounced_ends")
+        self._context.note(
+            f"call/{call.call}", "node ended a leg unannounced: kept, made again",
+            level="warning", leg=half.leg, cause=cause,
+        )  # fmt: skip
+        self.lose(call, "leg lost")
+        self._pump()
+
+    # --- moving --------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Starts as many waiting moves as there are places and survivors."""
+        self._pump()
+
+    def _urgency(self, ident: str) -> tuple[int, float]:
+        """Who hears silence goes first: alone or held callers, then the rest, then
+        people talking hitless."""
+        call = self._calls.by_id[ident]
+        if call.media.state == HITLESS and call.two_talking():
+            return (2, call.lost_at)
+        return (0 if not call.two_talking() else 1, call.lost_at)
+
+    def _pump(self) -> None:
+        context, limit = self._context, self._context.timings.moves_at_once_max
+        if not self._waiting:
+            return
+        order = sorted((i for i in self._waiting if i in self._calls.by_id), key=self._urgency)
+        for ident in set(self._waiting) - set(order):
+            del self._waiting[ident]
+        for ident in order:
+            if len(self._moving) >= limit:
+                return
+            call = self._calls.by_id[ident]
+            survivor = self._setup.least_loaded(leave_out=self._leave_out(call))
+            if survivor is None:
+                context.count("edge_moves_without_survivor")
+                context.at("pump", context.now + context.timings.move_retry_s, self._pump)
+                return
+            self._start(call, survivor, self._waiting.pop(ident))
+
+    def _leave_out(self, call: EdgeCall) -> set[str]:
+        """On purpose to another node: not the one it leaves."""
+        return {call.owner.name} if call.owner and not call.lost else set()
+
+    def move(self, call: EdgeCall, why: str) -> None:
+        """Moves a call whose node still serves it: make before break."""
+        if call.move is None and call.call not in self._waiting:
+            self._waiting[call.call] = why
+            self._pump()
+
+    def _start(self, call: EdgeCall, node: WatchedNode, why: str) -> None:
+        context = self._context
+        epoch = self._calls.next_epoch(call)
+        call.epoch = epoch
+        call.move = Move(epoch, node.id, why, context.now)
+        self._moving.add(call.call)
+        context.note(
+            f"call/{call.call}", f"taken over by {node.config.name}", epoch=epoch, why=why, facts=call.facts()
+        )
+        context.count("edge_moves_started")
+        for leg in call.living():
+            self._setup.invite_node(call, leg, node, epoch, "resume", call.move.halves)
+        name, limit = f"move/{call.call}", context.timings.move_limit_s
+        context.at(name, context.now + limit, lambda: self._retry(call, "not bridged in time"))
+        self._calls.touch(call)
+
+    def half_answered(self, call: EdgeCall, half: NodeLeg, sdp: str | None) -> None:
+        """The survivor took up a leg."""
+        half.state = "up"
+        self._setup.learn_node_media(call, half, sdp)
+        move = call.move
+        if move and move.bridged and all(h.state == "up" for h in move.halves.values()):
+            self._complete(call)
+
+    def half_failed(self, call: EdgeCall, half: NodeLeg, status: int, reason: str) -> None:
+        """The survivor refused a leg (its app was not there yet, or it died too)."""
+        half.state = "ended"
+        self._retry(call, f"survivor answered {status} {reason}")
+
+    def refused(self, frame: link.ResumeRefused) -> None:
+        """The survivor's app cannot take the call up."""
+        call = self._calls.by_id.get(frame.call)
+        if call and call.move and str(call.move.epoch) == frame.epoch:
+            self._retry(call, f"refused: {frame.reason}")
+        elif call and call.owner and str(call.epoch) == frame.epoch:
+            # it should serve the call and says it does not have it
+            self.lose(call, f"unknown to its node: {frame.reason}")
+            self._pump()
+
+    def _again(self, call: EdgeCall) -> None:
+        """The facts changed while the call was moving: begin again with true ones."""
+        self._retry(call, "a leg ended meanwhile", pause=0.0)
+
+    def _retry(self, call: EdgeCall, why: str, pause: float | None = None) -> None:
+        context, move = self._context, call.move
+        if call.ended or move is None:
+            return
+        context.note(f"call/{call.call}", "move begun anew", level="warning", why=why, to=move.to)
+        context.count("edge_moves_retried")
+        for half in list(move.halves.values()):
+            self._leave(call, half)
+        call.move = None
+        self._moving.discard(call.call)
+        context.cancel(f"move/{call.call}")
+        self._waiting.setdefault(call.call, move.why)
+        if pause is None:
+            pause = context.timings.move_retry_s
+        context.at("pump", context.now + pause, self._pump)
+
+    def bridged(self, frame: link.Bridged) -> None:
+        """The app says its Asterisk has the call as it was."""
+        call = self._calls.by_id.get(frame.call)
+        if not call or not call.move or str(call.move.epoch) != frame.epoch:
+            return
+        call.move.bridged = True
+        if all(half.state == "up" for half in call.move.halves.values()):
+            self._complete(call)
+
+    def _complete(self, call: EdgeCall) -> None:
+        """The new home serves: media moves over, the old dialogs become orphans."""
+        context, move = self._context, call.move
+        assert move is not None
+        took = context.now - (call.lost_at if call.lost else move.started)
+        old_owner, old = call.owner, list(call.halves.values())
+        call.halves = move.halves
+        call.owner, call.lost, call.move = move.to, "", None
+        self._moving.discard(call.call)
+        context.cancel(f"move/{call.call}")
+        call.announced.clear()
+        entry = {"from": str(old_owner or ""), "to": str(move.to), "epoch": str(move.epoch),
+                 "why": move.why, "took_ms": round(took * 1000, 1), "at_utc": context.utc}  # fmt: skip
+        call.moves.append(entry)
+        del call.moves[:-MOVES_KEPT_MAX]
+        context.note(f"call/{call.call}", f"served by {move.to.name}", took_ms=entry["took_ms"])
+        context.count("edge_moves_done")
+        self._calls.apply_media(call, lambda: self._settled(call, old))
+        self._calls.touch(call)
+        if old_owner and old_owner.name != move.to.name:
+            went = (move.epoch, move.to.name, context.now)
+            self._moved.setdefault(old_owner.name, {})[call.call] = went
+            frame = link.CallMoved(call=call.call, epoch=str(move.epoch), to_node=move.to.name)
+            context.link(old_owner.name, frame)
+        self._pump()
+
+    def _settled(self, call: EdgeCall, old: list[NodeLeg]) -> None:
+        for half in old:
+            self._leave(call, half)
+        self._calls.tell_media(call)
+
+    def _leave(self, call: EdgeCall, half: NodeLeg) -> None:
+        """Ends a dialog at a node that may be dead or hung: the BYE is repeated for half
+        a minute (RFC 3261 §17.1.2); later than that `CallMoved` does it."""
+        context = self._context
+        half.state = "ended"
+        context.sip.hangup(half.key, context.now, status=487)
+        self._calls.by_key.pop(half.key, None)
+        call.free_tag(half.tag)
+
+    def _finished(self, call: EdgeCall) -> None:
+        self._waiting.pop(call.call, None)
+        self._moving.discard(call.call)
+        self._pump()
+
+    # --- the node is back ----------------------------------------------------------
+
+    def node_back(self, name: str) -> None:
+        """A node answers again: tell it what it no longer has."""
+        context = self._context
+        limit = context.now - context.timings.orphan_limit_s
+        for ident, (epoch, to, at) in self._moved.pop(name, {}).items():
+            if at > limit:
+                context.link(name, link.CallMoved(call=ident, epoch=str(epoch), to_node=to))
+        self._pump()
+
+    def waiting_count(self) -> int:
+        """Calls without a serving node that wait for their move."""
+        return len(self._waiting)
+
+    def moving_count(self) -> int:
+        """Moves under way."""
+        return len(self._moving)
