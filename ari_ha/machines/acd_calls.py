@@ -1,0 +1,165 @@
+"""The callers this node serves: entering, leaving, and being taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+
+from ari_ha.core.ports.store import Compare, Put
+from ari_ha.machines.acd_agents import IN_CALL, OFFERED, Not, recover, recovered
+from ari_ha.machines.acd_attempts import Attempt, Attempts, Caller, call_lock
+from ari_ha.machines.acd_orders import CallerQueued, QueueFull
+from ari_ha.machines.acd_writes import Plan, Result
+from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
+
+
+class Calls(Attempts):
+    """Adds the callers to the attempts made for them."""
+
+    # --- callers -----------------------------------------------------------------------
+
+    def enter(
+        self, caller: Caller, with_puts: Sequence[Put] = (), with_compares: Sequence[Compare] = ()
+    ) -> None:
+        desk = self.desk
+        config = desk.view.queue(caller.queue)
+        if config is None and desk.view.seen("queues"):
+            desk.count("acd_queue_unknown")
+            desk.order(QueueFull(call=caller.call, queue=caller.queue, action="busy", why="no such queue"))
+            return
+        config = config or desk.queue(caller.queue)
+        inside = sum(e.queue == caller.queue and e.call != caller.call for e in desk.view.entries())
+        inside += sum(1 for op in self.writes.ops if op.name == f"enter/{caller.queue}")
+        if inside >= config.max_waiting:
+            desk.count("acd_queue_full", queue=caller.queue)
+            desk.order(QueueFull(call=caller.call, queue=caller.queue, action=config.full_action))
+            return
+        self.callers[caller.call] = caller
+
+        def done(result: Result) -> None:
+            self._tell_extras(caller.call, result)
+            if caller.call in self.callers and result.ok:
+                desk.order(CallerQueued(call=caller.call, queue=caller.queue, revision=result.revision))
+
+        self._submit(
+            f"enter/{caller.queue}", caller.call, "", lambda: self._plan_place(caller), done,
+            extra_compares=tuple(with_compares), extra_puts=tuple(with_puts),
+        )  # fmt: skip
+
+    def _plan_place(self, caller: Caller) -> Plan | Not:
+        """The caller's place: made, or only its node updated."""
+        view, me = self.desk.view, str(self.desk.me)
+        key = self.desk.keys.waiting(caller.queue, caller.call)
+        entry = view.value(key)
+        if caller.leaving:
+            return Not("the caller left")
+        if entry is None:
+            entry = WaitingValue(
+                call=caller.call, queue=caller.queue, entered=caller.entered, priority=caller.priority,
+                caller=caller.caller, node=me,
+            )  # fmt: skip
+            return Plan({key: entry}, "enters the queue")
+        if entry.node == me:
+            return Not("has his place", already=True)
+        return Plan({key: msgspec.structs.replace(entry, node=me)}, "keeps his place on another node")
+
+    def leave(self, call: str, why: str) -> None:
+        """The caller is gone: his place, and whoever was busy with him."""
+        caller = self.callers.pop(call, None)
+        if caller is not None:
+            caller.leaving = True
+        for attempt in self._attempts_of(call):
+            del self.attempts[attempt.attempt]
+            attempt.closing = True
+            if attempt.state in ("started", "ringing"):
+                self._cancel(attempt, "caller-left")
+
+        def decide() -> Plan | Not:
+            entry_key = self.desk.view.entry_key(call)
+            writes: dict[str, Value | None] = {entry_key: None} if entry_key else {}
+            for name, agent in self.desk.view.agents_of(call):
+                rule = "release" if agent.work in OFFERED else "end"
+                new = self._change(name, rule, self._facts(agent))
+                if not isinstance(new, Not):
+                    writes[self.desk.keys.agent(name)] = new
+            return Plan(writes, f"caller leaves ({why})") if writes else Not("nothing left", already=True)
+
+        self._submit("leave", call, "", decide)
+
+    def forget(self, call: str) -> None:
+        """Another node serves the call: nothing is written, nothing ordered."""
+        self.callers.pop(call, None)
+        for attempt in self._attempts_of(call):
+            del self.attempts[attempt.attempt]
+        self.writes.forget(call_lock(call))
+
+    # --- takeover ----------------------------------------------------------------------
+
+    def resume(
+        self, caller: Caller, alive: Mapping[str, str], ended: Collection[str],
+        talking: Collection[str], from_node: str,
+    ) -> None:  # fmt: skip
+        """This node serves the call now. Of the agents' values only `recovering` changes."""
+        desk, call = self.desk, caller.call
+        self.callers[call] = caller
+        in_talk = bool(talking)
+        for name, agent in desk.view.agents_of(call):
+            assert agent.attempt is not None
+            self.attempts.pop(agent.attempt.attempt, None)
+            in_talk = in_talk or agent.work in IN_CALL
+            if agent.attempt.attempt in ended:
+                self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
+                continue
+            self._resume_attempt(name, agent, alive, talking)
+            self._overlay(call, name, lambda a: recover(a, call, desk.utc, from_node))
+        for name in talking:
+            if not any(a.agent == name for a in self._attempts_of(call)):
+                self.adopt(call, caller.queue, name, desk.new_id())
+        if caller.queue and not in_talk:
+            self._submit("resume", call, "", lambda: self._plan_place(caller))
+        desk.match_wanted = True
+
+    def _resume_attempt(
+        self, name: str, agent: AgentValue, alive: Mapping[str, str], talking: Collection[str]
+    ) -> None:
+        desk, part = self.desk, agent.attempt
+        assert part is not None
+        attempt = Attempt(
+            attempt=part.attempt, call=part.call, agent=name, device=agent.device, queue=part.queue,
+            resumed=True,
+        )  # fmt: skip
+        self.attempts[part.attempt] = attempt
+        if part.call in self.callers:
+            self.callers[part.call].attempt = part.attempt
+        if agent.work in IN_CALL:
+            attempt.state, attempt.told = "won", True
+            return
+        if name in talking:
+            attempt.told = True
+            self.answered(part.attempt)
+            return
+        left = part.deadline - desk.utc
+        attempt.until = desk.now + max(left, desk.settings.resumed_ring_min_s)
+        if part.attempt in alive:
+            attempt.state = "ringing"
+            if agent.work == "reserved":
+                self.ringing(part.attempt)
+        else:
+            self._start(attempt, agent, again=True)
+
+    def _overlay(self, call: str, name: str, change: Callable[[AgentValue], AgentValue | Not]) -> None:
+        key = self.desk.keys.agent(name)
+
+        def decide() -> Plan | Not:
+            agent = self.desk.view.agent(name)
+            new = change(agent) if agent is not None else Not("no such agent", already=True)
+            return new if isinstance(new, Not) else Plan({key: new})
+
+        self._submit("overlay", call, name, decide, away="drop")
+
+    def recovered(self, call: str) -> None:
+        for name, agent in self.desk.view.agents():
+            mine = agent.attempt is not None and agent.attempt.call == call
+            if mine and (agent.recovering is not None or self.writes.has(self.desk.keys.agent(name))):
+                self._overlay(call, name, recovered)

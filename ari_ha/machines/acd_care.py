@@ -1,0 +1,337 @@
+"""Looking after agents and callers whose state nobody else will move on.
+
+Every non-idle state has somebody responsible. This part fires absolute
+deadlines, undoes what a dead node left reserved, keeps `reach` true, and
+compares each state with reality, so that no agent stays locked in a call that
+is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from ari_ha.machines.acd_agents import BUSY, OFFERED, REASON_DEVICE, Facts, Not, advance, recovered
+from ari_ha.machines.acd_attempts import Attempts, call_lock
+from ari_ha.machines.acd_desk import Desk
+from ari_ha.machines.acd_orders import AgentNotice
+from ari_ha.machines.acd_writes import Op, Plan, Writes
+from ari_ha.wire.keyspace import AgentValue, ReachValue, Value, WaitingValue
+
+LiveCalls = Mapping[str, Collection[str]]
+
+CONFIRM_SHARE = 0.9
+"""A mismatch counts when seen again after this share of the reconciler's period."""
+
+
+class Since:
+    """How long a suspicion has been true without a break."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, float] = {}
+        self._marked: set[str] = set()
+
+    def mark(self, what: str, now: float) -> float:
+        """``what`` is (still) so; returns for how many seconds."""
+        self._marked.add(what)
+        return now - self._first.setdefault(what, now)
+
+    def sweep(self) -> None:
+        """Forgets what was not marked since the last sweep."""
+        self._first = {what: first for what, first in self._first.items() if what in self._marked}
+        self._marked.clear()
+
+
+class Care:
+    """See the module."""
+
+    def __init__(self, desk: Desk, writes: Writes, attempts: Attempts) -> None:
+        self.desk = desk
+        self.writes = writes
+        self.attempts = attempts
+        self._suspect = Since()
+        self._stuck: dict[str, float] = {}
+        self._due: dict[str, tuple[float, float]] = {}
+
+    # --- deadlines ---------------------------------------------------------------------
+
+    def deadlines(self) -> int:
+        """Fires wrap-ups that are over: the node that served the call at once, the
+        others after a grace. Returns how many."""
+        desk, fired = self.desk, 0
+        for name, agent in desk.view.agents():
+            if agent.work != "acw":
+                self._due.pop(name, None)
+                continue
+            due = self._acw_due(name, agent)
+            if due <= desk.now and not self.writes.has(desk.keys.agent(name)):
+                facts = Facts(deadline=agent.acw_deadline)
+                self._advance(name, "acw-done", "wrap-up is over", facts)
+                fired += 1
+        return fired
+
+    def _acw_due(self, name: str, agent: AgentValue) -> float:
+        """On this process's clock; a step of the wall clock does not move it."""
+        desk = self.desk
+        known = self._due.get(name)
+        if known is None or known[0] != agent.acw_deadline:
+            due = desk.now + max(0.0, agent.acw_deadline - desk.utc)
+            if agent.attempt is None or not desk.is_me(agent.attempt.node):
+                due += desk.settings.timer_grace_s * (1.0 + desk.rand())
+                if not desk.clock_trusted:
+                    due += desk.settings.clock_hold_s
+            known = self._due[name] = (agent.acw_deadline, due)
+        return known[1]
+
+    def _advance(self, name: str, rule: str, text: str, facts: Facts | None = None) -> None:
+        key = self.desk.keys.agent(name)
+
+        def decide() -> Plan | Not:
+            agent = self.desk.view.agent(name)
+            if agent is None:
+                return Not("no such agent", already=True)
+            new = advance(agent, rule, facts or Facts(), self.desk.utc)
+            return new if isinstance(new, Not) else Plan({key: new}, text)
+
+        self.writes.submit(Op(name=rule, lock=(key,), decide=decide, done=lambda result: None))
+
+    def next_time(self) -> float | None:
+        """When `deadlines` is wanted; what is due already waits for its op or the round."""
+        return min((due for _, due in self._due.values() if due > self.desk.now), default=None)
+
+    # --- the round, every few seconds --------------------------------------------------
+
+    def round(self, live: LiveCalls | None) -> None:
+        """One round over every agent and every caller."""
+        desk = self.desk
+        if not desk.view.seen("agents", "queues", "nodes"):
+            return
+        stuck: dict[str, float] = {}
+        for name, agent in list(desk.view.agents()):
+            lasted = self._look(name, agent, live)
+            if lasted > 0:
+                stuck[name] = lasted
+            if desk.view.seen("bindings") and not desk.away:
+                self._device(name, agent)
+        for entry in list(desk.view.entries()):
+            self._place(entry, live)
+        self._suspect.sweep()
+        self._count_stuck(stuck)
+
+    def _count_stuck(self, stuck: dict[str, float]) -> None:
+        """The public measure: seconds agents spent in a state that was not true."""
+        seconds = sum(max(0.0, lasted - self._stuck.get(name, 0.0)) for name, lasted in stuck.items())
+        self._stuck = stuck
+        if seconds > 0:
+            self.desk.count("acd_stuck_seconds", by=seconds)
+
+    def _look(self, name: str, agent: AgentValue, live: LiveCalls | None) -> float:
+        """Frees the agent when his state has no ground; returns for how long he has been stuck."""
+        desk, part = self.desk, agent.attempt
+        if agent.work not in BUSY:
+            self._adopt(name, agent, live)
+            if agent.recovering is not None:
+                self._overlay_off(name)
+            return 0.0
+        if part is None:
+            return self._stuck_for(f"void/{name}", name, agent, desk.settings.ghost_grace_s, "no attempt")
+        served = desk.serves(agent)
+        owner = desk.view.owner(part.call)
+        moving = owner is not None and owner.moving
+        if desk.is_me(served) and not moving:
+            return self._look_own(name, agent, live)
+        if desk.away:
+            return 0.0
+        if part.call not in self.attempts.callers and not desk.view.call_exists(part.call):
+            if not desk.view.seen("calls"):
+                return 0.0
+            return self._stuck_for(f"ghost/{name}/{part.call}", name, agent, self._ghost_grace(), "ghost")
+        if agent.work in OFFERED and not moving and not desk.view.node_alive(served):
+            late = agent.work == "reserved" or part.deadline + desk.settings.timer_grace_s < desk.utc
+            grace = desk.settings.orphan_grace_s
+            if late and desk.clock_trusted:
+                self._stuck_for(f"orphan/{name}/{part.attempt}", name, agent, grace, "its node is gone")
+        return 0.0
+
+    def _look_own(self, name: str, agent: AgentValue, live: LiveCalls | None) -> float:
+        assert agent.attempt is not None
+        call = agent.attempt.call
+        if live is None or name in live.get(call, ()) or self.writes.has(self.desk.keys.agent(name)):
+            if live is not None and agent.recovering is not None:
+                self._stale_overlay(name, call)
+            return 0.0
+        grace = self.desk.settings.reconcile_every_s * CONFIRM_SHARE
+        return self._stuck_for(f"own/{name}/{call}", name, agent, grace, "not in the call")
+
+    def _stale_overlay(self, name: str, call: str) -> None:
+        """A recovery that nobody reported whole, though the call lives here."""
+        if self._suspect.mark(f"overlay/{name}/{call}", self.desk.now) >= self.desk.settings.ghost_grace_s:
+            self._overlay_off(name)
+
+    def _ghost_grace(self) -> float:
+        desk = self.desk
+        if desk.back_at is None:
+            return desk.settings.ghost_grace_s + desk.rand()
+        fresh = desk.now - desk.back_at < desk.settings.ghost_return_grace_s
+        return desk.settings.ghost_return_grace_s if fresh else desk.settings.ghost_grace_s + desk.rand()
+
+    def _stuck_for(self, what: str, name: str, agent: AgentValue, grace_s: float, why: str) -> float:
+        """Marks the suspicion, and frees the agent once it has lasted ``grace_s``."""
+        lasted = self._suspect.mark(what, self.desk.now)
+        if lasted < grace_s:
+            return 0.0
+        if not self.writes.has(self.desk.keys.agent(name)):
+            self._free(name, agent, why)
+        return lasted
+
+    def _free(self, name: str, seen: AgentValue, why: str) -> None:
+        """Undoes the attempt (never a miss) or ends the conversation, if it is still
+        the one that was looked at."""
+        desk, part = self.desk, seen.attempt
+        key = desk.keys.agent(name)
+        call, attempt = (part.call, part.attempt) if part is not None else ("", "")
+
+        def decide() -> Plan | Not:
+            agent = desk.view.agent(name)
+            if agent is None or agent.work != seen.work or agent.attempt != part:
+                return Not("moved on", already=True)
+            queue = desk.queue(part.queue if part is not None else "")
+            facts = Facts(attempt=attempt, call=call, wrapup_s=queue.wrapup_ms / 1000)
+            new = self._freed(agent, facts)
+            if isinstance(new, Not):
+                return new
+            writes: dict[str, Value | None] = {key: new}
+            writes |= self.attempts.place_freed(call, attempt)
+            owner = desk.keys.owner(call)
+            return Plan(writes, f"freed: {why}", (owner,) if call and not desk.away else ())
+
+        desk.count("acd_agents_freed", why=why)
+        lock = (call_lock(call), key)
+        self.writes.submit(Op(name="free", lock=lock, decide=decide, done=lambda r: None, away="drop"))
+        desk.order(AgentNotice(agent=name, text=f"freed: {why}"))
+
+    def _freed(self, agent: AgentValue, facts: Facts) -> AgentValue | Not:
+        if agent.attempt is not None:
+            rule = "release" if agent.work in OFFERED else "end"
+            return advance(agent, rule, facts, self.desk.utc)
+        return advance(agent, "void", facts, self.desk.utc)
+
+    def _adopt(self, name: str, agent: AgentValue, live: LiveCalls | None) -> None:
+        """An agent in a living conversation of ours whom the store calls idle."""
+        for attempt in self.attempts.attempts.values():
+            won = attempt.agent == name and attempt.state == "won"
+            if not won or live is None or name not in live.get(attempt.call, ()):
+                continue
+            busy = self.writes.has(self.desk.keys.agent(name))
+            if not busy and self._suspect.mark(f"adopt/{attempt.attempt}", self.desk.now) > 0:
+                self.attempts.readopt(attempt)
+            return
+
+    def _overlay_off(self, name: str) -> None:
+        key = self.desk.keys.agent(name)
+
+        def decide() -> Plan | Not:
+            agent = self.desk.view.agent(name)
+            new = recovered(agent) if agent is not None else Not("no such agent", already=True)
+            return new if isinstance(new, Not) else Plan({key: new})
+
+        self.writes.submit(
+            Op(name="overlay", lock=(key,), decide=decide, done=lambda result: None, away="drop")
+        )
+
+    # --- callers -----------------------------------------------------------------------
+
+    def _place(self, entry: WaitingValue, live: LiveCalls | None) -> None:
+        """Takes away the place of a caller who is nowhere, and frees a place whose
+        attempt no agent has."""
+        desk, now = self.desk, self.desk.now
+        if desk.away or self.writes.has(call_lock(entry.call)):
+            return
+        if entry.call in self.attempts.callers:
+            if entry.attempt and not self._attempt_lives(entry):
+                if self._suspect.mark(f"offer/{entry.attempt}", now) >= desk.settings.reserve_ttl_s:
+                    self._submit_place(entry, lambda: self.attempts.place_freed(entry.call, entry.attempt))
+            return
+        owner = desk.view.owner(entry.call)
+        mine = desk.is_me(entry.node) and (owner is None or (desk.is_me(owner.node) and not owner.moving))
+        lost = mine and live is not None and entry.call not in live
+        ghost = desk.view.seen("calls") and not desk.view.call_exists(entry.call)
+        if not lost and not ghost:
+            return
+        if self._suspect.mark(f"place/{entry.call}", now) >= self._ghost_grace():
+            key = desk.keys.waiting(entry.queue, entry.call)
+            self._submit_place(entry, lambda: {key: None})
+
+    def _attempt_lives(self, entry: WaitingValue) -> bool:
+        agent = self.desk.view.agent(entry.agent)
+        return (
+            agent is not None
+            and agent.work in BUSY
+            and agent.attempt is not None
+            and agent.attempt.attempt == entry.attempt
+        )
+
+    def _submit_place(self, seen: WaitingValue, change: Callable[[], dict[str, Value | None]]) -> None:
+        key = self.desk.keys.waiting(seen.queue, seen.call)
+
+        def decide() -> Plan | Not:
+            if self.desk.view.value(key) != seen:
+                return Not("moved on", already=True)
+            writes = change()
+            return Plan(writes, "place put right") if writes else Not("nothing to do", already=True)
+
+        lock = (call_lock(seen.call),)
+        self.writes.submit(Op(name="place", lock=lock, decide=decide, done=lambda r: None, away="drop"))
+
+    # --- devices -----------------------------------------------------------------------
+
+    def _device(self, name: str, agent: AgentValue) -> None:
+        """Keeps `reach` true; an agent whose phone stays away is not ready until it
+        is back."""
+        desk, settings = self.desk, self.desk.settings
+        if agent.intent == "logged_out" or not agent.device or self.writes.has(desk.keys.agent(name)):
+            return
+        users = desk.view.device_users(agent.device)
+        if agent.work == "idle" and users and users[0] != name and self._turn(f"twice/{name}"):
+            self._advance(name, "device-taken", "device is another agent's", Facts(device=agent.device))
+            return
+        ok = desk.device_ok(agent.device)
+        reach = desk.view.reach(name)
+        word = "ok" if ok else "lost"
+        if reach is None or reach.device != word:
+            if self._turn(f"reach/{name}/{word}"):
+                self._write_reach(name, word)
+            return
+        lasted = desk.utc - reach.device_since
+        waits = agent.intent == "available" and agent.work == "idle"
+        if not ok and waits and lasted >= settings.device_grace_s:
+            if self._turn(f"lost/{name}"):
+                self._advance(name, "device-lost", "device lost")
+                desk.order(AgentNotice(agent=name, text="not ready: device lost"))
+        away_s = desk.utc - agent.intent_since
+        if ok and agent.reason == REASON_DEVICE and away_s <= settings.device_return_s:
+            if self._turn(f"back/{name}"):
+                self._advance(name, "device-back", "device is back")
+
+    def _turn(self, what: str) -> bool:
+        """Whether it is this node's turn: at once for one node, later for the others."""
+        lasted = self._suspect.mark(what, self.desk.now)
+        return self.desk.first_of_nodes(what) or lasted >= self.desk.settings.timer_grace_s
+
+    def _write_reach(self, name: str, word: str) -> None:
+        key = self.desk.keys.reach(name)
+
+        def decide() -> Plan | Not:
+            agent, reach = self.desk.view.agent(name), self.desk.view.reach(name)
+            if agent is None or (reach is not None and reach.device == word):
+                return Not("reach is right", already=True)
+            old = reach or ReachValue(agent=name)
+            return Plan(
+                {
+                    key: ReachValue(
+                        agent=name, device=word, device_since=self.desk.utc,
+                        desktop=old.desktop, desktop_since=old.desktop_since,
+                    )
+                }
+            )  # fmt: skip
+
+        self.writes.submit(Op(name="reach", lock=(key,), decide=decide, done=lambda r: None, away="drop"))
