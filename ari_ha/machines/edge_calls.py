@@ -334,7 +334,8 @@ class Calls:
 
         def written(outcome: Outcome) -> None:
             self._writing.discard(call.call)
-            ok = isinstance(outcome, Done) and isinstance(outcome.value, TxnResult) and outcome.value.succeeded
+            result = outcome.value if isinstance(outcome, Done) else None
+            ok = isinstance(result, TxnResult) and result.succeeded
             if ok:
                 self._stored.add(call.call)
                 self._owner_written[call.call] = owner

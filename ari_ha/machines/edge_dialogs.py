@@ -235,7 +235,8 @@ class Dialogs:
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:
         """Transfers and subscriptions are not served yet; said so, never ignored."""
-        status = {"REFER": 603, "SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}.get(event.request.method, 405)
+        answers = {"REFER": 603, "SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}
+        status = answers.get(event.request.method, 405)
         self._context.sip.respond(event.txn, status, self._context.now)
 
 

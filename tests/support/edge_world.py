@@ -43,7 +43,13 @@ class Party:
         self.host, self.port = host, port
         self.sip = Endpoint({"l": Listener("l", "udp", host, port)}, new_id)
         self.heard: list[Any] = []
-        self.alive = True
+        self.gone = False
+        self.silent = False
+
+    @property
+    def reachable(self) -> bool:
+        """Whether packets of and for this party arrive."""
+        return not self.gone and not self.silent
 
     def of(self, kind: type) -> list[Any]:
         """Events of one type heard so far."""
@@ -62,8 +68,6 @@ class Node(Party):
         self.frames: list[Any] = []
         self.auto_answer = self.auto_bridge = True
         self.tokens: dict[str, LegToken] = {}
-        self.gone = False
-        self.silent = False
 
     def got(self, kind: type) -> list[Any]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
@@ -145,7 +149,7 @@ class EdgeWorld:
                 self.post(OutcomeOf(effect=effect, outcome=self.txn(effect)))
             case SendLink():
                 node = self.nodes[effect.peer]
-                if not node.gone and not node.silent:
+                if node.reachable:
                     node.frames.append(effect.frame)
             case SendProbe():
                 node = self.nodes[effect.node]
@@ -169,8 +173,9 @@ class EdgeWorld:
         for put in effect.puts:
             self.store[put.key] = KeyValue(put.key, put.value, self.revision)
         for delete in effect.deletes:
-            for key in [k for k in self.store if k == delete.key or delete.prefix and k.startswith(delete.key)]:
-                del self.store[key]
+            doomed = [k for k in self.store if delete.prefix and k.startswith(delete.key)]
+            for key in [*doomed, delete.key]:
+                self.store.pop(key, None)
         return Done(TxnResult(True, self.revision))
 
     def relay(self, command: NgCommand) -> Any:
@@ -204,7 +209,7 @@ class EdgeWorld:
 
     def deliver(self, data: bytes, flow: Flow) -> None:
         party = self.party_at(flow.host, flow.port)
-        if party is None or not party.alive or getattr(party, "gone", False) or getattr(party, "silent", False):
+        if party is None or not party.reachable:
             return
         host, port = self.edge_address(flow.listener)
         party.sip.receive(data, Flow("l", "udp", host, port), self.now)
@@ -225,7 +230,7 @@ class EdgeWorld:
                     said = True
                 for data, flow in party.sip.output():
                     said = True
-                    if party.alive and not getattr(party, "gone", False) and not getattr(party, "silent", False):
+                    if party.reachable:
                         self.arrive(party, data, flow)
             if not said:
                 return

@@ -1,0 +1,154 @@
+"""Settings of an edge process (``settings.json``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ari_ha.machines.edge_config import EdgeTimings
+from ari_ha.runtime.settings import SettingsError, check_lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Etcd:
+    """Where etcd is and who we are there."""
+
+    endpoints: tuple[str, ...]
+    """host:port of each member: the client goes round them when one is away."""
+    ca_file: str = ""
+    """Path. Authority of the members' certificates; empty: no TLS."""
+    cert_file: str = ""
+    """Path. Our certificate."""
+    key_file: str = ""
+    """Path. Its key."""
+    lease_ttl_s: int = 10
+    """Seconds. Longer than an election and a few lost keep-alives together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Public:
+    """The side of carriers and phones."""
+
+    host: str
+    """Address listened on and advertised in Via, Contact and SDP."""
+    port: int = 5060
+    """UDP and TCP port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """The side of the nodes. Asterisk tells what an INVITE is by our source port."""
+
+    host: str
+    """Address on the nodes' network."""
+    trunk_port: int = 5070
+    """UDP. New calls from carriers leave here, and nodes dial to it."""
+    agent_port: int = 5072
+    """UDP. New calls from agents' phones."""
+    resume_port: int = 5074
+    """UDP. Legs of calls that move."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """rtpengine."""
+
+    ng: str = "127.0.0.1:2223"
+    """host:port of the NG listener: loopback, because NG has no password."""
+    public_interface: str = "public"
+    """rtpengine's logical interface towards phones."""
+    core_interface: str = "core"
+    """rtpengine's logical interface towards nodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Certificates of the node link."""
+
+    ca_file: str
+    """Path. Authority of the nodes' certificates."""
+    cert_file: str
+    """Path. Our certificate; its name is ours on the link."""
+    key_file: str
+    """Path. Its key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One node."""
+
+    sip: str
+    """host:port of its Asterisk."""
+    link: str
+    """host:port of its app's link listener."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """A carrier known without asking etcd."""
+
+    hosts: tuple[str, ...] = ()
+    """Addresses its INVITEs come from."""
+    dids: dict[str, str] = field(default_factory=dict)
+    """Number -> what the dialplan does with it; empty accepts every number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """The edge's HTTP interface."""
+
+    listen: str = "127.0.0.1:8089"
+    """host:port."""
+    token_file: str = ""
+    """Path of the bearer token; empty: only /metrics, /healthz and /readyz are served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """One edge process."""
+
+    cluster: str
+    """Name of the cluster: the part of the key space this edge lives in."""
+    edge: str
+    """This edge's name."""
+    vip: str
+    """The address (pair) this edge serves; calls' dialogs are stored under it."""
+    realm: str
+    """Digest realm; the HA1s in etcd are made for it."""
+    etcd: Etcd
+    """etcd."""
+    public: Public
+    """Carriers and phones."""
+    core: Core
+    """Nodes."""
+    rtpengine: Relay = Relay()
+    """The media relay on this host."""
+    link: Link
+    """The node link."""
+    header_key_file: str
+    """Path. Key of the signed header between edges and nodes."""
+    nodes: dict[str, Node]
+    """Nodes by name: known without etcd, because calls are served without it."""
+    trunks: dict[str, Trunk] = field(default_factory=dict)
+    """Trunks by name, beside those in etcd."""
+    http: Http = Http()
+    """HTTP interface."""
+    timings: EdgeTimings = EdgeTimings()
+    """Limits and periods."""
+    calls_max: int = 2_000
+    """Calls at once; a further one gets 503."""
+
+    def check(self) -> None:
+        """Refuses timings that do not add up."""
+        timings = self.timings
+        if timings.silence_s < 3 * timings.probe_interval_s:
+            raise SettingsError(
+                f"timings.silence_s is {timings.silence_s} s: less than three probes of "
+                f"{timings.probe_interval_s} s; one lost datagram would count as silence. Raise it."
+            )
+        check_lease(
+            "etcd.lease_ttl_s",
+            ttl_ms=self.etcd.lease_ttl_s * 1000,
+            renew_every_ms=self.etcd.lease_ttl_s * 1000 // 3,
+            election_ms=1000,
+            fence_ms=500,
+        )

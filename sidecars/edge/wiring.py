@@ -1,0 +1,216 @@
+"""Puts an edge process together: machine, shell and adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import signal
+import time
+from pathlib import Path
+
+from ari_ha import __version__
+from ari_ha.adapters.link import LinkDialer, LinkSettings
+from ari_ha.adapters.probe import Probes
+from ari_ha.adapters.rtpengine import Rtpengine
+from ari_ha.adapters.sip import SipSockets
+from ari_ha.core.machine import Effect, Outcome, Refused
+from ari_ha.core.ports.link import SendLink
+from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.operator import OperatorReply
+from ari_ha.core.ports.probe import SendProbe, WallClock
+from ari_ha.core.ports.sip import SendSip
+from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.story import Story
+from ari_ha.machines.edge import FAMILIES, EdgeMachine
+from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
+from ari_ha.runtime.etcd import EtcdSettings, open_store
+from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
+from ari_ha.runtime.logs import tell
+from ari_ha.runtime.metrics import Metrics
+from ari_ha.runtime.settings import host_port
+from ari_ha.runtime.shell import Shell
+from ari_ha.wire.keyspace import Keys
+from sidecars.edge.settings import EdgeSettings
+
+log = logging.getLogger("ari_ha.edge")
+WALL_CLOCK_EVERY_S = 1.0
+IDENT_CHARS = 10
+LINK_SILENCE_MS_PER_PING = 4
+
+
+def machine_config(settings: EdgeSettings) -> EdgeConfig:
+    """The machine's configuration out of the process's settings."""
+    nodes = {}
+    for name, node in settings.nodes.items():
+        host, port = host_port(node.sip, 5060)
+        nodes[name] = EdgeNode(name, host, port, node.link)
+    return EdgeConfig(
+        cluster=settings.cluster,
+        edge=settings.edge,
+        vip=settings.vip,
+        realm=settings.realm,
+        public_host=settings.public.host,
+        public_port=settings.public.port,
+        core_host=settings.core.host,
+        trunk_port=settings.core.trunk_port,
+        agent_port=settings.core.agent_port,
+        resume_port=settings.core.resume_port,
+        nodes=nodes,
+        trunks={
+            name: {"hosts": list(trunk.hosts), "dids": list(trunk.dids)}
+            for name, trunk in settings.trunks.items()
+        },
+        header_key=Path(settings.header_key_file).read_bytes().strip(),
+        http=f"http://{settings.http.listen}",
+        version=__version__,
+        process=secrets.token_hex(4),
+        public_interface=settings.rtpengine.public_interface,
+        core_interface=settings.rtpengine.core_interface,
+        calls_max=settings.calls_max,
+        timings=settings.timings,
+    )
+
+
+def new_id() -> str:
+    """An identifier nobody has had before, short enough to read aloud."""
+    return secrets.token_hex(IDENT_CHARS // 2)
+
+
+class EdgeProcess:
+    """Everything one edge process holds."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
+        self.story = Story()
+        self.metrics = Metrics({"edge": settings.edge})
+        self.machine = EdgeMachine(machine_config(settings), new_id, random.random)
+        self.shell = Shell(
+            self.machine,
+            self._perform,
+            story=self.story,
+            perform_now=self._perform_now,
+            metrics=self.metrics,
+            log=log,
+            instant=(SendSip, SendLink, SendProbe, OperatorReply),
+        )
+        self.sip = SipSockets(self.shell.post)
+        host, port = host_port(settings.rtpengine.ng)
+        self.relay = Rtpengine(host, port, self.shell.post)
+        self.probes = Probes(settings.core.host, self.shell.post)
+        self.store = open_store(
+            EtcdSettings(
+                endpoints=settings.etcd.endpoints,
+                ca_file=settings.etcd.ca_file,
+                cert_file=settings.etcd.cert_file,
+                key_file=settings.etcd.key_file,
+            ),
+            self.shell.post,
+            note=self.shell.note,
+        )
+        self.links = {name: self._dialer(name) for name in settings.nodes}
+        self.desk = OperatorDesk(self.shell.post)
+
+    def _dialer(self, name: str) -> LinkDialer:
+        link, silence_ms = self.settings.link, int(self.settings.timings.link_silence_s * 1000)
+        options = LinkSettings(
+            ca_file=link.ca_file,
+            cert_file=link.cert_file,
+            key_file=link.key_file,
+            silence_limit_ms=silence_ms,
+            ping_every_ms=silence_ms // LINK_SILENCE_MS_PER_PING,
+        )
+        host, port = host_port(self.settings.nodes[name].link)
+        return LinkDialer(options, name, host, port, self.shell.post, count=self.metrics.count)
+
+    # --- effects -------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> Outcome:
+        if isinstance(effect, NgCommand):
+            return await self.relay.perform(effect)
+        if isinstance(effect, StoreTxn | StoreRead):
+            return await self.store.perform(effect)
+        return Refused(f"nobody performs {type(effect).__name__}")
+
+    def _perform_now(self, effect: Effect) -> None:
+        if isinstance(effect, SendSip):
+            self.sip.send(effect.data, effect.flow)
+        elif isinstance(effect, SendLink):
+            dialer = self.links.get(effect.peer)
+            if dialer:
+                dialer.send(effect.peer, effect.frame)
+        elif isinstance(effect, SendProbe):
+            self.probes.send(effect)
+        elif isinstance(effect, OperatorReply):
+            self.desk.reply(effect)
+
+    # --- HTTP ----------------------------------------------------------------------
+
+    def _routes(self) -> dict[str, Handler]:
+        async def explain(asked: Asked) -> Answer:
+            return 200, [line.to_dict() for line in self.story.about(asked.path["subject"])]
+
+        verbs = ("status", "calls", "nodes", "bindings")
+        return {
+            **{f"GET /v1/{verb}": self.desk.route(verb) for verb in verbs},
+            "GET /v1/calls/{call}": self.desk.route("call"),
+            "GET /v1/explain/{subject:.+}": explain,
+        }
+
+    # --- life ----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serves until SIGTERM. Raises OSError when an address is not ours."""
+        settings, shell = self.settings, self.shell
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, shell.stop)
+        shell.post(WallClock(utc_s=time.time()))
+        running = asyncio.create_task(shell.run())
+        clock = asyncio.create_task(self._tell_time())
+        keys = Keys(settings.cluster)
+        for family in FAMILIES:
+            prefix = f"{keys.prefix(family)}{settings.vip}/" if family == "dialogs" else keys.prefix(family)
+            self.store.mirror(prefix)
+        self.store.lease(settings.etcd.lease_ttl_s)
+        self.store.start()
+        await self.relay.start()
+        public, core = settings.public, settings.core
+        await self.sip.listen_udp("public-udp", public.host, public.port)
+        await self.sip.listen_tcp("public-tcp", public.host, public.port)
+        await self.sip.listen_udp("node-trunk", core.host, core.trunk_port)
+        await self.sip.listen_udp("node-agent", core.host, core.agent_port)
+        await self.sip.listen_udp("node-resume", core.host, core.resume_port)
+        for dialer in self.links.values():
+            await dialer.start()
+        token = Path(settings.http.token_file).read_text().strip() if settings.http.token_file else ""
+        health = HealthServer(
+            *host_port(settings.http.listen),
+            self.metrics,
+            ready=self._ready,
+            routes=self._routes(),
+            token=token,
+        )
+        await health.start()
+        tell(log, "event", "started", edge=settings.edge)
+        try:
+            await running
+        finally:
+            clock.cancel()
+            await health.stop()
+            self.sip.close()
+            self.probes.close()
+            self.relay.close()
+            for dialer in self.links.values():
+                await dialer.stop()
+            await self.store.close(revoke=False)
+
+    def _ready(self) -> tuple[bool, str]:
+        serving = self.machine.serving
+        return serving, "" if serving else "calls not read from etcd yet"
+
+    async def _tell_time(self) -> None:
+        while True:
+            self.shell.post(WallClock(utc_s=time.time()))
+            await asyncio.sleep(WALL_CLOCK_EVERY_S)
