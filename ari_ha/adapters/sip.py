@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from ari_ha.core.machine import Event
 from ari_ha.core.ports.sip import SipBytes, SipFlowClosed
@@ -148,8 +149,7 @@ class _Stream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.flow: Flow | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if self._sockets.full:
             transport.abort()
