@@ -290,6 +290,12 @@ class _Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def close(self) -> None:
+        """Says goodbye: what was sent still arrives."""
+        self._over("we stop", clean=True)
+        if self._transport is not None:
+            self._transport.close()
+
     def _over(self, reason: str, clean: bool) -> None:
         if self._closed:
             return
@@ -353,7 +359,7 @@ class LinkListener(_Owner):
         if self._server is not None:
             self._server.close()
         for link in list(self._links.values()):
-            link.drop("we stop", clean=True)
+            link.close()
 
     def admit(self, link: _Link, names: list[str]) -> str:
         """Takes a certificate whose name is allowed."""
@@ -407,7 +413,7 @@ class LinkDialer(_Owner):
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         if self._current is not None:
-            self._current.drop("we stop", clean=True)
+            self._current.close()
 
     def admit(self, link: _Link, names: list[str]) -> str:
         """Takes only the node this dialer is for."""

@@ -45,7 +45,14 @@ def pki(tmp_path_factory):
 
 
 class Mail(list):
-    """What an adapter posted."""
+    """What an adapter posted; with ``room`` False it takes nothing."""
+
+    room = True
+
+    def post(self, event) -> bool:
+        if self.room:
+            self.append(event)
+        return self.room
 
     async def until(self, kind: type, number: int = 1, limit_s: float = 5.0):
         end = time.monotonic() + limit_s
@@ -62,7 +69,7 @@ class Pair:
 
     def __init__(self, pki, node="node-a", edge="edge-1", expected="node-a", edge_ca="ca", **changes):
         self.node_mail, self.edge_mail = Mail(), Mail()
-        self.node = LinkListener(pki(node, **changes), "127.0.0.1", 0, self.node_mail.append)
+        self.node = LinkListener(pki(node, **changes), "127.0.0.1", 0, self.node_mail.post)
         self.edge_settings, self.expected = pki(edge, edge_ca, **changes), expected
         self.edge = None
 
@@ -74,7 +81,7 @@ class Pair:
 
     def dialer(self, port: int) -> LinkDialer:
         return LinkDialer(
-            self.edge_settings, self.expected, "127.0.0.1", port, self.edge_mail.append, jitter=lambda: 0.5
+            self.edge_settings, self.expected, "127.0.0.1", port, self.edge_mail.post, jitter=lambda: 0.5
         )
 
     async def __aexit__(self, *exc):
@@ -115,9 +122,31 @@ async def test_the_far_process_gone_is_seen_at_once_and_dialled_again(pki):
         assert down.clean and down.peer == "node-a"
         assert time.monotonic() - began < 0.3
         assert not pair.edge.send("node-a", LegRinging("k1"))
-        pair.node = LinkListener(pki("node-a"), "127.0.0.1", port, pair.node_mail.append)
+        pair.node = LinkListener(pki("node-a"), "127.0.0.1", port, pair.node_mail.post)
         await pair.node.start()
         await pair.edge_mail.until(LinkUp, 2)
+
+
+async def test_what_was_sent_before_a_stop_arrives(pki):
+    async with Pair(pki) as pair:
+        await pair.greeted()
+        for number in range(200):
+            pair.node.send("edge-1", Bridged(f"k{number}", "7.1", ["c" * 1000]))
+        await pair.node.stop()
+        await pair.edge_mail.until(LinkDown)
+        assert len([event for event in pair.edge_mail if isinstance(event, LinkReceived)]) == 201
+
+
+async def test_full_mailbox_ends_the_link_and_is_told_later(pki):
+    async with Pair(pki) as pair:
+        await pair.greeted()
+        pair.edge_mail.room = False
+        pair.node.send("edge-1", Bridged("k1", "7.1", []))
+        await asyncio.sleep(0.2)
+        pair.edge_mail.room = True
+        await pair.edge_mail.until(LinkUp, 2)
+        kinds = [type(event).__name__ for event in pair.edge_mail]
+        assert kinds[:4] == ["LinkUp", "LinkReceived", "LinkDown", "LinkUp"]
 
 
 async def test_silence_is_a_link_lost_uncleanly(pki):
@@ -182,7 +211,7 @@ async def test_second_link_of_an_edge_replaces_the_first(pki):
     async with Pair(pki) as pair:
         await pair.greeted()
         second = Mail()
-        other = LinkDialer(pair.edge_settings, "node-a", "127.0.0.1", pair.node.port, second.append)
+        other = LinkDialer(pair.edge_settings, "node-a", "127.0.0.1", pair.node.port, second.post)
         await other.start()
         await second.until(LinkUp)
         await pair.node_mail.until(LinkUp, 2)
