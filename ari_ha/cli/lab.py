@@ -35,7 +35,7 @@ class LabError(Exception):
     """The lab could not do it; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Struck:
     """A fault: when, and how to mend what does not mend itself."""
 

@@ -98,6 +98,9 @@ class Report:
     hears: list[Hearing] = field(default_factory=list)
     digits: list[Digit] = field(default_factory=list)
     other_audio: list[Span] = field(default_factory=list)
+    other_silent_ms: float = 0.0
+    """Within and after the other audio: time nothing of it came, gaps up to 60 ms left out."""
+    other_longest_gap_ms: float = 0.0
     silence_packets: int = 0
     foreign_packets: int = 0
     packets: int = 0
@@ -108,6 +111,8 @@ class Report:
             "hears": [item.to_dict() for item in self.hears],
             "digits": [item.to_dict() for item in self.digits],
             "other_audio": [item.to_dict() for item in self.other_audio],
+            "other_silent_ms": round(self.other_silent_ms, 1),
+            "other_longest_gap_ms": round(self.other_longest_gap_ms, 1),
             "silence_packets": self.silence_packets,
             "foreign_packets": self.foreign_packets,
             "packets": self.packets,
@@ -121,6 +126,7 @@ def report(
     result = Report()
     voices: dict[int, list[Heard]] = {}
     digits: list[Heard] = []
+    music_ns = 0
     for packet in log.heard(since_ns, until_ns):
         result.packets += 1
         if packet.kind == rtp.VOICE:
@@ -128,16 +134,27 @@ def report(
         elif packet.kind == rtp.DIGIT:
             digits.append(packet)
         elif packet.kind == rtp.OTHER:
+            if music_ns:
+                _silent(result, packet.at_ns - music_ns - PACKET_NS)
+            music_ns = packet.at_ns
             _extend(result.other_audio, packet.at_ns)
         elif packet.kind == rtp.SILENCE:
             result.silence_packets += 1
         else:
             result.foreign_packets += 1
+    if music_ns:
+        _silent(result, until_ns - music_ns - PACKET_NS)
     result.digits = _digits(digits)
     for source, packets in voices.items():
         result.hears.append(_hearing(source, packets, source_log(source), since_ns, until_ns, digits))
     result.hears.sort(key=lambda item: -item.received)
     return result
+
+
+def _silent(result: Report, gap_ns: int) -> None:
+    result.other_longest_gap_ms = max(result.other_longest_gap_ms, gap_ns / 1e6)
+    if gap_ns > 2 * PACKET_NS:
+        result.other_silent_ms += gap_ns / 1e6
 
 
 def _extend(spans: list[Span], at_ns: int) -> None:

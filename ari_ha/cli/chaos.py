@@ -1,0 +1,203 @@
+"""``ari-ha chaos``: break something on purpose while people talk, and let the far ends judge.
+
+The report is JSON: per run the fault, the state and one entry per call; then a summary. The exit status is
+0 only when every call survived and nothing was left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ari_ha.cli.output import DEFAULT_SETTINGS, SettingsFile, fail, say, table
+
+_app = typer.Typer(no_args_is_help=True, help="Cause faults while people talk; the far ends judge.")
+
+PLAN_FAULTS = (
+    "asterisk-kill",
+    "asterisk-stop",
+    "asterisk-restart-now",
+    "asterisk-freeze",
+    "node-cut",
+    "app-kill",
+    "app-freeze",
+    "edge-process-kill",
+    "etcd-member-kill",
+    "etcd-leader-kill",
+    "etcd-quorum-loss",
+)
+"""What runs when no fault is named; `lab.FAULTS` has these and more."""
+DEFAULT_CALLS = 10
+
+
+def register(parent: typer.Typer) -> None:
+    """Adds ``chaos`` to the command line."""
+    parent.add_typer(_app, name="chaos")
+
+
+@_app.command("run")
+def run(
+    fault: Annotated[
+        list[str] | None, typer.Option("--fault", help="May be given several times; all when left out.")
+    ] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="May be given several times; all when left out.")
+    ] = None,
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls per run.")] = DEFAULT_CALLS,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each fault and state.")] = 1,
+    during: Annotated[
+        str, typer.Option("--during", help="hangup-caller or hangup-agent: somebody hangs up inside the gap.")
+    ] = "",
+    json_file: Annotated[str, typer.Option("--json", help="Write the report here; '-': print it.")] = "",
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Measure the same calls without a fault first.")
+    ] = True,
+    settings: SettingsFile = DEFAULT_SETTINGS,
+) -> None:
+    """Strike calls and report what their far ends noticed. Exit status 1 when a call did not survive."""
+    from ari_ha.cli.chaos_judge import passed
+    from ari_ha.cli.chaos_run import run_all
+    from ari_ha.cli.chaos_stage import Stage, StageError
+    from ari_ha.cli.cluster import ClusterError
+    from ari_ha.cli.lab import Lab, LabError
+    from ari_ha.farend.client import FarEndError
+
+    plan = plan_of(fault or [], state or [], calls, during)
+    quiet = json_file == "-"
+    if why := Lab.available():
+        fail(f"the lab cannot run here: {why}", quiet)
+    try:
+        stage = Stage(settings, (lambda _: None) if quiet else say)
+        versions, machine = _versions(stage.lab.versions()), _machine()
+
+        def write(runs: Sequence[Mapping[str, Any]]) -> None:
+            if json_file and not quiet:
+                Path(json_file).write_text(json.dumps(report(runs, versions, machine), indent=2) + "\n")
+            if not quiet:
+                _print_run(runs[-1])
+
+        runs = run_all(stage, plan, calls, repeat, during, baseline, write)
+    except (StageError, ClusterError, FarEndError, LabError) as error:
+        fail(str(error), quiet)
+    if quiet:
+        typer.echo(json.dumps(report(runs, versions, machine), indent=2))
+    else:
+        _print(report(runs, versions, machine))
+    raise typer.Exit(0 if passed(runs) else 1)
+
+
+@_app.command("list")
+def list_() -> None:
+    """Faults and states there are."""
+    from ari_ha.cli.chaos_judge import STATES
+    from ari_ha.cli.lab import FAULTS
+
+    say("faults: " + ", ".join(FAULTS))
+    say("states: " + ", ".join(STATES))
+
+
+def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: str) -> list[tuple[str, str]]:
+    """Fault and state of every run; words separated by commas count as several."""
+    from ari_ha.cli.chaos_judge import STATES
+    from ari_ha.cli.chaos_run import DURING
+    from ari_ha.cli.chaos_stage import CALLS_MAX
+    from ari_ha.cli.lab import FAULTS
+
+    chosen_faults = [word for text in faults for word in text.split(",")] or list(PLAN_FAULTS)
+    chosen_states = [word for text in states for word in text.split(",")] or list(STATES)
+    for word, known in ((chosen_faults, FAULTS), (chosen_states, STATES), ([during], DURING)):
+        for unknown in set(word) - set(known):
+            fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
+    if calls > CALLS_MAX:
+        fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
+    if during == "hangup-agent" and "queued" in chosen_states:
+        fail("a queued call has no agent who could hang up", status=2)
+    return [(fault, state) for fault in chosen_faults for state in chosen_states]
+
+
+def report(runs: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machine: str) -> dict[str, Any]:
+    """The document of the design, section 12."""
+    from ari_ha.cli.chaos_judge import summary
+
+    return {"runs": list(runs), "summary": summary(runs), "versions": dict(versions), "machine": machine}
+
+
+def _versions(outside: Mapping[str, str]) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("ari-ha")
+    except PackageNotFoundError:
+        own = "checkout"
+    return {"ari-ha": own, "python": platform.python_version(), **outside}
+
+
+def _machine() -> str:
+    """Where it was measured, for the reader of the report."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    processor = f"{os.cpu_count()} x {model or platform.machine()}"
+    return f"{platform.system()} {platform.release()}, {processor}, {memory:.0f} GiB, load {load}"
+
+
+def _print_run(run_: Mapping[str, Any]) -> None:
+    calls = run_["calls"]
+    survived = sum(call["survived"] for call in calls)
+    lost = max(max(call["lost_audio_ms"].values()) for call in calls)
+    resumed = [call["resumed_ms"] for call in calls if call["resumed_ms"] is not None]
+    clean = not any(run_["after"].values())
+    text = f"{run_['fault']} / {run_['state']}: {survived} of {len(calls)} survived, lost at most {lost} ms"
+    if resumed:
+        text += f", heard again after at most {max(resumed)} ms"
+    say(
+        text + ("" if clean else f", left behind: {run_['after']}"),
+        "ok" if survived == len(calls) and clean else "bad",
+    )
+    for call in calls:
+        if call["why"]:
+            say(f"  {call['call']}: {call['why']}", "bad")
+    for line in run_["left"]:
+        say(f"  {line}", "bad")
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    from ari_ha.cli.chaos_judge import spread
+
+    rows = []
+    for run_ in document["runs"]:
+        calls = run_["calls"]
+        lost = spread([max(call["lost_audio_ms"].values()) for call in calls])
+        gaps = spread([max(call["longest_gap_ms"].values()) for call in calls])
+        resumed = spread([c["resumed_ms"] for c in calls if c["resumed_ms"] is not None])
+        after = ", ".join(f"{name} {count}" for name, count in run_["after"].items() if count)
+        rows.append(
+            (
+                run_["fault"],
+                run_["state"] + (f" ({run_['during']})" if run_["during"] else ""),
+                f"{sum(c['survived'] for c in calls)}/{len(calls)}",
+                f"{sum(c['same_agent'] is True for c in calls)}",
+                f"{lost['p50']:g} / {lost['max']:g}",
+                f"{gaps['p50']:g} / {gaps['max']:g}",
+                run_["baseline"]["lost_ms_max"] if run_["baseline"] else "",
+                f"{sum(c['carrier_messages'] for c in calls)} / {sum(c['phone_messages'] for c in calls)}",
+                f"{resumed['p50']:g} / {resumed['max']:g}",
+                after or "nothing",
+            )
+        )
+    columns = ("fault", "state", "survived", "same agent", "lost ms p50/max", "gap ms p50/max",
+               "baseline lost ms", "SIP to carrier/phones", "resumed ms p50/max", "left behind")  # fmt: skip
+    table("what the far ends noticed", columns, rows)
+    total = document["summary"]
+    good = total["calls"] == total["survived"]
+    say(f"{total['survived']} of {total['calls']} calls survived", "ok" if good else "bad")

@@ -1,0 +1,238 @@
+"""Chaos, the judging: from what the far ends and the edge said to the figures of a run. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+STATES = ("ringing", "queued", "talking", "through", "held")
+VOICE_STATES = ("talking", "through")
+"""States in which both people hear each other."""
+HEARD_AGAIN_MIN_SHARE = 0.8
+"""Share of a window's packets that must arrive before a voice counts as heard again."""
+PACKETS_PER_S = 50
+
+Measured = Mapping[str, Any]
+"""One call's row of the far ends' ``/measure``."""
+
+
+@dataclass(slots=True)
+class Pair:
+    """One call of a run: its customer, its agent, and its name inside."""
+
+    customer: str
+    """The customer's call at the far ends."""
+    caller: str
+    call: str = ""
+    agent: str = ""
+    agent_call: str = ""
+    """The agent's call at the far ends; empty while queued."""
+    agent_leg: str = ""
+    """The agent's leg at the edge."""
+    node: str = ""
+    epoch: str = ""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of one call."""
+
+    pair: Pair
+    lost_ms: dict[str, float] = field(default_factory=lambda: {"to_customer": 0, "to_agent": 0})
+    gap_ms: dict[str, float] = field(default_factory=lambda: {"to_customer": 0, "to_agent": 0})
+    same_agent: bool | None = None
+    carrier_messages: int = 0
+    phone_messages: int = 0
+    resumed_ms: float | None = None
+    against: list[str] = field(default_factory=list)
+    """Why it did not survive; empty: it did."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call as the report has it."""
+        return {
+            "call": self.pair.call or self.pair.customer,
+            "survived": not self.against,
+            "same_agent": self.same_agent,
+            "lost_audio_ms": {name: round(value) for name, value in self.lost_ms.items()},
+            "longest_gap_ms": {name: round(value, 1) for name, value in self.gap_ms.items()},
+            "carrier_messages": self.carrier_messages,
+            "phone_messages": self.phone_messages,
+            "resumed_ms": None if self.resumed_ms is None else round(self.resumed_ms),
+            "why": "; ".join(self.against),
+        }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile; 0 of nothing."""
+    if not values:
+        return 0
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max."""
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    return {name: round(percentile(values, share)) for name, share in shares.items()}
+
+
+def hearing(row: Measured | None, source_call: str) -> Mapping[str, Any] | None:
+    """What a call heard of another call."""
+    if row is None:
+        return None
+    return next((heard for heard in row["hears"] if heard["call"] == source_call), None)
+
+
+def lost_and_gap(row: Measured | None, source_call: str, window_s: float) -> tuple[float, float]:
+    """Lost audio and longest gap of one direction; all of the window when nothing of it was heard."""
+    heard = hearing(row, source_call)
+    if heard is None:
+        return window_s * 1000, window_s * 1000
+    return heard["lost_ms"], heard["longest_gap_ms"]
+
+
+def music_lost_and_gap(row: Measured | None, window_s: float) -> tuple[float, float]:
+    """The same for music, whose packets carry no numbers: time without it."""
+    if row is None or not row["other_audio"]:
+        return window_s * 1000, window_s * 1000
+    return row["other_silent_ms"], row["other_longest_gap_ms"]
+
+
+def hears_now(row: Measured | None, source_call: str, window_s: float) -> bool:
+    """Whether nearly all of a voice arrived in a (short, last) window."""
+    heard = hearing(row, source_call)
+    return heard is not None and heard["received"] >= window_s * PACKETS_PER_S * HEARD_AGAIN_MIN_SHARE
+
+
+def music_now(row: Measured | None, window_s: float) -> bool:
+    """Whether music came for most of a window."""
+    if row is None:
+        return False
+    packets = sum(span["packets"] for span in row["other_audio"])
+    return packets >= window_s * PACKETS_PER_S * HEARD_AGAIN_MIN_SHARE
+
+
+def strangers(row: Measured | None, expected: str) -> list[str]:
+    """Voices heard that are not the other side's: cross-talk."""
+    if row is None:
+        return []
+    return [heard["call"] for heard in row["hears"] if heard["call"] != expected and heard["received"] > 1]
+
+
+def judge_audio(
+    verdict: Verdict, state: str, rows: Mapping[str, Measured], window_s: float, last: Mapping[str, Measured]
+) -> None:
+    """Fills in what was lost in the window, and whether the right people hear each other at its end."""
+    pair = verdict.pair
+    customer, agent = rows.get(pair.customer), rows.get(pair.agent_call)
+    if state in VOICE_STATES:
+        for name, row, source in (
+            ("to_customer", customer, pair.agent_call),
+            ("to_agent", agent, pair.customer),
+        ):
+            verdict.lost_ms[name], verdict.gap_ms[name] = lost_and_gap(row, source, window_s)
+    else:
+        verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
+    for row, expected in ((customer, pair.agent_call), (agent, pair.customer)):
+        for stranger in strangers(row, expected):
+            verdict.against.append(f"heard {stranger or 'an unknown voice'}")
+    if state in VOICE_STATES:
+        judge_talking(verdict, last, 1.0)
+    elif not music_now(last.get(pair.customer), 1.0):
+        verdict.against.append("the customer hears no music")
+
+
+def judge_talking(verdict: Verdict, last: Mapping[str, Measured], window_s: float) -> None:
+    """Both hear each other at the end."""
+    pair = verdict.pair
+    if not hears_now(last.get(pair.customer), pair.agent_call, window_s):
+        verdict.against.append("the customer does not hear the agent")
+    if not hears_now(last.get(pair.agent_call), pair.customer, window_s):
+        verdict.against.append("the agent does not hear the customer")
+
+
+def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured], state: str) -> None:
+    """Neither side's dialog has ended."""
+    pair = verdict.pair
+    wanted = {pair.customer: "up"}
+    if pair.agent_call:
+        wanted[pair.agent_call] = "ringing" if state == "ringing" else "up"
+    if state == "ringing":
+        wanted[pair.customer] = ""
+    for ident, expected in wanted.items():
+        call = calls.get(ident)
+        if call is None or call["state"] == "ended":
+            cause = f"{call['ended_by']} {call['status']} {call['cause']}" if call else "unknown"
+            verdict.against.append(f"{ident} ended: {cause.strip()}")
+        elif expected and call["state"] != expected:
+            verdict.against.append(f"{ident} is {call['state']}")
+        if call is not None and call["leaked_headers"]:
+            verdict.against.append(f"{ident} saw {', '.join(call['leaked_headers'])}")
+
+
+def first_digit_ms(
+    digits: Iterable[Mapping[str, Any]], leg: str, struck_at: float, old_epoch: str
+) -> float | None:
+    """Milliseconds from the fault to the first digit of ``leg`` a node heard afterwards; with ``old_epoch``
+    only one heard under a later decision about who serves the call counts."""
+    for digit in digits:
+        if digit["leg"] == leg and digit["at_utc"] > struck_at and digit["epoch"] != old_epoch:
+            return (digit["at_utc"] - struck_at) * 1000
+    return None
+
+
+def agents_without_overlay(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Agents as they must not change: all but the overlay failover may set."""
+    return {name: {k: v for k, v in value.items() if k != "recovering"} for name, value in agents.items()}
+
+
+def changed_agents(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Agents whose record is not what it was, with the fields that differ."""
+    old, new = agents_without_overlay(before), agents_without_overlay(after)
+    found: dict[str, list[str]] = {}
+    for name in sorted({*old, *new}):
+        a, b = old.get(name, {}), new.get(name, {})
+        fields = sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
+        if fields:
+            found[name] = fields
+    return found
+
+
+def ghosts(agents: Mapping[str, Mapping[str, Any]], living_calls: Iterable[str]) -> list[str]:
+    """Agents kept busy by a call that is not there any more."""
+    living = set(living_calls)
+    return [
+        name
+        for name, value in agents.items()
+        if value.get("work", "idle") not in ("idle", "acw")
+        and (value.get("attempt") or {}).get("call") not in living
+    ]
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All runs in a few figures; a call's lost audio is that of its worse direction."""
+    calls = [call for run in runs for call in run["calls"]]
+    lost = [max(call["lost_audio_ms"].values()) for call in calls]
+    resumed = [call["resumed_ms"] for call in calls if call["resumed_ms"] is not None]
+    return {
+        "calls": len(calls),
+        "survived": sum(call["survived"] for call in calls),
+        "same_agent": sum(call["same_agent"] is True for call in calls),
+        "lost_audio_ms": spread(lost),
+        "resumed_ms": spread(resumed),
+        "baseline_lost_ms": max(
+            (run["baseline"]["lost_ms_max"] for run in runs if run["baseline"]), default=0
+        ),
+    }
+
+
+def passed(runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every call survived and nothing was left behind."""
+    return bool(runs) and all(
+        run["calls"] and all(call["survived"] for call in run["calls"]) and not any(run["after"].values())
+        for run in runs
+    )

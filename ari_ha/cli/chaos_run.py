@@ -1,0 +1,478 @@
+"""Chaos, one run: set the stage, strike, watch, mend, act, end, look for what is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ari_ha.cli import chaos_judge as judge
+from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, Verdict
+from ari_ha.cli.chaos_stage import RING_LONG_MS, SUPPORT, Stage, StageError, until
+from ari_ha.cli.cluster import ClusterError
+from ari_ha.cli.lab import EDGES, FAULTS, NODES, LabError, Struck
+from ari_ha.farend.client import FarEndError
+
+MOVING = ("asterisk-kill", "asterisk-stop", "asterisk-restart-now", "asterisk-freeze", "node-cut")
+"""Faults after which another Asterisk (or another life of the same one) must serve the calls."""
+MEND_AFTER_S = {"app-freeze": 3.0, "etcd-quorum-loss": 6.0}
+"""Faults that are mended while the run still watches, after this long."""
+DURING = ("", "hangup-caller", "hangup-agent")
+BASELINE_S = 4.0
+PROBE_EVERY_S = 0.35
+PROBE_LIMIT_S = 30.0
+STEADY_S = 1.5
+HANGUP_AFTER_S = 0.1
+LEFTOVER_LIMIT_S = 30.0
+DIGIT_OF_CUSTOMER, DIGIT_OF_AGENT = "1", "2"
+
+
+@dataclass(slots=True)
+class Run:
+    """One fault against calls in one state."""
+
+    stage: Stage
+    fault: str
+    state: str
+    count: int
+    serial: int
+    during: str = ""
+    with_baseline: bool = True
+    host: str = ""
+    pairs: list[Pair] = field(default_factory=list)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    """What was left behind, in words."""
+
+    def perform(self) -> dict[str, Any]:
+        """The whole run; its report. Raises StageError when the stage could not be set."""
+        stage, say = self.stage, self.stage.say
+        say(f"{self.fault} / {self.state}: cleaning up")
+        stage.clean()
+        self.host = self._victim()
+        say(f"placing {self.count} calls")
+        stage.only(NODES[self.serial % len(NODES)])
+        rings = stage.ring_long(RING_LONG_MS) if self.state == "ringing" else {}
+        try:
+            self.pairs = stage.place(self.count, self.state, self.serial % 1_000)
+            stage.uncordon(NODES)
+            until("all nodes take calls", 20, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
+            stage.refresh(self.pairs)
+            baseline = self._baseline() if self.with_baseline else None
+            self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
+            agents = stage.agents()
+            at = time.time()
+            self._strike_and_watch(agents)
+            self._end()
+        finally:
+            stage.ring_as_before(rings)
+        self._leftovers()
+        return {
+            "fault": self.fault,
+            "state": self.state,
+            "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+            "host": self.host,
+            "during": self.during,
+            "baseline": baseline,
+            "calls": [verdict.to_dict() for verdict in self.verdicts.values()],
+            "after": self.after,
+            "left": self.left,
+        }
+
+    def _victim(self) -> str:
+        if self.fault.startswith("etcd"):
+            return ""
+        if self.fault.startswith(("edge", "rtpengine")):
+            return EDGES[0]
+        return NODES[self.serial % len(NODES)]
+
+    # --- before ---
+
+    def _baseline(self) -> dict[str, Any]:
+        """The same calls, the same digits, the same figures; only nothing is broken."""
+        self.stage.say("measuring without a fault")
+        since = self.stage.far.now()
+        verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
+        self._probe(since, verdicts, Struck(since), moved=False, at_least_s=BASELINE_S)
+        self._judge_audio(verdicts, since)
+        lost = [max(v.lost_ms.values()) for v in verdicts.values()]
+        gaps = [max(v.gap_ms.values()) for v in verdicts.values()]
+        return {
+            "lost_ms_max": round(max(lost)),
+            "longest_gap_ms": judge.spread(gaps),
+            "heard_ms": judge.spread([v.resumed_ms for v in verdicts.values() if v.resumed_ms is not None]),
+            "against": sorted({reason for v in verdicts.values() for reason in v.against}),
+        }
+
+    # --- the fault ---
+
+    def _strike_and_watch(self, agents: Mapping[str, Mapping[str, Any]]) -> None:
+        stage = self.stage
+        stage.say(f"striking: {self.fault} {self.host}")
+        struck = FAULTS[self.fault](stage.lab, self.host)
+        try:
+            if self.during:
+                self._hang_up_inside(struck.at)
+            else:
+                self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
+                self._judge_audio(self.verdicts, struck.at)
+                self._judge_dialogs(struck.at)
+        finally:
+            self._mend(struck)
+        if self.during:
+            self.after["agents_changed"] = self.after["double_owners"] = 0
+            return
+        stage.say("the broken part is back: do the calls mind?")
+        self._after_mending()
+        changed = judge.changed_agents(agents, stage.agents())
+        self.left += [f"agent {name} changed: {', '.join(fields)}" for name, fields in changed.items()]
+        self.after["agents_changed"] = len(changed)
+        self.after["double_owners"] = self._double_owners()
+        self._act()
+
+    def _mend(self, struck: Struck) -> None:
+        if struck.mend is not None:
+            struck.mend()
+            struck.mend = None
+
+    def _probe(
+        self,
+        since: float,
+        verdicts: Mapping[str, Verdict],
+        struck: Struck,
+        *,
+        moved: bool,
+        at_least_s: float = STEADY_S,
+    ) -> None:
+        """Sends digits from both ends until a node has heard them of every call; then a steady while more."""
+        heard: dict[tuple[str, str], float] = {}
+        wanted = {(v.pair.customer, leg) for v in verdicts.values() for leg in self._legs(v.pair)}
+        digits: dict[str, str] = {}
+        for pair in self.pairs:
+            digits[pair.customer] = DIGIT_OF_CUSTOMER
+            if self.state in VOICE_STATES:
+                digits[pair.agent_call] = DIGIT_OF_AGENT
+        mend_after_s = MEND_AFTER_S.get(self.fault)
+        end = time.monotonic() + PROBE_LIMIT_S
+        steady = time.monotonic() + at_least_s
+        while time.monotonic() < end and (time.monotonic() < steady or wanted - heard.keys()):
+            if wanted - heard.keys():
+                steady = max(steady, time.monotonic() + STEADY_S)
+            began = time.monotonic()
+            self.stage.far.digits(digits)
+            self._collect(heard, verdicts, since, moved)
+            if mend_after_s is not None and time.time() - since > mend_after_s:
+                self._mend(struck)
+            time.sleep(max(0.0, PROBE_EVERY_S - (time.monotonic() - began)))
+        for verdict in verdicts.values():
+            times = [heard.get((verdict.pair.customer, leg)) for leg in self._legs(verdict.pair)]
+            known = [at for at in times if at is not None]
+            verdict.resumed_ms = max(known) if len(known) == len(times) else None
+            if verdict.resumed_ms is None:
+                verdict.against.append("no node heard a digit of both sides afterwards")
+
+    def _legs(self, pair: Pair) -> list[str]:
+        return ["c", pair.agent_leg] if self.state in VOICE_STATES else ["c"]
+
+    def _collect(
+        self,
+        heard: dict[tuple[str, str], float],
+        verdicts: Mapping[str, Verdict],
+        since: float,
+        moved: bool,
+    ) -> None:
+        try:
+            rows = self.stage.edge_calls()
+        except ClusterError:
+            return
+        for verdict in verdicts.values():
+            pair = verdict.pair
+            row = rows.get(pair.caller)
+            for leg in self._legs(pair):
+                if row is None or (pair.customer, leg) in heard:
+                    continue
+                at = judge.first_digit_ms(row["digits"], leg, since, pair.epoch if moved else "")
+                if at is not None:
+                    heard[pair.customer, leg] = at
+
+    def _judge_audio(self, verdicts: Mapping[str, Verdict], since: float) -> None:
+        stage = self.stage
+        end = stage.far.now()
+        rows = stage.measure(since - 0.5, self.pairs, end)
+        last = stage.heard_lately(self.pairs)
+        for verdict in verdicts.values():
+            judge.judge_audio(verdict, self.state, rows, end - since, last)
+            if self.state != "queued":
+                verdict.same_agent = self._same_agent(verdict.pair, last)
+
+    def _same_agent(self, pair: Pair, rows: Mapping[str, Any]) -> bool:
+        """Whether the two who were connected (or were being connected) still are."""
+        if self.state == "ringing":
+            return True  # judged again when the phone is answered
+        if self.state == "held":
+            row = self.stage.edge_call(pair.call)
+            return any(leg["aor"] == pair.agent for leg in row["legs"].values())
+        return judge.hears_now(rows.get(pair.customer), pair.agent_call, 1.0)
+
+    def _judge_dialogs(self, since: float) -> None:
+        calls = self.stage.far_calls()
+        rows = self.stage.measure(since, self.pairs)
+        for verdict in self.verdicts.values():
+            pair = verdict.pair
+            judge.judge_dialogs(verdict, calls, self.state)
+            verdict.carrier_messages = _messages(rows.get(pair.customer))
+            verdict.phone_messages = _messages(rows.get(pair.agent_call))
+
+    # --- somebody hangs up inside the gap ---
+
+    def _hang_up_inside(self, struck_at: float) -> None:
+        stage = self.stage
+        caller = self.during == "hangup-caller"
+        before = set(stage.far_calls())
+        time.sleep(max(0.0, struck_at + HANGUP_AFTER_S - time.time()))
+        for pair in self.pairs:
+            mine = pair.customer if caller else pair.agent_call
+            stage.far.order(mine or pair.customer, "hangup")
+        for verdict in self.verdicts.values():
+            pair = verdict.pair
+            verdict.same_agent = None
+            other = pair.agent_call if caller else pair.customer
+            if other:
+                self._expect(
+                    verdict, f"{other} is ended too", 10, lambda other=other: self._ended(other, "them")
+                )
+        try:
+            until("new calls at the phones", 3, lambda: set(stage.far_calls()) - before)
+        except StageError:
+            return
+        for verdict in self.verdicts.values():
+            verdict.against.append("a phone was called again after the end")
+
+    def _ended(self, ident: str, by: str) -> bool:
+        row = self.stage.far.call(ident)
+        return row["state"] == "ended" and (row["ended_by"] == by or row["ended_by"] == "canceled")
+
+    def _expect(self, verdict: Verdict, what: str, limit_s: float, look: Callable[[], Any]) -> bool:
+        """Waits for it; counts against the call when it does not come."""
+        try:
+            until(what, limit_s, look)
+        except StageError as error:
+            verdict.against.append(str(error))
+            return False
+        return True
+
+    # --- afterwards ---
+
+    def _after_mending(self) -> None:
+        """The broken part returns; living calls must not notice."""
+        stage = self.stage
+        until("all nodes take calls again", 90, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
+        time.sleep(STEADY_S)
+        calls, last = stage.far_calls(), stage.heard_lately(self.pairs)
+        for verdict in self.verdicts.values():
+            again = Verdict(verdict.pair)
+            judge.judge_dialogs(again, calls, self.state)
+            if self.state in VOICE_STATES:
+                judge.judge_talking(again, last, 1.0)
+            elif not judge.music_now(last.get(verdict.pair.customer), 1.0):
+                again.against.append("the customer hears no music")
+            verdict.against += [
+                f"after mending: {reason}" for reason in again.against if reason not in verdict.against
+            ]
+
+    def _double_owners(self) -> int:
+        """Calls that more than one node has a bridge for."""
+        nodes_of: dict[str, set[str]] = {}
+        for node in NODES:
+            for bridge in self.stage.lab.bridges(node):
+                nodes_of.setdefault(bridge.split(".")[0], set()).add(node)
+        ours = {pair.call for pair in self.pairs}
+        double = {call: nodes for call, nodes in nodes_of.items() if call in ours and len(nodes) > 1}
+        self.left += [f"call {call} has bridges on {', '.join(sorted(n))}" for call, n in double.items()]
+        return len(double)
+
+    def _act(self) -> None:
+        """What people do next works: digits, unhold, answering."""
+        self.stage.say("acting: what people do next must work")
+        actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve}
+        actions.get(self.state, lambda: None)()
+        if self.state != "queued":
+            self._digits_both_ways()
+
+    def _living(self) -> list[Verdict]:
+        calls = self.stage.far_calls()
+        return [v for v in self.verdicts.values() if calls[v.pair.customer]["state"] != "ended"]
+
+    def _unhold(self) -> None:
+        for verdict in self._living():
+            try:
+                self.stage.far.order(verdict.pair.agent_call, "unhold")
+            except FarEndError as error:
+                verdict.against.append(f"unhold: {error}")
+        self._expect_talking(5)
+
+    def _answer(self) -> None:
+        for verdict in self._living():
+            try:
+                self.stage.far.order(verdict.pair.agent_call, "answer")
+            except FarEndError as error:
+                verdict.against.append(f"answering: {error}")
+        self._expect_talking(10)
+        last = self.stage.heard_lately(self.pairs)
+        for verdict in self._living():
+            pair = verdict.pair
+            verdict.same_agent = judge.hears_now(last.get(pair.customer), pair.agent_call, 1.0)
+
+    def _expect_talking(self, limit_s: float) -> None:
+        """Everybody hears the other within the limit, and goes on for a second."""
+        living = self._living()
+        try:
+            until("they talk", limit_s, lambda: self.stage.heard([v.pair for v in living], "talking"), 0.1)
+        except StageError:
+            pass  # judged below, call by call
+        time.sleep(1.2)
+        last = self.stage.heard_lately(self.pairs)
+        for verdict in living:
+            judge.judge_talking(verdict, last, 1.0)
+
+    def _serve(self) -> None:
+        """Agents come: callers are connected in the order they came."""
+        stage = self.stage
+        stage.far.manner(mode="answer", after_s=0.1)
+        view = stage.view()
+        for agent, verdict in zip(SUPPORT, self._living(), strict=False):
+            pair = verdict.pair
+            ask_a_node(stage.cluster, view, agent, "login", {"device": agent})
+            if self._expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
+                pair.agent, pair.agent_call = agent, self._phone_up(agent)
+        self._expect_talking(5)
+
+    def _phone_up(self, agent: str) -> str:
+        call = self.stage.far.phone(agent)["call"]
+        return call["call"] if call and call["state"] == "up" else ""
+
+    def _digits_both_ways(self) -> None:
+        stage = self.stage
+        since = stage.far.now()
+        living = self._living()
+        stage.far.digits(
+            {v.pair.customer: "7" for v in living}
+            | {v.pair.agent_call: "8" for v in living if v.pair.agent_call}
+        )
+        wanted = {v.pair.customer: "8" for v in living} | {v.pair.agent_call: "7" for v in living}
+
+        def missing() -> list[str]:
+            rows = stage.measure(since, self.pairs)
+            return [
+                ident
+                for ident, digit in wanted.items()
+                if digit not in {d["digit"] for d in rows.get(ident, {"digits": []})["digits"]}
+            ]
+
+        try:
+            until("digits reach the other side", 4, lambda: not missing(), 0.2)
+        except StageError:
+            silent = set(missing())
+            for verdict in living:
+                for ident in silent & {verdict.pair.customer, verdict.pair.agent_call}:
+                    verdict.against.append(f"no digit reached {ident}")
+
+    def _end(self) -> None:
+        """Half the calls are ended by the customer, half by the agent; the other side must be ended too."""
+        if self.during:
+            return
+        self.stage.say("hanging up")
+        enders: dict[str, tuple[Verdict, str]] = {}
+        for index, verdict in enumerate(self._living()):
+            pair = verdict.pair
+            by_customer = index % 2 == 0 or not pair.agent_call
+            mine, other = (
+                (pair.customer, pair.agent_call) if by_customer else (pair.agent_call, pair.customer)
+            )
+            try:
+                self.stage.far.order(mine, "hangup")
+            except FarEndError as error:
+                verdict.against.append(f"hanging up: {error}")
+                continue
+            if other:
+                enders[other] = (verdict, mine)
+        for other, (verdict, mine) in enders.items():
+            self._expect(
+                verdict, f"{other} is ended by {mine}", 5, lambda other=other: self._ended(other, "them")
+            )
+
+    def _leftovers(self) -> None:
+        """What is still there when nothing should be."""
+        stage = self.stage
+        stage.say("looking for what is left")
+        stale = _settles_s(lambda: sum(len(names) for names in stage.channels().values()))
+        stale += _settles_s(lambda: len(stage.edge_calls()))
+        if stale:
+            self.left += [f"{node}: {name}" for node, names in stage.channels().items() for name in names]
+        self.after["stale_legs"] = stale
+        self.after["ghost_agents"] = _settles_s(
+            lambda: len(judge.ghosts(stage.agents(), [c["call"] for c in stage.edge_calls().values()]))
+        )
+
+
+def _settles_s(count: Callable[[], int], limit_s: float = LEFTOVER_LIMIT_S) -> int:
+    """The count once it is zero, or at the limit."""
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            found = count()
+        except (ClusterError, LabError):
+            found = -1
+        if found == 0 or time.monotonic() >= end:
+            return abs(found)
+        time.sleep(0.3)
+
+
+def _messages(row: Mapping[str, Any] | None) -> int:
+    return row["sip_received_in_window"] if row else 0
+
+
+def run_all(
+    stage: Stage,
+    plan: Sequence[tuple[str, str]],
+    count: int,
+    repeat: int,
+    during: str,
+    with_baseline: bool,
+    done: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """Every fault and state of the plan, as often as asked; ``done`` gets the runs so far after each."""
+    runs: list[dict[str, Any]] = []
+    stage.check()
+    for fault, state in plan:
+        for _ in range(repeat):
+            run = Run(stage, fault, state, count, len(runs), during, with_baseline)
+            try:
+                runs.append(run.perform())
+            except (StageError, ClusterError, FarEndError, LabError) as error:
+                runs.append(_failed(run, str(error)))
+            done(runs)
+    stage.clean()
+    return runs
+
+
+def _failed(run: Run, why: str) -> dict[str, Any]:
+    """A run that could not be carried through counts as calls that did not survive."""
+    verdicts = list(run.verdicts.values()) or [Verdict(pair) for pair in run.pairs] or [Verdict(Pair("", ""))]
+    for verdict in verdicts:
+        verdict.against.append(f"the run stopped: {why}")
+    return {
+        "fault": run.fault,
+        "state": run.state,
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "host": run.host,
+        "during": run.during,
+        "baseline": None,
+        "calls": [verdict.to_dict() for verdict in verdicts],
+        "after": {"double_owners": 0, "stale_legs": 0, "ghost_agents": 0, "agents_changed": 0, **run.after},
+        "left": run.left,
+    }

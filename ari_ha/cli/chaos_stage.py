@@ -1,0 +1,312 @@
+"""Chaos, the stage: a clean lab, agents at their phones, calls in the state wanted, all on one node."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ari_ha.cli import view as views
+from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, hears_now, music_now
+from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
+from ari_ha.cli.lab import EDGES, NODES, Lab, LabError
+from ari_ha.core.ports.store import Compare, Put
+from ari_ha.farend.client import FarEndClient, FarEndError
+
+POLL_S = 0.05
+SUPPORT = [str(number) for number in range(1001, 1041)]
+SALES = [str(number) for number in range(1041, 1061)]
+DIDS = {"support": {"hitless": "6000", "through": "6001"}, "sales": {"hitless": "6100", "through": "6101"}}
+CALLS_MAX = len(SUPPORT) + len(SALES)
+FEATURE_CODE_AGENTS = 2
+"""Agents of each run who log in by dialling instead of through the HTTP interface."""
+RING_LONG_MS = 120_000
+CALL_SPACING_MS = 40
+CLEAN_LIMIT_S = 40.0
+STATE_LIMIT_S = 30.0
+
+T = TypeVar("T")
+
+
+class StageError(Exception):
+    """The stage could not be set; the text says what was missing."""
+
+
+def until(what: str, limit_s: float, look: Callable[[], T], poll_s: float = POLL_S) -> T:
+    """The first true answer of ``look``. Raises StageError at the limit, with the last error seen."""
+    end = time.monotonic() + limit_s
+    why = ""
+    while True:
+        try:
+            found = look()
+            if found:
+                return found
+        except (ClusterError, FarEndError, LabError) as error:
+            why = f" ({error})"
+        if time.monotonic() >= end:
+            raise StageError(f"gave up after {limit_s:.0f} s waiting until {what}{why}")
+        time.sleep(poll_s)
+
+
+class Stage:
+    """The lab as a run sees it."""
+
+    def __init__(self, settings: str, say: Callable[[str], None] = lambda _: None) -> None:
+        self.cluster = Cluster.open(settings)
+        document = _document(self.cluster.settings.source)
+        self.far = FarEndClient(
+            str(document["farend"]["http"]), Path(self.cluster.settings.http_token_file).read_text().strip()
+        )
+        self.lab = Lab()
+        self.say = say
+
+    # --- looking ---
+
+    def view(self) -> views.View:
+        """What etcd holds."""
+        return views.read(self.cluster)
+
+    def node_http(self, node: str, path: str, method: str = "GET", body: Any = None) -> Any:
+        """A node app's answer."""
+        return self.cluster.http(self.cluster.settings.processes[node], path, method, body)
+
+    def edge_calls(self) -> dict[str, dict[str, Any]]:
+        """The edge's living calls by caller."""
+        answer = self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/calls")
+        rows = answer["calls"] if isinstance(answer, dict) else answer
+        return {str(row["caller"]): row for row in rows}
+
+    def edge_call(self, call: str) -> dict[str, Any]:
+        """The edge's word about one call."""
+        return self.cluster.http(self.cluster.settings.processes[EDGES[0]], f"/v1/calls/{quote(call)}")
+
+    def edge_status(self) -> dict[str, Any]:
+        """The edge's word about itself."""
+        return self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/status")
+
+    def far_calls(self) -> dict[str, dict[str, Any]]:
+        """All calls of the far ends by id."""
+        return {call["call"]: call for call in self.far.calls()}
+
+    def measure(self, since: float, pairs: Sequence[Pair], until: float | None = None) -> dict[str, Any]:
+        """The far ends' rows of these calls, by id."""
+        idents = [ident for pair in pairs for ident in (pair.customer, pair.agent_call) if ident]
+        return {row["call"]: row for row in self.far.measure(since, until, idents)["calls"]}
+
+    def heard_lately(self, pairs: Sequence[Pair], window_s: float = 1.0) -> dict[str, Any]:
+        """What these calls heard in the last moments, packets under way left out."""
+        end = self.far.now() - 0.1
+        return self.measure(end - window_s, pairs, end)
+
+    def usable_nodes(self) -> list[str]:
+        """Nodes the edge would give a call to."""
+        answer = self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/nodes")
+        rows = answer["nodes"] if isinstance(answer, dict) else answer
+        return sorted(row["node"] for row in rows if row["usable"] and not row["cordoned"])
+
+    # --- clean ---
+
+    def check(self) -> None:
+        """The lab is up and serves. Raises StageError."""
+        running = self.lab.running()
+        if not running:
+            raise StageError("the lab is not up: make lab-up")
+        until("the far ends answer", 10, self.far.health)
+        self.lab.heal()
+        self.uncordon(NODES)
+        until("all nodes take calls", 60, lambda: set(self.usable_nodes()) >= set(NODES), 0.2)
+        until(
+            "the phones are registered",
+            60,
+            lambda: (h := self.far.health())["registered"] == h["phones"],
+            0.2,
+        )
+
+    def clean(self) -> None:
+        """No calls, no channels, nothing broken, nobody cordoned."""
+        self.lab.heal()
+        self.far.manner(mode="answer", after_s=0.3, ring=True)
+        self.far.hang_up_everything()
+        self.uncordon(NODES)
+        until("no call is left at the edge", CLEAN_LIMIT_S, lambda: not self.edge_calls())
+        until("no call is left in etcd", CLEAN_LIMIT_S, lambda: not self.view().calls, 0.2)
+        until("no channel is left", CLEAN_LIMIT_S, lambda: not self.channels(), 0.3)
+        until("all nodes take calls", 60, lambda: set(self.usable_nodes()) >= set(NODES), 0.2)
+
+    def channels(self) -> dict[str, list[str]]:
+        """Channels left, by node; nodes without any are left out."""
+        found = {node: self.lab.channels(node) for node in NODES}
+        return {node: names for node, names in found.items() if names}
+
+    def uncordon(self, nodes: Iterable[str]) -> None:
+        """Nodes take calls again."""
+        for node in nodes:
+            until(f"{node} is uncordoned", 20, lambda node=node: self._cordon(node, "uncordon"), 0.2)  # type: ignore[misc]
+
+    def only(self, victim: str) -> None:
+        """New calls go to one node."""
+        for node in NODES:
+            if node != victim:
+                self._cordon(node, "cordon")
+        until(f"only {victim} takes calls", 10, lambda: self.usable_nodes() == [victim])
+
+    def _cordon(self, node: str, verb: str) -> bool:
+        self.node_http(node, f"/v1/{verb}", "POST", {})
+        return True
+
+    # --- agents ---
+
+    def agents_in(self, wanted: Sequence[str]) -> None:
+        """Exactly these agents are logged in, idle and available; the first few log in by dialling."""
+        view = self.view()
+        for name, value in view.agents.items():
+            if name not in wanted and value.get("intent", "logged_out") != "logged_out":
+                ask_a_node(self.cluster, view, name, "logout", {})
+        for name in wanted:
+            value = view.agents.get(name, {})
+            if value.get("intent") == "not_ready":
+                ask_a_node(self.cluster, view, name, "available", {})
+            elif value.get("intent", "logged_out") == "logged_out":
+                if name in wanted[:FEATURE_CODE_AGENTS]:
+                    self.far.phone_order(name, "dial", number="*21")
+                else:
+                    ask_a_node(self.cluster, view, name, "login", {"device": name})
+        until(f"{len(wanted)} agents are free", 30, lambda: self._free(wanted), 0.1)
+        until("no agent's phone is in a call", 10, lambda: not self.far.calls(living="1"))
+
+    def _free(self, wanted: Sequence[str]) -> bool:
+        agents = self.view().agents
+        free = [
+            n for n, v in agents.items() if v.get("intent") == "available" and v.get("work", "idle") == "idle"
+        ]
+        delayed = [n for n in wanted if agents[n].get("delay_until", 0.0) > time.time()]
+        return sorted(free) == sorted(wanted) and not delayed
+
+    def agents_out(self) -> None:
+        """Nobody is logged in."""
+        self.agents_in([])
+
+    def ring_long(self, ms: int) -> dict[str, int]:
+        """Phones may ring this long; returns what it was per queue, for `ring_as_before`."""
+        old: dict[str, int] = {}
+        for queue in DIDS:
+            item = self.cluster.get(self.cluster.keys.queue_config(queue))
+            if item is None:
+                raise StageError(f"queue {queue} is not configured")
+            value = decode_json(item)
+            old[queue] = int(value.get("ring_timeout_ms", 15_000))
+            self._set_ring(queue, ms)
+        return old
+
+    def ring_as_before(self, old: Mapping[str, int]) -> None:
+        """Puts the ring times back."""
+        for queue, ms in old.items():
+            self._set_ring(queue, ms)
+
+    def _set_ring(self, queue: str, ms: int) -> None:
+        key = self.cluster.keys.queue_config(queue)
+        item = self.cluster.get(key)
+        if item is None:
+            return
+        value = {**decode_json(item), "ring_timeout_ms": ms}
+        put = Put(key, _json(value))
+        if not self.cluster.txn([Compare(key, item.mod_revision)], [put]).succeeded:
+            raise StageError(f"{key} changed meanwhile")
+
+    # --- calls ---
+
+    def place(self, count: int, state: str, serial: int) -> list[Pair]:
+        """Customers call and reach the state wanted."""
+        support = min(count, len(SUPPORT))
+        sales = count - support
+        if state == "queued":
+            self.agents_out()
+        else:
+            self.agents_in([*SUPPORT[:support], *SALES[:sales]])
+        self.far.manner(mode="ring" if state == "ringing" else "answer", after_s=0.3)
+        media = "through" if state == "through" else "hitless"
+        pairs: list[Pair] = []
+        for queue, number in (("support", support), ("sales", sales)):
+            if number:
+                first = f"1555{serial:03}{len(pairs) // 40}"
+                idents = self.far.place(DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS)
+                callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
+                pairs += [Pair(ident, caller) for ident, caller in zip(idents, callers, strict=True)]
+        until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs, state), 0.2)
+        if state == "held":
+            self._hold(pairs)
+        return pairs
+
+    def reached(self, pairs: Sequence[Pair], state: str) -> bool:
+        """Whether every call is where it should be; fills in who is connected to whom."""
+        at_edge = self.edge_calls()
+        far = self.far_calls()
+        by_owner = {c["owner"]: c for c in far.values() if c["way"] == "in" and c["state"] != "ended"}
+        for pair in pairs:
+            if far[pair.customer]["state"] == "ended":
+                row = far[pair.customer]
+                raise StageError(f"{pair.customer} ended: {row['ended_by']} {row['status']} {row['cause']}")
+            row = at_edge.get(pair.caller)
+            if row is None:
+                return False
+            pair.call, pair.node, pair.epoch = row["call"], row["node"], row["epoch"]
+            leg, agent = next(
+                ((leg, facts["aor"]) for leg, facts in row["legs"].items() if facts["role"] == "agent"),
+                ("", ""),
+            )
+            phone = by_owner.get(agent)
+            if state == "queued":
+                if far[pair.customer]["state"] != "up":
+                    return False
+                continue
+            if phone is None or phone["state"] != ("ringing" if state == "ringing" else "up"):
+                return False
+            pair.agent, pair.agent_call, pair.agent_leg = agent, phone["call"], leg
+            wanted = "through" if state in ("through", "ringing") else "hitless"
+            if row["media"] != wanted:
+                return False
+        return self.heard(pairs, "talking" if state == "held" else state)
+
+    def heard(self, pairs: Sequence[Pair], state: str) -> bool:
+        rows = self.heard_lately(pairs, 0.5)
+        if state in VOICE_STATES:
+            return all(
+                hears_now(rows.get(p.customer), p.agent_call, 0.5)
+                and hears_now(rows.get(p.agent_call), p.customer, 0.5)
+                for p in pairs
+            )
+        return all(music_now(rows.get(p.customer), 0.5) for p in pairs)
+
+    def _hold(self, pairs: Sequence[Pair]) -> None:
+        for pair in pairs:
+            self.far.order(pair.agent_call, "hold")
+        until("every customer on hold hears music", 15, lambda: self.heard(pairs, "held"), 0.2)
+
+    def refresh(self, pairs: Sequence[Pair]) -> None:
+        """Reads node and epoch of each call again."""
+        at_edge = self.edge_calls()
+        for pair in pairs:
+            row = at_edge.get(pair.caller)
+            if row is not None:
+                pair.call, pair.node, pair.epoch = row["call"], row["node"], row["epoch"]
+
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """Agents' records; raises EtcdAway when they cannot be read."""
+        return {name: dict(value) for name, value in self.view().agents.items()}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _document(path: str) -> dict[str, Any]:
+    document = json.loads(Path(path).read_text())
+    if "farend" not in document:
+        raise StageError(f"{path} does not say where the far ends are")
+    return document
+
+
+__all__ = ["CALLS_MAX", "EtcdAway", "Stage", "StageError", "until"]

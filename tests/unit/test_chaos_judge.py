@@ -1,0 +1,178 @@
+"""Chaos judges: figures and reasons from known measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ari_ha.cli import chaos_judge as judge
+from ari_ha.cli.chaos import report
+from ari_ha.cli.chaos_judge import Pair, Verdict
+
+
+def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[str, Any]:
+    spans = [{"from": 0.0, "until": 1.0, "packets": music}] if music else []
+    return {
+        "hears": list(hears),
+        "other_audio": spans,
+        "other_silent_ms": silent_ms,
+        "other_longest_gap_ms": silent_ms,
+        "digits": [],
+    }
+
+
+def heard(call: str, received: int = 50, lost_ms: int = 0, gap_ms: float = 1.0) -> dict[str, Any]:
+    return {"call": call, "received": received, "lost_ms": lost_ms, "longest_gap_ms": gap_ms}
+
+
+def far_call(state: str = "up", **more: Any) -> dict[str, Any]:
+    return {"state": state, "ended_by": "", "status": 0, "cause": "", "leaked_headers": [], **more}
+
+
+@pytest.fixture
+def verdict() -> Verdict:
+    return Verdict(Pair("carrier-1", "1555", "k1", "1001", "1001-1", "a1", "ast1", "5.1"))
+
+
+def test_two_who_hear_each_other_survive(verdict: Verdict) -> None:
+    rows = {"carrier-1": row(heard("1001-1", lost_ms=40, gap_ms=44)), "1001-1": row(heard("carrier-1"))}
+    judge.judge_audio(verdict, "talking", rows, 10, rows)
+    assert not verdict.against
+    assert verdict.lost_ms == {"to_customer": 40, "to_agent": 0}
+    assert verdict.gap_ms == {"to_customer": 44, "to_agent": 1}
+
+
+def test_silence_counts_as_the_whole_window(verdict: Verdict) -> None:
+    rows = {"carrier-1": row(heard("1001-1")), "1001-1": row()}
+    judge.judge_audio(verdict, "through", rows, 10, rows)
+    assert verdict.lost_ms["to_agent"] == 10_000
+    assert verdict.against == ["the agent does not hear the customer"]
+
+
+def test_a_strange_voice_is_against_it(verdict: Verdict) -> None:
+    rows = {"carrier-1": row(heard("1001-1"), heard("1002-7")), "1001-1": row(heard("carrier-1"))}
+    judge.judge_audio(verdict, "talking", rows, 10, rows)
+    assert verdict.against == ["heard 1002-7"]
+
+
+@pytest.mark.parametrize("state", ["queued", "held", "ringing"])
+def test_who_waits_must_hear_music(state: str, verdict: Verdict) -> None:
+    rows = {"carrier-1": row(music=500, silent_ms=260)}
+    judge.judge_audio(verdict, state, rows, 10, {"carrier-1": row(music=49)})
+    assert not verdict.against
+    assert verdict.lost_ms["to_customer"] == 260
+    judge.judge_audio(verdict, state, rows, 10, {"carrier-1": row(music=3)})
+    assert verdict.against == ["the customer hears no music"]
+
+
+def test_a_dialog_that_ended_is_against_it(verdict: Verdict) -> None:
+    calls = {"carrier-1": far_call("ended", ended_by="them", cause="bye"), "1001-1": far_call()}
+    judge.judge_dialogs(verdict, calls, "talking")
+    assert verdict.against == ["carrier-1 ended: them 0 bye"]
+
+
+def test_a_ringing_phone_must_still_ring(verdict: Verdict) -> None:
+    calls = {"carrier-1": far_call(), "1001-1": far_call("ringing")}
+    judge.judge_dialogs(verdict, calls, "ringing")
+    assert not verdict.against
+    calls["1001-1"] = far_call("ended", ended_by="canceled", status=487)
+    judge.judge_dialogs(verdict, calls, "ringing")
+    assert verdict.against == ["1001-1 ended: canceled 487"]
+
+
+def test_inside_headers_outside_are_against_it(verdict: Verdict) -> None:
+    calls = {"carrier-1": far_call(), "1001-1": far_call(leaked_headers=["X-ARI-HA-Token"])}
+    judge.judge_dialogs(verdict, calls, "talking")
+    assert verdict.against == ["1001-1 saw X-ARI-HA-Token"]
+
+
+def test_only_a_digit_heard_later_and_under_a_new_decision_counts() -> None:
+    digits = [
+        {"leg": "c", "at_utc": 99.0, "epoch": "5.1"},
+        {"leg": "c", "at_utc": 100.1, "epoch": "5.1"},
+        {"leg": "a1", "at_utc": 100.2, "epoch": "5.2"},
+        {"leg": "c", "at_utc": 100.5, "epoch": "5.2"},
+    ]
+    assert judge.first_digit_ms(digits, "c", 100.0, "5.1") == pytest.approx(500)
+    assert judge.first_digit_ms(digits, "c", 100.0, "") == pytest.approx(100)
+    assert judge.first_digit_ms(digits, "a2", 100.0, "") is None
+
+
+def test_agents_may_only_be_marked_as_recovering() -> None:
+    before = {"1001": {"intent": "available", "misses": 0}}
+    assert not judge.changed_agents(before, {"1001": {**before["1001"], "recovering": {"since": 1.0}}})
+    assert judge.changed_agents(before, {"1001": {"intent": "available", "misses": 1}}) == {
+        "1001": ["misses"]
+    }
+    assert judge.changed_agents(before, {}) == {"1001": ["intent", "misses"]}
+
+
+def test_a_ghost_is_busy_with_a_call_that_is_gone() -> None:
+    agents = {
+        "1": {"work": "talking", "attempt": {"call": "k1"}},
+        "2": {"work": "ringing", "attempt": {"call": "k2"}},
+        "3": {"work": "acw"},
+        "4": {},
+        "5": {"work": "talking", "attempt": None},
+    }
+    assert judge.ghosts(agents, ["k1"]) == ["2", "5"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], {"p50": 0, "p95": 0, "p99": 0, "max": 0}),
+        ([7], {"p50": 7, "p95": 7, "p99": 7, "max": 7}),
+        (list(range(1, 101)), {"p50": 50, "p95": 95, "p99": 99, "max": 100}),
+    ],
+)
+def test_percentiles_are_nearest_rank(values: list[float], expected: dict[str, float]) -> None:
+    assert judge.spread(values) == expected
+
+
+def run_of(*verdicts: Verdict, **after: int) -> dict[str, Any]:
+    none = {"double_owners": 0, "stale_legs": 0, "ghost_agents": 0, "agents_changed": 0}
+    return {
+        "fault": "asterisk-kill",
+        "state": "talking",
+        "at": "",
+        "baseline": {"lost_ms_max": 20},
+        "calls": [v.to_dict() for v in verdicts],
+        "after": {**none, **after},
+    }
+
+
+def test_the_report_has_the_form_of_the_design(verdict: Verdict) -> None:
+    verdict.same_agent, verdict.resumed_ms = True, 310.4
+    document = report([run_of(verdict)], {"asterisk": "22"}, "here")
+    (call,) = document["runs"][0]["calls"]
+    assert call == {
+        "call": "k1",
+        "survived": True,
+        "same_agent": True,
+        "lost_audio_ms": {"to_customer": 0, "to_agent": 0},
+        "longest_gap_ms": {"to_customer": 0, "to_agent": 0},
+        "carrier_messages": 0,
+        "phone_messages": 0,
+        "resumed_ms": 310,
+        "why": "",
+    }
+    assert document["summary"] == {
+        "calls": 1,
+        "survived": 1,
+        "same_agent": 1,
+        "lost_audio_ms": {"p50": 0, "p95": 0, "p99": 0, "max": 0},
+        "resumed_ms": {"p50": 310, "p95": 310, "p99": 310, "max": 310},
+        "baseline_lost_ms": 20,
+    }
+    assert set(document) == {"runs", "summary", "versions", "machine"}
+
+
+def test_one_lost_call_or_one_thing_left_fails_it(verdict: Verdict) -> None:
+    assert judge.passed([run_of(verdict)])
+    assert not judge.passed([run_of(verdict, stale_legs=1)])
+    assert not judge.passed([run_of()])
+    assert not judge.passed([])
+    lost = Verdict(verdict.pair, against=["gone"])
+    assert not judge.passed([run_of(verdict, lost)])
