@@ -73,9 +73,7 @@ class Writer:
         while True:
             self.n += 1
             value = str(self.n).encode()
-            put = StoreTxn(
-                compares=(Compare("/m/counter", self.revision),), puts=(Put("/m/counter", value),)
-            )
+            put = StoreTxn(compares=(Compare("/m/counter", self.revision),), puts=(Put("/m/counter", value),))
             began = time.monotonic()
             outcome = await self.store.perform(put)
             while isinstance(outcome, Unknown | Unreachable):
@@ -136,6 +134,8 @@ async def test_losing_one_member_loses_no_event_and_no_lease(cluster, fault):
     victim.kill() if "kill" in fault else victim.freeze()
     await asyncio.sleep(6)
     during = len(writer.committed)
+    for party in (watcher, writing):
+        assert all(state.held for state in party.of(LeaseState)), party.of(LeaseState)
     victim.start() if "kill" in fault else victim.thaw()
     await asyncio.sleep(2)
     assert len(writer.committed) > during
@@ -145,8 +145,11 @@ async def test_losing_one_member_loses_no_event_and_no_lease(cluster, fault):
     assert watcher.seen[: len(writer.committed)] == writer.committed
     assert len(watcher.seen) <= len(writer.committed) + 1
     for party in (watcher, writing):
-        assert all(state.held for state in party.of(LeaseState)), party.of(LeaseState)
-        assert len({state.lease for state in party.of(LeaseState)}) == 1
+        assert party.of(LeaseState)[-1].held
+        if fault != "freeze leader":
+            # A leader that wakes up may revoke leases renewed at its successor: etcd
+            # before 3.4.29 and 3.5.11. It is told, and the lease is taken anew.
+            assert len({state.lease for state in party.of(LeaseState)}) == 1
         assert len(party.of(StoreSnapshot)) == 1
         await party.store.close()
         assert party.store.faults == 0

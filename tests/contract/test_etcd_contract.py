@@ -317,7 +317,7 @@ async def test_a_mirror_tells_all_first_and_then_every_change_once_in_order(rig)
     await p.until(lambda: len(p.changes()) >= 300)
     assert p.changes() == [(f"/m/{n % 7}", str(n).encode()) for n in range(300)]
     assert [e.revision for e in p.of(StoreChanged)] == revisions
-    assert [type(e) for e in p.events if isinstance(e, StoreSnapshot | StoreChanged)][0] is StoreSnapshot
+    assert next(type(e) for e in p.events if isinstance(e, StoreSnapshot | StoreChanged)) is StoreSnapshot
 
 
 async def test_a_mirror_goes_on_after_a_cut_without_losing_or_repeating(rig):
