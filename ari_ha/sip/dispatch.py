@@ -25,6 +25,8 @@ from ari_ha.sip.uri import SCHEMES
 
 FAILURES = {"timeout": (408, "Request Timeout"), "failed": (503, "Service Unavailable")}
 """What a timeout and a transport error stand for (section 8.1.3.1)."""
+_SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
+"""Fields that may be there once only (section 7.3.1): two of them mean two readers see two messages."""
 _ONLY_IN_DIALOG = frozenset(("BYE", "UPDATE", "PRACK"))
 
 
@@ -128,6 +130,8 @@ class Dispatch:
             raise SipParseError("cseq-method", 400)
         if not request.call_id or not request.get("From") or not request.get("To"):
             raise SipParseError("mandatory-header", 400)
+        if request.repeated(_SINGLE):
+            raise SipParseError("repeated-header", 400)
         key = self.stack.server_key(request, via, "INVITE" if method == "ACK" else method)
         txn = self.stack.servers.get(key)
         if method == "ACK":

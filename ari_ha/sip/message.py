@@ -256,6 +256,11 @@ class Message:
         """All values of that name, split at commas (RFC 3261 section 7.3.1)."""
         return [item for field in self._look().get(canonical(name), ()) for item in split_values(field)]
 
+    def repeated(self, names: Iterable[str]) -> bool:
+        """Whether one of these fields (canonical names) is there more than once."""
+        index = self._look()
+        return any(len(index.get(name, ())) > 1 for name in names)
+
     def tokens(self, name: str) -> set[str]:
         """The values of a token list such as Supported or Require, in lower case."""
         return {item.lower() for item in self.values(name)}
@@ -399,29 +404,45 @@ def _split_head(data: bytes) -> tuple[str, bytes]:
     return text.replace("\r\n", "\n").replace("\n", "\r\n"), body
 
 
-def _headers(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """The fields of the header lines, folded ones joined (section 7.3.1)."""
-    headers: list[tuple[str, str]] = []
+def _read_headers(lines: Sequence[str], headers: list[tuple[str, str]]) -> None:
+    """Fill in the fields of the header lines, folded ones joined (section 7.3.1).
+
+    A line that is none does not hide those after it: a 400 needs them to find its way back.
+    """
+    problem: SipParseError | None = None
     for line in lines:
-        if len(line) > LINE_MAX_BYTES:
-            raise SipParseError("line-too-long", 400)
-        if line[:1] in (" ", "\t"):
-            if not headers:
-                raise SipParseError("folding", 400)
-            name, value = headers[-1]
-            joined = f"{value} {line.strip()}".strip()
-            if len(joined) > LINE_MAX_BYTES:
-                raise SipParseError("line-too-long", 400)
-            headers[-1] = (name, joined)
-            continue
         name, colon, value = line.partition(":")
-        name = name.rstrip(" \t")
-        if not colon or (name not in _CANONICAL and not _TOKEN.match(name)):
-            raise SipParseError("header-name", 400)
-        if len(name) == 14 and name.lower() == "content-length":
-            name = "Content-Length"
-        headers.append((name, value.strip(" \t")))
-    return headers
+        if colon and name in _CANONICAL and len(line) <= LINE_MAX_BYTES:
+            headers.append((name, value.strip(" \t")))
+            continue
+        try:
+            _read_header(line, headers)
+        except SipParseError as error:
+            problem = error
+    if problem is not None:
+        raise problem
+
+
+def _read_header(line: str, headers: list[tuple[str, str]]) -> None:
+    """One header line; LINE_MAX_BYTES holds for what folding joins too."""
+    if len(line) > LINE_MAX_BYTES:
+        raise SipParseError("line-too-long", 400)
+    if line[:1] in (" ", "\t"):
+        if not headers:
+            raise SipParseError("folding", 400)
+        name, value = headers[-1]
+        joined = f"{value} {line.strip()}".strip()
+        if len(joined) > LINE_MAX_BYTES:
+            raise SipParseError("line-too-long", 400)
+        headers[-1] = (name, joined)
+        return
+    name, colon, value = line.partition(":")
+    name = name.rstrip(" \t")
+    if not colon or (name not in _CANONICAL and not _TOKEN.match(name)):
+        raise SipParseError("header-name", 400)
+    if len(name) == 14 and name.lower() == "content-length":
+        name = "Content-Length"
+    headers.append((name, value.strip(" \t")))
 
 
 def _start(line: str) -> Request | Response:
@@ -466,7 +487,7 @@ def parse_message(data: bytes) -> Request | Response:
     if text.count("\n") != breaks or text.count("\r") != breaks or "\0" in text:
         raise SipParseError("control-character")
     try:
-        message.headers = _headers(lines[1:])
+        _read_headers(lines[1:], message.headers)
         _take_body(message, body)
     except SipParseError as error:
         error.request = request

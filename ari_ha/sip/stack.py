@@ -147,7 +147,7 @@ class Stack:
     def server_key(self, request: Request, via: Via, method: str) -> ServerKey:
         """Section 17.2.3; without the cookie, what RFC 2543 compared."""
         branch = via.branch
-        if branch.startswith(COOKIE):
+        if branch.startswith(COOKIE) and len(branch) > len(COOKIE):
             return (branch, via.sent_by, method)
         number = request.get("CSeq").partition(" ")[0]
         return (branch, via.sent_by, method, request.call_id, request.from_tag, number, request.uri)

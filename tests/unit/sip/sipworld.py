@@ -16,8 +16,8 @@ STEPS_MAX = 20_000
 
 
 def sdp(name: str = "10.0.0.9", version: int = 1, direction: str = "sendrecv", port: int = 4000) -> str:
-    """A small description."""
-    return build_audio_sdp(7, version, name, port, direction=direction)
+    """A small description; another version has another port too, so that it does change something."""
+    return build_audio_sdp(7, version, name, port + 2 * version, direction=direction)
 
 
 class Party:

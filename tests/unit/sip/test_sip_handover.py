@@ -1,0 +1,250 @@
+"""A new process goes on with legs: exported and imported at every point of a call, through JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sipworld import Party, World, sdp
+
+from ari_ha.sip.auth import Credentials, DigestAuthority
+from ari_ha.sip.events import (
+    InviteReceived,
+    LegAcked,
+    LegAnswered,
+    LegCancelled,
+    LegEnded,
+    LegRinging,
+    ReinviteAnswered,
+    ReinviteReceived,
+)
+
+
+@pytest.fixture
+def trio() -> tuple[World, Party, Party]:
+    world = World()
+    return world, world.party("10.0.0.1"), world.party("10.0.0.2")
+
+
+def restart(world: World, party: Party, lose: bool = False, **options: object) -> None:
+    """The process dies; another one with the same address has the records."""
+    world.collect()
+    records = {leg: json.loads(json.dumps(party.agent.export_leg(leg))) for leg in party.agent.legs()}
+    if lose:
+        world.wire = [item for item in world.wire if item[0] is not party]
+    party.agent = party.start()
+    for leg, record in records.items():
+        party.agent.import_leg(leg, record, world.now, **options)
+
+
+def finish(world: World, a: Party, b: Party, leg: str) -> None:
+    """Both sides can still end it normally."""
+    b.agent.hangup(leg, world.now)
+    world.advance(2)
+    assert a.take(LegEnded).cause == "bye" and b.take(LegEnded).cause == "local"
+    world.advance(100)
+    assert a.agent.deadline() is None and b.agent.deadline() is None
+
+
+@pytest.mark.parametrize("side", ["caller", "callee", "both"])
+@pytest.mark.parametrize("point", ["calling", "early", "answered", "confirmed"])
+def test_a_restart_at_any_point_of_the_set_up(
+    trio: tuple[World, Party, Party], side: str, point: str
+) -> None:
+    world, a, b = trio
+
+    def at(now: str) -> None:
+        if now == point:
+            for party in (a, b):
+                if side in ("both", "caller" if party is a else "callee"):
+                    restart(world, party)
+
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    at("calling")
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    a.take(LegRinging)
+    at("early")
+    b.agent.answer(leg, sdp(b.name), world.now)
+    at("answered")
+    world.advance(1)
+    a.take(LegAnswered)
+    b.take(LegAcked)
+    at("confirmed")
+    assert a.agent.leg_state("a") == b.agent.leg_state(leg) == "confirmed"
+    a.agent.reinvite("a", sdp(a.name, 2), world.now)
+    world.transfer()
+    b.take(ReinviteReceived)
+    b.agent.accept_reinvite(leg, sdp(b.name, 2), world.now)
+    world.transfer()
+    a.take(ReinviteAnswered)
+    finish(world, a, b, leg)
+
+
+def test_a_callers_retransmission_and_cancel_find_the_new_process(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    world.losing(180)
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    restart(world, b)
+    again = a.messages("INVITE")[0]
+    b.agent.receive(again.serialise(), b.flow(a), world.now)
+    world.transfer()
+    assert a.take(LegRinging) and not b.has(InviteReceived)
+    a.agent.hangup("a", world.now)
+    world.transfer()
+    assert b.take() == LegCancelled(leg) and a.take(LegEnded)
+
+
+def test_the_new_caller_process_can_cancel(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    restart(world, a)
+    a.agent.hangup("a", world.now)
+    world.transfer()
+    assert b.take(LegCancelled) == LegCancelled(leg) and a.take(LegEnded).cause == "local"
+
+
+def test_an_unacked_answer_is_sent_on(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    restart(world, b, lose=True)
+    assert b.agent.leg_state(leg) == "answered"
+    world.advance(2)
+    assert a.take(LegAnswered) and b.take(LegAcked)
+    finish(world, a, b, leg)
+
+
+def test_an_answer_that_comes_again_to_a_new_process_gets_its_ack(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.losing("ACK")
+    world.transfer()
+    a.take(LegAnswered)
+    restart(world, a)
+    world.advance(2)
+    assert b.take(LegAcked) and a.agent.leg_state("a") == "confirmed"
+    assert not a.messages("BYE")
+
+
+def test_the_margin_keeps_numbers_apart(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    record = a.agent.export_leg("a")
+    for _ in range(5):
+        a.agent.info("a", "text/plain", b"x", world.now)
+    world.transfer()
+    a.agent = a.start()
+    a.agent.import_leg("a", record, world.now)
+    a.agent.info("a", "text/plain", b"y", world.now)
+    world.transfer()
+    assert not b.messages(500) and a.messages("INFO")[-1].cseq[0] == 12
+
+
+def test_open_reinvites_survive_on_both_sides(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.take(LegAnswered)
+    b.take(LegAcked)
+    a.agent.reinvite("a", sdp(a.name, 2), world.now)
+    world.transfer()
+    b.take(ReinviteReceived)
+    restart(world, a)
+    restart(world, b)
+    b.agent.accept_reinvite(leg, sdp(b.name, 2), world.now)
+    restart(world, b)
+    world.advance(2)
+    assert a.take() == ReinviteAnswered("a", sdp(b.name, 2))
+    finish(world, a, b, leg)
+
+
+def test_a_hangup_under_way_is_finished(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.agent.hangup("a", world.now)
+    restart(world, a, lose=True)
+    world.advance(1)
+    assert a.take(LegEnded).cause == "local"
+    b.take(LegAcked)
+    assert b.take() == LegEnded(leg, "bye")
+
+
+def test_a_cancel_under_way_is_finished(trio: tuple[World, Party, Party]) -> None:
+    for before in (True, False):
+        world = World()
+        a, b = world.party("10.0.0.1"), world.party("10.0.0.2")
+        a.call(b)
+        if not before:
+            world.transfer()
+        a.agent.hangup("a", world.now)
+        restart(world, a, lose=not before)
+        world.advance(2)
+        assert a.take(LegEnded).cause == "local" and b.take(InviteReceived) and b.take(LegCancelled)
+
+
+@pytest.mark.parametrize("refresher", ["uac", "uas"])
+def test_session_timers_go_on(trio: tuple[World, Party, Party], refresher: str) -> None:
+    world, a, b = trio
+    a.call(b, headers=[("Session-Expires", f"600;refresher={refresher}")])
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.take(LegAnswered)
+    b.take(LegAcked)
+    for _ in range(20):
+        world.advance(170)
+        restart(world, a)
+        restart(world, b)
+    assert not a.seen and not b.seen and a.agent.leg_state("a") == b.agent.leg_state(leg) == "confirmed"
+    finish(world, a, b, leg)
+
+
+def test_credentials_are_not_in_the_record_but_can_be_given_again(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b, credentials=Credentials("alice", "secret"))
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    assert "secret" not in json.dumps(a.agent.export_leg("a"))
+    restart(world, a, credentials=Credentials("alice", "secret"))
+    value = DigestAuthority("lab", b"k").challenge(world.now, "1")[0]
+    b.agent.reject(leg, 401, world.now, headers=[("WWW-Authenticate", value)])
+    world.transfer()
+    assert b.take(InviteReceived).request.has("Authorization")
+
+
+def test_a_record_that_is_none_raises(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    record = a.agent.export_leg("a")
+    a.agent = a.start()
+    with pytest.raises(ValueError):
+        a.agent.import_leg("a", {**record, "state": "nonsense"}, world.now)
+    assert not list(a.agent.legs())
