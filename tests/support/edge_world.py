@@ -126,8 +126,12 @@ class EdgeWorld:
             self.post(StoreSnapshot(prefix=prefix, revision=self.revision, items=items))
 
     def link_up(self, node: Node) -> None:
+        self.post_link(node, f"{node.name}-1")
+
+    def post_link(self, node: Node, incarnation: str) -> None:
+        """The node's app (re)connects and says that it is ready."""
         self.post(LinkUp(peer=node.name))
-        self.say(node, link.NodeHello(node=node.name, incarnation=f"{node.name}-1"))
+        self.say(node, link.NodeHello(node=node.name, incarnation=incarnation))
         self.say(node, link.NodeState(ready=True, asterisk="up"))
 
     def say(self, node: Node, frame: Any) -> None:
