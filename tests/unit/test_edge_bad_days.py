@@ -1,0 +1,269 @@
+"""Bad input and bad days at the edge: each has one defined answer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ari_ha.core.machine import Note
+from ari_ha.core.ports.link import LinkDown
+from ari_ha.core.ports.media import MediaReach
+from ari_ha.core.ports.probe import ProbeRefused
+from ari_ha.core.ports.sip import SipBytes
+from ari_ha.core.ports.store import StoreReach
+from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.sdp import build_audio_sdp
+from ari_ha.wire import link
+from ari_ha.wire.token import HEADER, LegToken, sign
+from tests.support.edge_world import EDGE_PUBLIC, KEY, EdgeWorld, Party, digest_header, kill
+from tests.unit.test_edge_machine import talking
+
+
+@pytest.fixture
+def world() -> EdgeWorld:
+    w = EdgeWorld()
+    w.add_user("1001")
+    w.snapshots()
+    return w
+
+
+def stranger(world: EdgeWorld) -> Party:
+    party = Party("10.0.1.99", 5060, world.new_id)
+    world.phones["stranger"] = party
+    return party
+
+
+def invite(world: EdgeWorld, party: Party, did: str = "6000", **more) -> str:
+    key = world.new_id()
+    arguments = {
+        "flow": Flow("l", "udp", *EDGE_PUBLIC), "target": f"sip:{did}@{EDGE_PUBLIC[0]}",
+        "from_": "<sip:9@stranger>", "to": f"<sip:{did}@edge>", "sdp": party.sdp(), "now": world.now,
+    }  # fmt: skip
+    party.sip.invite(key, **{**arguments, **more})
+    world.settle()
+    return key
+
+
+def test_an_unknown_source_is_challenged_and_gets_no_call(world):
+    party = stranger(world)
+    invite(world, party)
+    failed = party.of(sip.LegFailed)[-1]
+    assert failed.status == 401
+    assert world.edge.calls.by_id == {}
+
+
+def test_a_forged_token_from_a_phone_gets_nothing(world):
+    _, call, node, _, _ = talking(world)
+    genuine = LegToken(kind="dial", call=call.call, leg="a9", epoch=str(call.epoch), target="device:1001")
+    for party in (stranger(world), world.carrier):
+        before = set(world.edge.calls.by_id)
+        invite(world, party, "6000", headers=((HEADER, sign(genuine, KEY)),))
+        assert set(call.legs) == {"c", "a1"}
+        for ident in set(world.edge.calls.by_id) - before:
+            # the carrier's is an ordinary new call; the header did nothing and went nowhere
+            fresh = world.edge.calls.by_id[ident]
+            served = world.nodes[fresh.owner.name]
+            assert {t.call for t in served.tokens.values() if t.leg == "a9"} == set()
+
+
+def test_a_node_without_a_true_token_is_refused(world):
+    node = world.nodes["ast1"]
+    key = world.new_id()
+    node.sip.invite(
+        key, flow=Flow("l", "udp", "10.0.2.11", 5070), target="sip:x@10.0.2.11", from_="<sip:a@b>",
+        to="<sip:x@b>", sdp=node.sdp(), headers=((HEADER, "bm90LWEtdG9rZW4.00"),), now=world.now,
+    )  # fmt: skip
+    world.settle()
+    assert node.of(sip.LegFailed)[-1].status == 403
+
+
+def test_wrong_digest_is_refused_and_counted(world):
+    party = stranger(world)
+    arguments = {
+        "flow": Flow("l", "udp", *EDGE_PUBLIC), "target": "sip:test", "from_": "<sip:1001@test>",
+        "to": "<sip:1001@test>", "now": world.now,
+    }  # fmt: skip
+    party.sip.request("r1", "REGISTER", **arguments)
+    world.settle()
+    header = digest_header(party.of(sip.ResponseReceived)[-1], "1001", "wrong", "REGISTER", "sip:test")
+    party.sip.request("r2", "REGISTER", headers=(("Authorization", header),), **arguments)
+    world.settle()
+    assert party.of(sip.ResponseReceived)[-1].status == 401
+    assert world.edge.registrar.binding_of("1001") is None
+
+
+def test_a_registration_is_stored_and_reaped_after_it_expired(world):
+    world.register("1001")
+    binding = world.edge.registrar.binding_of("1001")
+    assert binding and [key for key in world.store if "/bindings/1001/" in key]
+    world.run(140.0, step=1.0)
+    assert world.edge.registrar.binding_of("1001") is None
+    assert not [key for key in world.store if "/bindings/1001/" in key]
+
+
+def test_a_registration_survives_a_restart_of_the_edge(world):
+    world.register("1001")
+    world.boot()
+    assert world.edge.registrar.binding_of("1001")
+
+
+def test_dialling_an_unregistered_device(world):
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001")
+    assert node.of(sip.LegFailed)[-1].status == 480
+    assert call.primary
+
+
+def test_no_common_codec(world):
+    invite(world, world.carrier, sdp=build_audio_sdp(1, 1, "10.0.1.50", 4000, codecs=((9, "G722/8000"),)))
+    assert world.carrier.of(sip.LegFailed)[-1].status == 488
+
+
+def test_late_offer(world):
+    key, call = world.call_in(sdp=False)
+    answered = world.carrier.of(sip.LegAnswered)[-1]
+    assert answered.sdp
+    world.carrier.sip.ack(key, world.carrier.sdp(), world.now)
+    world.settle()
+    taught = [c for c in world.ng if c.command == "create answer" and c.body["from-tag"] == "c"]
+    assert taught and call.legs["c"].state == "up"
+
+
+def test_rtpengine_away_refuses_new_calls_and_keeps_the_others(world):
+    _, call, _, _, _ = talking(world)
+    world.post(MediaReach(reachable=False, why="refused"))
+    _, second = world.call_in()
+    assert second is None and world.carrier.of(sip.LegFailed)[-1].status == 503
+    assert call.call in world.edge.calls.by_id
+    world.post(MediaReach(reachable=True))
+    assert world.call_in()[1]
+
+
+def test_rtpengine_that_gives_no_port(world):
+    world.ng_refuse = lambda command: command.command == "create"
+    _, call = world.call_in()
+    assert call is None and world.carrier.of(sip.LegFailed)[-1].status == 503
+
+
+def test_a_full_edge(world):
+    config = dataclasses.replace(world.edge.context.config, calls_max=1)
+    world.edge.context.config = config
+    world.call_in()
+    _, second = world.call_in()
+    assert second is None and world.carrier.of(sip.LegFailed)[-1].status == 503
+
+
+def test_no_node_at_all(world):
+    for name in world.nodes:
+        kill(world, name)
+    _, call = world.call_in()
+    assert call is None and world.carrier.of(sip.LegFailed)[-1].status == 503
+
+
+def test_a_node_that_is_not_ready_yet_is_passed_over(world):
+    for node in world.nodes.values():
+        node.auto_answer = False
+    key, call = world.call_in()
+    first = world.nodes[call.owner.name]
+    first.sip.reject(next(iter(first.tokens)), 503, world.now)
+    world.settle()
+    assert call.owner.name != first.name
+    second = world.nodes[call.owner.name]
+    second.sip.answer(next(iter(second.tokens)), second.sdp(), world.now)
+    world.settle()
+    assert world.carrier.of(sip.LegAnswered)
+
+
+def test_a_busy_answer_of_a_node_reaches_the_caller(world):
+    for node in world.nodes.values():
+        node.auto_answer = False
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    node.sip.reject(next(iter(node.tokens)), 486, world.now)
+    world.settle()
+    assert world.carrier.of(sip.LegFailed)[-1].status == 486
+    assert world.edge.calls.by_id == {}
+
+
+def test_caller_cancels_before_the_answer(world):
+    for node in world.nodes.values():
+        node.auto_answer = False
+    key, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.carrier.sip.hangup(key, world.now)
+    world.settle()
+    world.run(0.3)
+    assert world.edge.calls.by_id == {} and node.of(sip.LegCancelled)
+
+
+def test_a_node_lost_before_the_answer_is_replaced_without_a_word(world):
+    for node in world.nodes.values():
+        node.auto_answer = False
+    _, call = world.call_in()
+    first = call.owner.name
+    for node in world.nodes.values():
+        node.auto_answer = True
+    kill(world, first)
+    assert call.owner.name != first and world.carrier.of(sip.LegAnswered)
+    assert not world.carrier.of(sip.LegFailed)
+
+
+def test_etcd_unreachable_at_start_is_said_and_waited_for():
+    w = EdgeWorld(etcd=False)
+    assert not w.edge.serving
+    w.carrier.sip.invite(
+        "early", flow=Flow("l", "udp", *EDGE_PUBLIC), target="sip:6000@edge", from_="<sip:1@c>",
+        to="<sip:6000@edge>", sdp=w.carrier.sdp(), now=w.now,
+    )  # fmt: skip
+    w.settle()
+    assert w.edge.calls.by_id == {}
+    w.etcd = True
+    w.post(StoreReach(reachable=True))
+    w.snapshots()
+    w.run(0.5)
+    assert w.edge.serving
+    w.run(1.0)
+    assert w.carrier.of(sip.LegAnswered), "what arrived early is served, not lost"
+
+
+@pytest.mark.parametrize("data", [b"", b"\r\n\r\n", b"INVITE", b"\x00" * 40, b"SIP/2.0 200 OK\r\n\r\n",
+                                  b"INVITE sip:x SIP/2.0\r\nVia: x\r\n\r\n"])  # fmt: skip
+def test_garbage_is_dropped(world, data):
+    world.post(SipBytes(data=data, flow=Flow("public-udp", "udp", "10.0.1.99", 5060)))
+    world.post(SipBytes(data=data, flow=Flow("node-trunk", "udp", "10.0.2.31", 5060)))
+    assert world.edge.calls.by_id == {}
+
+
+def test_one_refusal_loses_a_node_and_half_of_them_silent_does_not(world):
+    _, call, node, _, _ = talking(world)
+    for other in world.nodes.values():
+        other.silent = True
+        world.post(LinkDown(peer=other.name, reason="silent", clean=False))
+    world.run(3.0)
+    assert call.owner.name == node.name, "all silent at once: we suspect ourselves"
+    for other in world.nodes.values():
+        other.silent = False
+        world.post_link(other, f"{other.name}-1")
+    world.run(1.0)
+    world.post(ProbeRefused(node=node.name))
+    world.run(0.5)
+    assert call.owner.name != node.name
+
+
+def test_a_stalled_edge_does_not_judge(world):
+    _, call, node, _, _ = talking(world)
+    node.silent = True
+    world.say(node, link.NodeState(ready=False, asterisk="silent"))
+    world.now += 2.0  # this process stood still
+    world.run(0.25)
+    assert call.owner.name == node.name
+    world.run(0.6)
+    assert call.owner.name != node.name
+
+
+def test_every_story_line_names_its_subject(world):
+    talking(world)
+    assert all(isinstance(note, Note) and note.subject for note in world.notes)
