@@ -1,0 +1,160 @@
+"""Who hears whom: follows a voice through rtpengine's subscriptions and Asterisk's
+bridges, by the addresses each side really uses. What packets would show, without any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ari_ha.simulation.fake_asterisk import Channel, FakeAsterisk
+from ari_ha.simulation.fake_phones import UP, Phones, Talk
+from ari_ha.simulation.fake_rtpengine import FakeRtpengine, MediaCall, Tag
+from ari_ha.simulation.world import Network
+
+MUSIC, ANNOUNCEMENT = "music", "announcement"
+
+
+class Ears:
+    """Looks at all media of the world at one instant."""
+
+    def __init__(
+        self,
+        relays: Sequence[FakeRtpengine],
+        asterisks: Iterable[FakeAsterisk],
+        phones: Sequence[Phones],
+        network: Network,
+        relay_host: str,
+    ) -> None:
+        self.relays = relays
+        self.asterisks = list(asterisks)
+        self.phones = phones
+        self.network = network
+        self.relay_host = relay_host
+
+    def heard_by(self, talk: Talk) -> list[str]:
+        """What reaches this person's ear: legs of talks, ``music``, ``announcement``;
+        twice when it comes twice."""
+        at = self._tag_of(talk)
+        if at is None or talk.state != UP:
+            return []
+        relay, call, tag = at
+        if tag.remote != talk.rtp:
+            return []
+        return sorted(self._out_of(relay, call, tag, frozenset()))
+
+    def hears(self, listener: Talk, speaker: Talk) -> bool:
+        """Whether the voice of one reaches the other."""
+        return speaker.leg in self.heard_by(listener)
+
+    def call_of(self, talk: Talk) -> tuple[str, str] | None:
+        """The call and leg a person is on, by the media port of the edge."""
+        at = self._tag_of(talk)
+        return (at[1].ident, at[2].name) if at else None
+
+    def press(self, talk: Talk, digit: str) -> list[str]:
+        """The person presses a key; returns the nodes whose Asterisk got it."""
+        at = self._tag_of(talk)
+        if at is None:
+            return []
+        relay, call, own = at
+        reached = []
+        for tag in call.tags.values():
+            found = self._channel_behind(tag)
+            if found and own.name in relay.hears(call.ident, tag.name):
+                asterisk, channel = found
+                asterisk.digit(channel.ident, digit)
+                reached.append(asterisk.node)
+        return reached
+
+    def nodes_that_hear(self, talk: Talk) -> list[str]:
+        """Nodes at which this person's voice arrives on an answered channel."""
+        at = self._tag_of(talk)
+        if at is None:
+            return []
+        relay, call, own = at
+        return [
+            found[0].node
+            for tag in call.tags.values()
+            if own.name in relay.hears(call.ident, tag.name)
+            and (found := self._channel_behind(tag)) is not None
+        ]
+
+    # -- following
+
+    def _out_of(self, relay: FakeRtpengine, call: MediaCall, tag: Tag, seen: frozenset[str]) -> list[str]:
+        """Everything that leaves the relay through ``tag``."""
+        if tag.name in seen:
+            return []
+        seen = seen | {tag.name}
+        out: list[str] = []
+        for name in relay.hears(call.ident, tag.name):
+            speaker = call.tags[name]
+            talk = self._talk_behind(speaker)
+            if talk is not None:
+                out.append(talk.leg)
+                continue
+            found = self._channel_behind(speaker)
+            if found is not None:
+                out += self._from_channel(relay, call, *found, seen)
+        return out
+
+    def _from_channel(
+        self,
+        relay: FakeRtpengine,
+        call: MediaCall,
+        asterisk: FakeAsterisk,
+        channel: Channel,
+        seen: frozenset[str],
+    ) -> list[str]:
+        """What Asterisk sends into a channel: the others of its bridge, or what it plays."""
+        out = [ANNOUNCEMENT] if channel.plays else []
+        if channel.music:
+            out.append(MUSIC)
+        bridge = asterisk.bridges.get(channel.bridge)
+        if bridge is None or out:
+            return out
+        if bridge.music:
+            out.append(MUSIC)
+        for ident in bridge.channels:
+            other = asterisk.channels[ident]
+            if other is channel or other.state != "Up":
+                continue
+            tag = self._tag_in_front_of(call, other)
+            if tag is not None:
+                out += self._out_of(relay, call, tag, seen)
+        return out
+
+    # -- addresses
+
+    def _tag_of(self, talk: Talk) -> tuple[FakeRtpengine, MediaCall, Tag] | None:
+        for relay in self.relays:
+            found = relay.tag_at(*talk.remote) if talk.remote else None
+            if found:
+                return relay, *found
+        return None
+
+    def _talk_behind(self, tag: Tag) -> Talk | None:
+        for phones in self.phones:
+            for talk in phones.talks.values():
+                if talk.state == UP and talk.rtp == tag.remote and talk.remote == (tag.host, tag.port):
+                    return talk
+        return None
+
+    def _channel_behind(self, tag: Tag) -> tuple[FakeAsterisk, Channel] | None:
+        for asterisk in self.asterisks:
+            if not asterisk.running or self.network.cut(asterisk.host, self.relay_host):
+                continue
+            for channel in asterisk.channels.values():
+                if (
+                    channel.state == "Up"
+                    and channel.rtp == tag.remote
+                    and channel.remote == (tag.host, tag.port)
+                ):
+                    return asterisk, channel
+        return None
+
+    @staticmethod
+    def _tag_in_front_of(call: MediaCall, channel: Channel) -> Tag | None:
+        for tag in call.tags.values():
+            if channel.remote == (tag.host, tag.port) and channel.rtp == tag.remote:
+                return tag
+        return None

@@ -1,0 +1,376 @@
+"""An Asterisk as its node app and the edge see it: SIP by a real endpoint, the node's
+dialplan, channels and bridges, ARI operations and events.
+
+What it knows of media is which channel sits in which bridge, what is played to it, and
+the two addresses of its RTP; the packets themselves are `ears`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ari_ha.simulation.sip_wire import SipProcess, Wire
+from ari_ha.simulation.world import World
+from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
+from ari_ha.wire import ari
+from ari_ha.wire.token import HEADER
+
+APP = "ari-ha"
+SIP_PORT = 5060
+FIRST_RTP_PORT = 10_000
+KIND_OF_PORT = {5070: "trunk", 5072: "agent", 5074: "resume"}
+CONTEXT_OF_KIND = {"trunk": "from-trunk", "agent": "from-agent", "resume": "resume"}
+CAUSE_TO_STATUS = {16: 487, 17: 486, 18: 480, 19: 480, 20: 480, 21: 603, 34: 503, 38: 503}
+STATUS_TO_CAUSE = {404: 1, 408: 18, 480: 19, 486: 17, 487: 127, 488: 58, 503: 34, 600: 17, 603: 21}
+CHANNEL_VARIABLES = ("HA_CALL", "HA_LEG", "HA_EPOCH")
+REFUSED_CAUSE, NORMAL_CAUSE = 34, 16
+PLAY_S = 0.5
+VERBS = {"6000": "queue,support", "6001": "through,support"}
+
+Sink = Callable[[ari.Event], None]
+
+
+@dataclass
+class Channel:
+    """One channel. Its SIP leg has the same name."""
+
+    ident: str
+    incoming: bool
+    state: str = "Down"
+    context: str = ""
+    extension: str = ""
+    in_app: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
+    caller: str = ""
+    target: str = ""
+    """Where an outgoing one is dialled to."""
+    dialled: bool = False
+    bridge: str = ""
+    music: bool = False
+    plays: dict[str, float] = field(default_factory=dict)
+    rtp: tuple[str, int] = ("", 0)
+    remote: tuple[str, int] | None = None
+    app_wants_it: bool = False
+    """A hangup was asked for by the app, not by the far end."""
+
+
+@dataclass
+class Bridge:
+    """One bridge and who is in it."""
+
+    ident: str
+    kind: str
+    channels: list[str] = field(default_factory=list)
+    music: bool = False
+
+    @property
+    def gives_digits(self) -> bool:
+        """Plain ``mixing`` of two relays RTP and shows no digits (measured)."""
+        return "dtmf_events" in self.kind or "proxy_media" in self.kind
+
+
+class FakeAsterisk(SipProcess):
+    """One Asterisk. Every start is a new incarnation with nothing of the old one."""
+
+    def __init__(self, world: World, wire: Wire, name: str, host: str, address: str) -> None:
+        super().__init__(world, wire, f"asterisk/{name}", host, address, {"udp": SIP_PORT})
+        self.node = name
+        self.channels: dict[str, Channel] = {}
+        self.bridges: dict[str, Bridge] = {}
+        self.sink: Sink | None = None
+        """The app's websocket, while one is connected."""
+        self._numbers = 0
+        self._rtp_port = FIRST_RTP_PORT
+        self.digits_heard: list[tuple[str, str]] = []
+        self.apologies: list[str] = []
+        """Tokens of callers whom the dialplan told that it is sorry."""
+
+    def start(self) -> None:
+        """Boots: nothing of an earlier life is left."""
+        self.begin()
+        self.channels, self.bridges, self.sink = {}, {}, None
+
+    @property
+    def incarnation(self) -> str:
+        """Which start this is."""
+        return f"boot1-{self.life}"
+
+    # -- the app's websocket
+
+    def connect(self, sink: Sink) -> tuple[list[ari.Channel], list[ari.Bridge]]:
+        """The app registers; it gets what there is, and every event from now on."""
+        self.sink = sink
+        return (
+            [self._model(channel) for channel in self.channels.values()],
+            [self._bridge_model(bridge) for bridge in self.bridges.values()],
+        )
+
+    def disconnect(self) -> None:
+        """The app's websocket is gone: new calls find no app, those in it stay."""
+        self.sink = None
+
+    def _emit(self, event: ari.Event) -> None:
+        if self.sink is not None:
+            self.sink(event)
+
+    def _model(self, channel: Channel) -> ari.Channel:
+        shown = {name: channel.variables.get(name, "") for name in CHANNEL_VARIABLES}
+        shown |= {name: value for name, value in channel.variables.items() if name.startswith("HA_")}
+        return ari.Channel(
+            id=channel.ident,
+            name=f"PJSIP/edge-{channel.ident}",
+            state=channel.state,
+            caller=ari.CallerID(number=channel.caller),
+            dialplan=ari.DialplanCEP(context=channel.context, exten=channel.extension, priority=2),
+            channelvars=shown,
+        )
+
+    def _bridge_model(self, bridge: Bridge) -> ari.Bridge:
+        return ari.Bridge(
+            id=bridge.ident,
+            bridge_type=bridge.kind,
+            technology="simple_bridge",
+            channels=list(bridge.channels),
+        )
+
+    # -- SIP
+
+    def heard(self, event: sip.SipEvent) -> None:
+        """What the endpoint says."""
+        match event:
+            case sip.InviteReceived():
+                self._invited(event)
+            case sip.LegRinging(leg=leg):
+                self._rings(leg)
+            case sip.LegAnswered(leg=leg, sdp=sdp):
+                self._answered(leg, sdp)
+            case sip.LegFailed(leg=leg, status=status):
+                self._gone(leg, STATUS_TO_CAUSE.get(status, 38))
+            case sip.LegCancelled(leg=leg):
+                self._gone(leg, 127)
+            case sip.LegEnded(leg=leg):
+                self._gone(leg, NORMAL_CAUSE)
+            case sip.ReinviteReceived(leg=leg, sdp=sdp):
+                self._reinvited(leg, sdp)
+            case sip.RequestReceived(txn=txn):
+                self.sip.respond(txn, 200, self.mono)
+            case _:
+                pass
+
+    def _invited(self, event: sip.InviteReceived) -> None:
+        request = event.request
+        kind = KIND_OF_PORT.get(event.flow.port)
+        if kind is None or not request.body:
+            self.sip.reject(event.leg, 403, self.mono)
+            return
+        channel = Channel(event.leg, incoming=True, state="Ring", context=CONTEXT_OF_KIND[kind])
+        channel.extension = request.uri.partition(":")[2].partition("@")[0]
+        channel.caller = request.get("from").partition("sip:")[2].partition("@")[0]
+        channel.rtp = self._new_rtp()
+        channel.remote = _rtp_of(request.body.decode())
+        channel.variables["HA_TOKEN"] = request.get(HEADER)
+        self.channels[channel.ident] = channel
+        self._emit(ari.ChannelCreated(channel=self._model(channel)))
+        verb = "" if kind == "resume" else VERBS.get(channel.extension, "")
+        self._ask_app(channel, kind, verb, request.get("X-ARI-HA-Fallback"))
+
+    def _ask_app(self, channel: Channel, kind: str, verb: str, fallback: str) -> None:
+        """``Stasis(ari-ha,kind,token,verb)``; without an app, what the dialplan does."""
+        if channel.ident not in self.channels:
+            return
+        if self.sink is not None:
+            args = [kind, channel.variables["HA_TOKEN"], *(verb.split(",") if verb else [])]
+            self._enter_app(channel, args)
+        elif kind == "trunk" and fallback != "no":
+            self._fallback(channel, kind, verb, 1)
+        else:
+            self._hang_up(channel, REFUSED_CAUSE)
+
+    def _fallback(self, channel: Channel, kind: str, verb: str, asked: int) -> None:
+        """It rings, asks once a second, three times, and then says sorry."""
+
+        def ask() -> None:
+            if channel.ident not in self.channels:
+                return
+            if self.sink is not None or asked < 3:
+                if self.sink is not None:
+                    self._ask_app(channel, kind, verb, "")
+                else:
+                    self._fallback(channel, kind, verb, asked + 1)
+                self.pump()
+                return
+            self.apologies.append(channel.variables["HA_TOKEN"])
+            self._answer(channel)
+            self.pump()
+            self.world.after(PLAY_S, self.in_life(lambda: self._apologised(channel)))
+
+        self.world.after(1.0, self.in_life(ask))
+
+    def _apologised(self, channel: Channel) -> None:
+        if channel.ident in self.channels:
+            self._hang_up(channel, NORMAL_CAUSE)
+            self.pump()
+
+    def _enter_app(self, channel: Channel, args: list[str]) -> None:
+        channel.in_app = True
+        self._emit(ari.StasisStart(application=APP, args=args, channel=self._model(channel)))
+
+    def _rings(self, leg: str) -> None:
+        channel = self.channels.get(leg)
+        if channel and channel.state != "Ringing":
+            channel.state = "Ringing"
+            self._emit(ari.ChannelStateChange(channel=self._model(channel)))
+            self._emit(ari.Dial(peer=self._model(channel), dialstatus="RINGING"))
+
+    def _answered(self, leg: str, sdp: str | None) -> None:
+        channel = self.channels.get(leg)
+        if channel:
+            channel.state = "Up"
+            channel.remote = _rtp_of(sdp or "")
+            self._emit(ari.ChannelStateChange(channel=self._model(channel)))
+            self._emit(ari.Dial(peer=self._model(channel), dialstatus="ANSWER"))
+
+    def _gone(self, leg: str, cause: int) -> None:
+        """The far end, or we, ended the SIP side: the channel goes."""
+        channel = self.channels.get(leg)
+        if channel is None:
+            return
+        if channel.incoming or channel.state == "Up":
+            if not channel.app_wants_it:
+                self._emit(ari.ChannelHangupRequest(cause=cause, channel=self._model(channel)))
+        elif channel.dialled:
+            words = {17: "BUSY", 18: "NOANSWER", 19: "NOANSWER", 21: "CONGESTION", 127: "CANCEL"}
+            self._emit(ari.Dial(peer=self._model(channel), dialstatus=words.get(cause, "CHANUNAVAIL")))
+        self._remove(channel, cause)
+
+    def _remove(self, channel: Channel, cause: int) -> None:
+        self._leave_bridge(channel)
+        del self.channels[channel.ident]
+        if channel.in_app:
+            channel.in_app = False
+            self._emit(ari.StasisEnd(application=APP, channel=self._model(channel)))
+        self._emit(ari.ChannelDestroyed(cause=cause, cause_txt=str(cause), channel=self._model(channel)))
+
+    def _reinvited(self, leg: str, sdp: str | None) -> None:
+        channel = self.channels.get(leg)
+        if channel and sdp:
+            channel.remote = _rtp_of(sdp)
+            self.sip.accept_reinvite(leg, self._sdp(channel), self.mono)
+        else:
+            self.sip.reject_reinvite(leg, 488, self.mono)
+
+    def _new_rtp(self) -> tuple[str, int]:
+        self._rtp_port += 2
+        return self.address, self._rtp_port
+
+    def _sdp(self, channel: Channel) -> str:
+        return build_audio_sdp(1, 1, *channel.rtp, [(8, "PCMA/8000")], 101)
+
+    def _answer(self, channel: Channel) -> None:
+        if channel.state != "Up":
+            channel.state = "Up"
+            self.sip.answer(channel.ident, self._sdp(channel), self.mono)
+            self._emit(ari.ChannelStateChange(channel=self._model(channel)))
+
+    def _hang_up(self, channel: Channel, cause: int) -> None:
+        if not channel.incoming and not channel.dialled:
+            self._remove(channel, cause)
+            return
+        status = CAUSE_TO_STATUS.get(cause, 480)
+        if channel.incoming and channel.state != "Up":
+            self.sip.reject(channel.ident, status, self.mono)
+            self._remove(channel, cause)
+        else:
+            self.sip.hangup(channel.ident, self.mono)
+            if channel.ident in self.channels:
+                self._remove(channel, cause)
+
+    # -- digits
+
+    def digit(self, ident: str, digit: str) -> None:
+        """A telephone-event arrived on a channel's RTP; only some places show it."""
+        channel = self.channels.get(ident)
+        if channel is None or channel.state != "Up":
+            return
+        bridge = self.bridges.get(channel.bridge)
+        if channel.in_app and (bridge is None or bridge.gives_digits):
+            self.digits_heard.append((ident, digit))
+            self._emit(ari.ChannelDtmfReceived(digit=digit, duration_ms=100, channel=self._model(channel)))
+
+    # -- ARI's operations (see fake_ari)
+
+    def channel(self, ident: Any) -> Channel | None:
+        """The channel of that id."""
+        return self.channels.get(str(ident))
+
+    def create(self, ident: str, endpoint: str, args: list[str], variables: dict[str, str]) -> Channel:
+        """An outgoing channel, in the app, not dialled yet."""
+        self._numbers += 1
+        channel = Channel(ident or f"{self.node}-{self._numbers}", incoming=False)
+        channel.target = endpoint
+        channel.rtp = self._new_rtp()
+        channel.variables.update(variables)
+        self.channels[channel.ident] = channel
+        self._emit(ari.ChannelCreated(channel=self._model(channel)))
+        self._enter_app(channel, args)
+        return channel
+
+    def dial(self, channel: Channel, timeout_s: float) -> bool:
+        """Sends the INVITE; False when the target makes no sense."""
+        uri = channel.target.partition("/edge-out/")[2]
+        address, _, port = uri.partition("@")[2].partition(":")
+        if not address:
+            return False
+        header = "PJSIP_HEADER(add,"
+        headers = [
+            (name[len(header) :].rstrip(")"), value)
+            for name, value in channel.variables.items()
+            if name.startswith(header)
+        ]
+        channel.dialled = True
+        self.sip.invite(
+            channel.ident,
+            flow=Flow("udp", "udp", address, int(port or 5060)),
+            target=uri,
+            from_=f"<sip:{channel.caller or 'asterisk'}@{self.address}>",
+            to=f"<{uri}>",
+            sdp=self._sdp(channel),
+            headers=headers,
+            now=self.mono,
+        )
+        if timeout_s > 0:
+            self.world.after(timeout_s, self.in_life(lambda: self._dial_timeout(channel)))
+        return True
+
+    def _dial_timeout(self, channel: Channel) -> None:
+        if channel.ident in self.channels and channel.state != "Up":
+            self._hang_up(channel, 19)
+            self.pump()
+
+    def _leave_bridge(self, channel: Channel) -> None:
+        bridge = self.bridges.get(channel.bridge)
+        channel.bridge = ""
+        if bridge and channel.ident in bridge.channels:
+            bridge.channels.remove(channel.ident)
+            self._emit(ari.ChannelLeftBridge(bridge=self._bridge_model(bridge), channel=self._model(channel)))
+
+    def enter_bridge(self, channel: Channel, bridge: Bridge) -> None:
+        """Puts the channel into the bridge; it stops hearing music of its own."""
+        if channel.bridge == bridge.ident:
+            return
+        self._leave_bridge(channel)
+        channel.bridge = bridge.ident
+        bridge.channels.append(channel.ident)
+        self._emit(ari.ChannelEnteredBridge(bridge=self._bridge_model(bridge), channel=self._model(channel)))
+
+
+def _rtp_of(sdp: str) -> tuple[str, int] | None:
+    if not sdp:
+        return None
+    session = SessionDescription.parse(sdp)
+    audio = session.audio()
+    return (audio.connection or session.connection or "", audio.port) if audio else None

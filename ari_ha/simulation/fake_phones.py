@@ -1,0 +1,194 @@
+"""The people outside: carriers with customers, and agents' phones. Their SIP is real
+endpoints; what they do is drawn at random, and they only see what real ones see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ari_ha.simulation.sip_wire import SipProcess, Wire
+from ari_ha.simulation.world import World
+from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
+
+SIP_PORT = 5060
+FIRST_RTP_PORT = 40_000
+TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
+
+
+@dataclass
+class Talk:
+    """One person's side of one call, as that person's phone has it."""
+
+    leg: str
+    who: str
+    """``customer`` or the address of record of an agent's phone"""
+    rtp: tuple[str, int]
+    state: str = TRYING
+    remote: tuple[str, int] | None = None
+    """Where this phone sends its voice: the edge's media port."""
+    held: bool = False
+    """This phone put the far end on hold."""
+    started_s: float = 0.0
+    answered_s: float = 0.0
+    ended_s: float = 0.0
+    ended_by: str = ""
+    """self, far, failed, or lost (the phone itself is gone)"""
+    status: int = 0
+    requests: list[tuple[float, str]] = field(default_factory=list)
+    """In-dialog requests that came from the edge, and when."""
+    call: str = ""
+    """Which call it turned out to be; for checkers, phones do not know it."""
+    busy: bool = False
+    """A re-INVITE of ours is under way."""
+
+    @property
+    def alive(self) -> bool:
+        """The phone still has a dialog, or is making one."""
+        return self.state != ENDED
+
+
+class Phones(SipProcess):
+    """Many phones (or a carrier's lines) behind one address."""
+
+    def __init__(self, world: World, wire: Wire, name: str, address: str, edge: tuple[str, int]) -> None:
+        super().__init__(world, wire, name, "outside", address, {"udp": SIP_PORT})
+        self.edge = edge
+        self.talks: dict[str, Talk] = {}
+        self.on_ringing: Callable[[Talk], None] = lambda talk: None
+        self.on_answered: Callable[[Talk], None] = lambda talk: None
+        self.on_ended: Callable[[Talk], None] = lambda talk: None
+        self._rtp_port = FIRST_RTP_PORT
+        self._dialled = 0
+
+    # -- acts of people
+
+    def call(self, number: str, caller: str) -> Talk:
+        """Dials the contact center."""
+        self._dialled += 1
+        talk = self._talk(f"{self.name}-call-{self._dialled}", "customer")
+        self.sip.invite(
+            talk.leg,
+            flow=Flow("udp", "udp", *self.edge),
+            target=f"sip:{number}@{self.edge[0]}",
+            from_=f"<sip:{caller}@{self.address}>",
+            to=f"<sip:{number}@{self.edge[0]}>",
+            sdp=self._sdp(talk, "sendrecv"),
+            now=self.mono,
+        )
+        self.world.say(self.name, f"{talk.leg} dials {number}")
+        self.pump()
+        return talk
+
+    def answer(self, talk: Talk) -> None:
+        """Picks up."""
+        if talk.state == RINGING:
+            talk.state, talk.answered_s = UP, self.world.now
+            self.sip.answer(talk.leg, self._sdp(talk, "sendrecv"), self.mono)
+            self.world.say(self.name, f"{talk.leg} ({talk.who}) answers")
+            self.pump()
+            self.on_answered(talk)
+
+    def reject(self, talk: Talk, status: int) -> None:
+        """Does not want the call."""
+        if talk.state == RINGING:
+            self.sip.reject(talk.leg, status, self.mono)
+            self._over(talk, "self", status)
+            self.pump()
+
+    def hang_up(self, talk: Talk) -> None:
+        """Hangs up, or gives up waiting."""
+        if talk.alive:
+            self.sip.hangup(talk.leg, self.mono)
+            self._over(talk, "self", 0)
+            self.pump()
+
+    def hold(self, talk: Talk, held: bool) -> None:
+        """Presses hold, or takes the far end back."""
+        if talk.state == UP and talk.held != held and not talk.busy:
+            talk.held, talk.busy = held, True
+            self.sip.reinvite(talk.leg, self._sdp(talk, "sendonly" if held else "sendrecv"), self.mono)
+            self.world.say(self.name, f"{talk.leg} ({talk.who}) {'holds' if held else 'unholds'}")
+            self.pump()
+
+    # -- the endpoint
+
+    def heard(self, event: sip.SipEvent) -> None:
+        """What arrives at the phone."""
+        match event:
+            case sip.InviteReceived():
+                self._invited(event)
+            case sip.RequestReceived(txn=txn):
+                self.sip.respond(txn, 200, self.mono)
+            case sip.InDialogRequest(txn=txn):
+                self.sip.respond(txn, 200, self.mono)
+            case _:
+                talk = self.talks.get(getattr(event, "leg", ""))
+                if talk is not None:
+                    self._of_talk(talk, event)
+
+    def _of_talk(self, talk: Talk, event: sip.SipEvent) -> None:
+        now = self.world.now
+        match event:
+            case sip.LegRinging():
+                if talk.state == TRYING:
+                    talk.state = RINGING
+                    self.on_ringing(talk)
+            case sip.LegAnswered(sdp=sdp):
+                talk.state, talk.answered_s = UP, now
+                talk.remote = _rtp_of(sdp)
+                self.on_answered(talk)
+            case sip.LegAcked(sdp=sdp):
+                talk.remote = _rtp_of(sdp) or talk.remote
+            case sip.LegFailed(status=status):
+                self._over(talk, "failed", status)
+            case sip.LegCancelled():
+                self._over(talk, "far", 487)
+            case sip.LegEnded(cause=cause):
+                talk.requests.append((now, "BYE"))
+                self._over(talk, "far" if cause == "bye" else cause, 0)
+            case sip.ReinviteReceived(sdp=sdp):
+                talk.requests.append((now, "INVITE"))
+                talk.remote = _rtp_of(sdp) or talk.remote
+                self.sip.accept_reinvite(talk.leg, self._sdp(talk, "sendrecv"), self.mono)
+            case sip.ReinviteAnswered(sdp=sdp):
+                talk.remote, talk.busy = _rtp_of(sdp) or talk.remote, False
+            case sip.ReinviteFailed():
+                talk.held, talk.busy = not talk.held if talk.busy else talk.held, False
+            case _:
+                pass
+
+    def _invited(self, event: sip.InviteReceived) -> None:
+        user = event.request.uri.partition(":")[2].partition("@")[0]
+        talk = self._talk(event.leg, user)
+        talk.state = RINGING
+        talk.remote = _rtp_of(event.request.body.decode()) if event.request.body else None
+        self.sip.ring(event.leg, self.mono)
+        self.world.say(self.name, f"{talk.leg} ({user}) rings")
+        self.on_ringing(talk)
+
+    def _talk(self, leg: str, who: str) -> Talk:
+        self._rtp_port += 2
+        talk = Talk(leg, who, (self.address, self._rtp_port), started_s=self.world.now)
+        self.talks[leg] = talk
+        return talk
+
+    def _over(self, talk: Talk, by: str, status: int) -> None:
+        if talk.alive:
+            talk.state, talk.ended_by, talk.status, talk.ended_s = ENDED, by, status, self.world.now
+            self.world.say(self.name, f"{talk.leg} ({talk.who}) over: {by} {status or ''}".rstrip())
+            self.on_ended(talk)
+
+    def _sdp(self, talk: Talk, direction: str) -> str:
+        return build_audio_sdp(
+            1, int(self.world.now * 1000) + 1, *talk.rtp, [(8, "PCMA/8000")], 101, direction
+        )
+
+
+def _rtp_of(sdp: str | None) -> tuple[str, int] | None:
+    if not sdp:
+        return None
+    session = SessionDescription.parse(sdp)
+    audio = session.audio()
+    return (audio.connection or session.connection or "", audio.port) if audio else None
