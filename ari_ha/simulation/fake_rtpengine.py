@@ -109,10 +109,9 @@ class FakeRtpengine:
         if "directional" in body.get("flags", ()):
             call.subscriptions.add((listener, speaker, True))
             return Done({"result": "ok"})
-        call.subscriptions = {s for s in call.subscriptions if s[2] or s[0] not in (speaker, listener)} | {
-            (listener, speaker, False),
-            (speaker, listener, False),
-        }
+                both = {speaker, listener}
+        kept = {s for s in call.subscriptions if s[2] or not both & {s[0], s[1]}}
+        call.subscriptions = kept | {(listener, speaker, False), (speaker, listener, False)}
         return Done({"result": "ok"})
 
     def _unsubscribe(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
