@@ -109,7 +109,7 @@ class FakeRtpengine:
         if "directional" in body.get("flags", ()):
             call.subscriptions.add((listener, speaker, True))
             return Done({"result": "ok"})
-                both = {speaker, listener}
+        both = {speaker, listener}
         kept = {s for s in call.subscriptions if s[2] or not both & {s[0], s[1]}}
         call.subscriptions = kept | {(listener, speaker, False), (speaker, listener, False)}
         return Done({"result": "ok"})
