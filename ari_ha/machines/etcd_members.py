@@ -248,6 +248,10 @@ class Members:
             self.full = full
             self._post_verdict()
 
+    def nameless(self) -> bool:
+        """Whether a call now would go out without the user it should be made for."""
+        return self._login is not None and not self.token
+
     # -- losing it
 
     def leave(self, why: str, now: Instant, *, reset: bool = False) -> None:

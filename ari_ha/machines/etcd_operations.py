@@ -62,7 +62,17 @@ class Operations:
         if verdict is not None and not verdict.reachable and (writes or not self._members.full):
             self._settle(op, Unreachable(verdict.why))
             return
-        self._attempt(op, now)
+        if self._members.nameless():
+            self._park(op)
+        else:
+            self._attempt(op, now)
+
+    def _park(self, op: Operation) -> None:
+        """Waits until a member is found, none is, or its time is over."""
+        if not op.parked:
+            op.parked = True
+            self._parked.append(op)
+            self._under_way[op.ticket] = op
 
     def _settle(self, op: Operation, outcome: Outcome) -> None:
         if op.settled:
@@ -72,7 +82,8 @@ class Operations:
         self._calls.out.append(wire.Settle(ticket=op.ticket, outcome=outcome))
 
     def _give_up(self, op: Operation) -> None:
-        self._settle(op, Unknown(op.why) if op.maybe else Unreachable(op.why))
+        why = op.why or "no time left"
+        self._settle(op, Unknown(why) if op.maybe else Unreachable(why))
 
     # -- attempts
 
@@ -143,9 +154,8 @@ class Operations:
         verdict = self._members.verdict
         if verdict is not None and not verdict.reachable:
             self._give_up(op)
-        elif not op.parked:
-            op.parked = True
-            self._parked.append(op)
+        else:
+            self._park(op)
 
     def adopted(self, now: Instant) -> None:
         """A member works (again): go on with what waited for one."""
@@ -164,6 +174,8 @@ class Operations:
         parked, self._parked = self._parked, []
         for op in parked:
             op.parked = False
+            if not op.why and self._members.verdict is not None:
+                op.why = self._members.verdict.why
             self._give_up(op)
 
     def stop(self) -> None:
