@@ -101,6 +101,9 @@ class Core:
         if leg.inc is not None and not leg.inc.txn.final:
             self.stack.reply(leg.inc.txn, 487, now)
         leg.inc = None
+        if leg.out is not None:
+            leg.out.txn.step("abandon", now)
+            leg.out = None
         self.stack.emit(event)
 
     def end(self, leg: Leg, cause: str, now: float, reason_header: str | None = None) -> None:
@@ -223,7 +226,9 @@ class Core:
         """Hang up: BYE now, LegEnded when it is answered."""
         leg.state = "ending"
         leg.waiting = None
-        self.stop(leg, "answer", "no-ack", "session", "session-end", "reinvite", "remind", "expires")
+        self.stop(
+            leg, "answer", "no-ack", "session", "session-end", "reinvite", "change", "remind", "expires"
+        )
         if leg.inc is not None and not leg.inc.txn.final:
             self.stack.reply(leg.inc.txn, 487, now)
         leg.inc = None

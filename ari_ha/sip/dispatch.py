@@ -287,10 +287,19 @@ class Dispatch:
         elif not 200 <= response.status < 300:
             self.stack.drop("response-unmatched")
         elif response.to_tag == leg.dialog.remote_tag:
-            if not self.core.ack_again(leg, number):
-                self.stack.drop("answer-without-ack")
+            self._answer_without_transaction(leg, number)
         else:
             self.core.second_answer(leg, response, flow, now)
+
+    def _answer_without_transaction(self, leg: Leg, number: int) -> None:
+        """A 2xx within a dialog whose ACK got lost with another process, or which came when nobody waited for it
+        any more: the far side sends it until it is acknowledged."""
+        if leg.ack_owed == number or self.core.ack_again(leg, number):
+            return
+        if leg.state in ("confirmed", "ending") and number <= leg.dialog.local_cseq:
+            self.core.ack(leg, number, None)
+        else:
+            self.stack.drop("answer-without-ack")
 
     def _client_verdict(
         self,
@@ -409,6 +418,8 @@ class Dispatch:
             self.core.bye_and_end(leg, "session-expired", now)
         elif name == "reinvite":
             self.modify.waited(leg, now)
+        elif name == "change":
+            self.modify.unanswered(leg, now)
 
 
 def _same_path(one: Flow, other: Flow) -> bool:

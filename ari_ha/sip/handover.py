@@ -30,13 +30,15 @@ class Handover:
         self.core.add(leg)
         if record.get("inc") is not None:
             self._incoming(leg, record["inc"], now)
-        ending = leg.state == "ending"
         if record.get("out") is not None:
             out = record["out"]
             request = stored_request(out["request"])
             self.outgoing.resume(leg, out, request, Flow.from_dict(out["flow"]), now)
-        elif ending:
+        calling = leg.out is not None and leg.out.purpose == "invite"
+        if leg.state == "ending" and not calling:
             self.core.begin_ending(leg, now)
+        elif leg.out is not None and not calling:
+            self.core.start(leg, "change", now + self.stack.settings.reinvite_limit_s)
         if leg.waiting is not None:
             self.core.start(leg, "reinvite", now + 2 * self.stack.rand())
         self._session(leg, now)

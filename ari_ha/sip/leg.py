@@ -19,7 +19,17 @@ from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction, Transaction
 
 LEG_STATES = ("calling", "early", "answered", "confirmed", "ending", "ended")
-LEG_TIMERS = ("answer", "no-ack", "cancel", "expires", "remind", "session", "session-end", "reinvite")
+LEG_TIMERS = (
+    "answer",
+    "no-ack",
+    "cancel",
+    "expires",
+    "remind",
+    "session",
+    "session-end",
+    "reinvite",
+    "change",
+)
 """Every timer a leg may have."""
 ACKS_MAX_COUNT = 4
 """ACKs kept to be sent again when the 2xx comes again."""

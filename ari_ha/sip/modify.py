@@ -61,6 +61,17 @@ class Modify:
         txn = self.core.send(leg, "INVITE", waiting.purpose, now, headers, body, kind)
         leg.out = OutgoingInvite(txn.request, waiting.purpose, waiting.sdp, txn, waiting.headers)
         leg.out.attempts = waiting.attempts
+        self.core.start(leg, "change", now + self.stack.settings.reinvite_limit_s)
+
+    def unanswered(self, leg: Leg, now: float) -> None:
+        """Our re-INVITE got no final response within its limit."""
+        out = leg.out
+        if out is None or out.purpose == "invite":
+            return
+        leg.out = None
+        out.txn.step("abandon", now)
+        if out.purpose == "reinvite":
+            self.stack.emit(ReinviteFailed(leg.key, 408))
 
     def waited(self, leg: Leg, now: float) -> None:
         """The time for a postponed re-INVITE has come."""
@@ -95,6 +106,7 @@ class Modify:
                     self.core.ack(leg, txn.request.cseq[0], None)
             return
         leg.out = None
+        self.core.stop(leg, "change")
         if status < 300:
             self._accepted(leg, out, response, now)
         elif leg.state != "ending":
@@ -124,6 +136,7 @@ class Modify:
             if txn is not None:
                 leg.out = OutgoingInvite(txn.request, out.purpose, out.sdp, txn, out.headers)
                 leg.out.attempts, leg.out.authenticated = out.attempts + 1, True
+                self.core.start(leg, "change", now + self.stack.settings.reinvite_limit_s)
                 return
         if status == 422 and self._longer_interval(leg, out, response, now):
             return

@@ -45,13 +45,21 @@ INVITE_CLIENT: Table = {
     ("proceeding", "2xx"): ("accepted", "start M", "pass"),
     ("proceeding", "final"): ("completed", "ack", "start D", "pass"),
     ("proceeding", "error"): ("terminated", "failed"),
+    ("calling", "abandon"): ("abandoned", "stop", "start N"),
+    ("proceeding", "abandon"): ("abandoned", "start N"),
+    ("abandoned", "2xx"): ("accepted", "stop", "start M", "pass"),
+    ("abandoned", "final"): ("completed", "stop", "ack", "start D"),
+    ("abandoned", "error"): ("terminated",),
+    ("abandoned", "timer N"): ("terminated",),
     ("completed", "final"): ("completed", "ack"),
     ("completed", "error"): ("terminated",),
     ("completed", "timer D"): ("terminated",),
     ("accepted", "2xx"): ("accepted", "pass"),
     ("accepted", "timer M"): ("terminated",),
 }
-"""Section 17.1.1 with figure 5 of RFC 6026."""
+"""Section 17.1.1 with figure 5 of RFC 6026. `abandon` is ours: nobody waits for the final response any more,
+but
+should one come within 64*T1 (timer N) it is still acknowledged; the standard would wait for ever."""
 
 CLIENT: Table = {
     ("trying", "timer E"): ("trying", "resend", "start E"),
