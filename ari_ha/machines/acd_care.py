@@ -75,12 +75,19 @@ class Care:
         known = self._due.get(name)
         if known is None or known[0] != agent.acw_deadline:
             due = desk.now + max(0.0, agent.acw_deadline - desk.utc)
-            if agent.attempt is None or not desk.is_me(agent.attempt.node):
+            if not self._fires_first(name, agent):
                 due += desk.settings.timer_grace_s * (1.0 + desk.rand())
                 if not desk.clock_trusted:
                     due += desk.settings.clock_hold_s
             known = self._due[name] = (agent.acw_deadline, due)
         return known[1]
+
+    def _fires_first(self, name: str, agent: AgentValue) -> bool:
+        """The node the agent worked with; when that is gone, one of the others."""
+        node = agent.attempt.node if agent.attempt is not None else ""
+        if node and self.desk.is_me(node):
+            return True
+        return not (node and self.desk.view.node_alive(node)) and self.desk.first_of_nodes(name)
 
     def _advance(self, name: str, rule: str, text: str, facts: Facts | None = None) -> None:
         key = self.desk.keys.agent(name)
