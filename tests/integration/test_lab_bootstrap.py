@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
 NODE, NODE_ADDRESS = "ari-ha-ast3", "172.30.2.33"
 EDGE_ADDRESS = "172.30.2.12"
-FAKE_EDGE = "ari-ha-test-edge"
+FAKE_EDGE = "lab-test-edge"
 PYTHON = "/opt/ari-ha/bin/python"
 RESTART_LIMIT_S = 10.0
 
