@@ -94,6 +94,13 @@ class FakeAsterisk(SipProcess):
         self.begin()
         self.channels, self.bridges, self.sink = {}, {}, None
 
+    def stop_politely(self) -> None:
+        """What SIGTERM does first: every channel is hung up, nobody asked for it."""
+        for channel in list(self.channels.values()):
+            if channel.ident in self.channels:
+                self._hang_up(channel, NORMAL_CAUSE)
+        self.pump()
+
     @property
     def incarnation(self) -> str:
         """Which start this is."""

@@ -61,6 +61,8 @@ class Store:
         self.lag_max_s = 0.0
         """A change takes up to this much longer to reach a watcher."""
         self.txns = 0
+        self.compares = True
+        """False is a planted bug: every transaction succeeds."""
         self.log: list[tuple[int, str, KeyValue | None]] = []
         self.on_commit: list[Callable[[list[tuple[int, str, KeyValue | None]]], None]] = []
         self._leases: dict[int, LeaseOnServer] = {}
@@ -74,7 +76,8 @@ class Store:
             return Refused("requested lease not found")
         self.txns += 1
         for compare in effect.compares:
-            if not _holds(compare.op, self._mod_revision(compare.key), compare.mod_revision):
+            now = self._mod_revision(compare.key)
+            if self.compares and not _holds(compare.op, now, compare.mod_revision):
                 current = {c.key: self.keys[c.key] for c in effect.compares if c.key in self.keys}
                 return Done(TxnResult(False, self.revision, tuple(current.values())))
         if effect.puts or effect.deletes:

@@ -1,0 +1,300 @@
+"""What must hold in every run, whatever goes wrong. They look from outside where they
+can: at the phones, at who hears whom, at what is in etcd; at machines only to see that
+they agree with each other.
+
+- one owner speaks per call and epoch, and a call's epoch never goes back
+- no agent in two calls, queue order kept (`checkers_acd`)
+- an answered call is never ended by us: only people end calls
+- nothing is sent to a carrier or a phone because a node was lost
+- two people on one call hear each other, once, within a limit after any fault
+- agents' states and counters tell only what agents did
+- nothing is left of a call 30 s after it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ari_ha.core.ids import NO_EPOCH, Epoch
+from ari_ha.core.ports.store import KeyValue
+from ari_ha.machines.edge import EdgeMachine
+from ari_ha.simulation.checkers_acd import History, check_store, picture
+from ari_ha.simulation.cluster import EDGE, Cluster
+from ari_ha.simulation.fake_phones import ENDED, UP, Talk
+from ari_ha.simulation.faults import Faults
+from ari_ha.simulation.people import People
+from ari_ha.simulation.world import UTC_AT_START_S
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import AgentValue, OwnerValue, decode
+from ari_ha.wire.token import BadToken, verify
+
+LOOK_EVERY_S = 0.25
+CALM_S = 6.0
+"""After a fault, what must be true again by then. Longer than a move's limit and its
+retry, and than the retransmissions of a lost BYE."""
+DEAF_MAX_S = 4.0
+TWO_RINGS_MAX_S = 4.5
+"""A lost CANCEL is repeated by then (RFC 3261 timer E)."""
+SPEAKING = (link.Bridged, link.EndLeg, link.WantMedia)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A rule that did not hold."""
+
+    rule: str
+    text: str
+    at_s: float
+
+    def __str__(self) -> str:
+        return f"[{self.at_s:.3f} s] {self.rule}: {self.text}"
+
+
+@dataclass
+class Checkers:
+    """All checkers of one run."""
+
+    cluster: Cluster
+    people: People
+    faults: Faults
+    problems: list[Problem] = field(default_factory=list)
+    unserved: int = 0
+    """Callers refused before anybody answered, while things were going wrong."""
+    _said: set[str] = field(default_factory=set)
+    _speakers: dict[tuple[str, str], str] = field(default_factory=dict)
+    _epochs: dict[str, Epoch] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+    _frames_seen: int = 0
+
+    def begin(self) -> None:
+        """Looks from now on, now and then and at every commit."""
+        cluster = self.cluster
+        self.history = History(cluster.keys, settle_s=3.0)
+        for item in cluster.store.keys.values():
+            self.history.items[item.key] = item.value
+        cluster.store.on_commit.append(self._commit)
+        was_ended = cluster.phones.on_ended
+
+        def agent_over(talk: Talk) -> None:
+            was_ended(talk)
+            self._agent_over(talk)
+
+        cluster.phones.on_ended = agent_over
+        cluster.carrier.on_ended = self._customer_over
+        cluster.world.after(LOOK_EVERY_S, self._look)
+
+    def problem(self, rule: str, text: str) -> None:
+        """Something is wrong; said once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.problems.append(Problem(rule, text, self.cluster.world.now))
+            self.cluster.world.say("checker", f"{rule}: {text}")
+
+    @property
+    def calm(self) -> bool:
+        """Nothing has gone wrong for a while."""
+        return self.cluster.world.now - self.faults.calm_since > CALM_S
+
+    # -- now and then
+
+    def _look(self) -> None:
+        self._frames()
+        self._two_calls()
+        self._hearing()
+        self._untouched()
+        self.cluster.world.after(LOOK_EVERY_S, self._look)
+
+    def _lasting(self, key: str, true: bool, limit_s: float, calm: bool = True) -> bool:
+        """Whether something has been true for longer than ``limit_s``, in calm."""
+        now = self.cluster.world.now
+        if not true:
+            self._since.pop(key, None)
+            return False
+        since = self._since.setdefault(key, now)
+        return now - since > limit_s and (self.calm or not calm)
+
+    def _frames(self) -> None:
+        """Only one node speaks under one epoch of a call."""
+        frames = self.cluster.traffic.frames
+        for at, sender, _, frame in frames[self._frames_seen :]:
+            if isinstance(frame, SPEAKING) and sender != EDGE:
+                first = self._speakers.setdefault((frame.call, frame.epoch), sender)
+                if first != sender:
+                    self.problem(
+                        "one owner",
+                        f"{first} and {sender} speak for {frame.call} under {frame.epoch} ({at:.3f})",
+                    )
+        self._frames_seen = len(frames)
+
+    def _two_calls(self) -> None:
+        """An agent's phone has one call: for the edge always, for the phone in the end."""
+        edge = self.cluster.edge.machine
+        if isinstance(edge, EdgeMachine):
+            devices: dict[str, str] = {}
+            for call in edge.calls.by_id.values():
+                for leg in call.living():
+                    if not leg.aor:
+                        continue
+                    other = devices.setdefault(leg.aor, f"{call.call}/{leg.leg}")
+                    if other != f"{call.call}/{leg.leg}":
+                        self.problem("one call per agent", f"{leg.aor}: {other} and {call.call}/{leg.leg}")
+        alive: dict[str, list[Talk]] = {}
+        for talk in self.cluster.phones.talks.values():
+            if talk.alive:
+                alive.setdefault(talk.who, []).append(talk)
+        for who in self.cluster.agents:
+            talks = alive.get(who, [])
+            if self._lasting(f"two/{who}", len(talks) > 1, TWO_RINGS_MAX_S):
+                legs = ", ".join(f"{talk.leg} {talk.state}" for talk in talks)
+                self.problem("one call per agent", f"the phone of {who} has {legs}")
+
+    def _hearing(self) -> None:
+        """Two people on a call hear each other, exactly once."""
+        ears, seen = self.cluster.ears, set()
+        for customer, agent in self.people.pairs():
+            key = f"deaf/{customer.leg}/{agent.leg}"
+            seen.add(key)
+            held = customer.held or agent.held or customer.busy or agent.busy
+            for_customer, for_agent = ears.heard_by(customer), ears.heard_by(agent)
+            good = for_customer == [agent.leg] and for_agent == [customer.leg]
+            if self._lasting(key, not good and not held, DEAF_MAX_S):
+                self.problem(
+                    "people hear each other",
+                    f"call {agent.call}: {customer.leg} hears {for_customer}, {agent.leg} hears {for_agent}",
+                )
+        for key in [key for key in self._since if key.startswith("deaf/") and key not in seen]:
+            del self._since[key]
+
+    def _untouched(self) -> None:
+        """No phone hears of a takeover: re-INVITEs from the edge are never needed."""
+        for phones in (self.cluster.carrier, self.cluster.phones):
+            for talk in phones.talks.values():
+                for at, method in talk.requests:
+                    if method != "BYE":
+                        self.problem("phones are left alone", f"{talk.leg} got {method} at {at:.3f}")
+
+    # -- endings
+
+    def _others(self, talk: Talk) -> list[Talk]:
+        self.people._learn_call(talk)
+        phones = self.cluster.phones if talk.who == "customer" else self.cluster.carrier
+        return [other for other in phones.talks.values() if talk.call and other.call == talk.call]
+
+    def _customer_over(self, talk: Talk) -> None:
+        """An answered customer's call ends because a person ended it."""
+        if talk.ended_by == "self":
+            return
+        if not talk.answered_s:
+            self._never_answered(talk)
+            return
+        if any(other.ended_by == "self" and other.answered_s for other in self._others(talk)):
+            return
+        if talk.call in self._apologised():
+            return
+        self.problem("only people end calls", f"{talk.leg} (call {talk.call}) was ended: {talk.ended_by}")
+
+    def _never_answered(self, talk: Talk) -> None:
+        self.unserved += 1
+        node_lives = any(node.asterisk.running and node.app.running for node in self.cluster.nodes)
+        if self.calm and node_lives:
+            self.problem("callers are served", f"{talk.leg} got {talk.status} in calm")
+
+    def _apologised(self) -> set[str]:
+        """Calls that ended in the dialplan's fallback."""
+        found = set()
+        for node in self.cluster.nodes:
+            for token in node.asterisk.apologies:
+                try:
+                    found.add(verify(token, b"simulated header key").call)
+                except BadToken:
+                    continue
+        return found
+
+    def _agent_over(self, talk: Talk) -> None:
+        """An agent who talked is only cut off when the customer is gone."""
+        if talk.ended_by == "self" or not talk.answered_s:
+            return
+        others = self._others(talk)
+        if any(other.state == ENDED for other in others):
+            return
+        if any(
+            t is not talk and t.call == talk.call and t.state == UP
+            for t in self.cluster.phones.talks.values()
+        ):
+            return  # somebody else has the customer: this one came second
+        if self.cluster.world.now - talk.answered_s < 1.0:
+            return  # answered what was just being taken back
+        self.problem(
+            "only people end calls", f"agent's {talk.leg} (call {talk.call}) was ended: {talk.ended_by}"
+        )
+
+    # -- etcd
+
+    def _commit(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
+        utc = UTC_AT_START_S + self.cluster.world.now
+        self.history.commit({key: item.value if item else None for _, key, item in changes}, utc)
+        for text in check_store(picture(self.cluster.keys, self.history.items)):
+            self.problem("agents and places agree", text)
+        for text in self.history.found:
+            self.problem("queue and agents' history", text)
+        for _, key, item in changes:
+            parts = self.cluster.keys.split(key)
+            if len(parts) == 3 and parts[0] == "calls" and parts[2] == "owner":
+                self._owner(parts[1], item)
+
+    def _owner(self, call: str, item: KeyValue | None) -> None:
+        if item is None:
+            self._epochs.pop(call, None)
+            return
+        epoch = Epoch.parse(decode(item.value, OwnerValue, item.key).epoch)
+        if epoch < self._epochs.get(call, NO_EPOCH):
+            self.problem("epochs only grow", f"{call}: {self._epochs[call]} then {epoch}")
+        self._epochs[call] = epoch
+
+    # -- at the end
+
+    def final(self) -> None:
+        """Long after the last person hung up: nothing is left."""
+        self._leftovers()
+        self._agents()
+
+    def _leftovers(self) -> None:
+        cluster = self.cluster
+        for node in cluster.nodes:
+            for channel in node.asterisk.channels.values():
+                where = channel.context or "dialled"
+                self.problem(
+                    "nothing is left", f"channel {channel.ident} on {node.name} ({channel.state}, {where})"
+                )
+            for ident in node.asterisk.bridges:
+                self.problem("nothing is left", f"bridge {ident} on {node.name}")
+        edge = cluster.edge.machine
+        if isinstance(edge, EdgeMachine):
+            for ident in edge.calls.by_id:
+                self.problem("nothing is left", f"call {ident} at the edge")
+        for ident in cluster.relay.calls:
+            self.problem("nothing is left", f"rtpengine has call {ident}")
+        for ident, tag in cluster.relay.destroyed:
+            self.problem("media is never destroyed", f"tag {tag} of {ident}")
+        for key in cluster.store.keys:
+            parts = cluster.keys.split(key)
+            if parts[0] in ("calls", "dialogs") or (parts[0] == "queues" and "waiting" in parts):
+                self.problem("nothing is left", f"etcd has {'/'.join(parts)}")
+
+    def _agents(self) -> None:
+        """Agents are idle, and their states and counters tell what they did."""
+        cluster = self.cluster
+        for agent in cluster.agents:
+            value = decode(cluster.store.keys[cluster.keys.agent(agent)].value, AgentValue)
+            if value.work != "idle" or value.attempt is not None:
+                self.problem("no ghost agents", f"{agent} is {value.work}, attempt {value.attempt}")
+            if value.recovering is not None:
+                self.problem("no ghost agents", f"{agent} is still recovering")
+            missed = self.people.not_answered[agent]
+            if value.missed > missed:
+                self.problem("counters tell the truth", f"{agent} missed {missed}, charged {value.missed}")
+            if value.handled > self.people.answered[agent]:
+                handled = self.people.answered[agent]
+                self.problem("counters tell the truth", f"{agent} handled {handled}, has {value.handled}")
+            if value.intent != "available" and missed < cluster.shape.rona_max:
+                self.problem("agents keep their state", f"{agent} is {value.intent} ({value.reason})")

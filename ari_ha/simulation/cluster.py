@@ -1,0 +1,347 @@
+"""A whole cluster in one world: the real edge and node machines, and fakes of all that
+surrounds them, wired as the real processes are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ari_ha.core.machine import Effect, Event, Outcome, Refused, Unreachable
+from ari_ha.core.ports.ari import AriCall
+from ari_ha.core.ports.link import SendLink
+from ari_ha.core.ports.media import MediaReach, NgCommand
+from ari_ha.core.ports.operator import OperatorReply
+from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
+from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
+from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.machines.edge import FAMILIES as EDGE_FAMILIES
+from ari_ha.machines.edge import EdgeMachine
+from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
+from ari_ha.machines.node import FAMILIES as NODE_FAMILIES
+from ari_ha.machines.node import NodeMachine
+from ari_ha.machines.node_config import NodeConfig
+from ari_ha.simulation.ears import Ears
+from ari_ha.simulation.fake_asterisk import FakeAsterisk
+from ari_ha.simulation.fake_phones import Phones
+from ari_ha.simulation.fake_rtpengine import FakeRtpengine
+from ari_ha.simulation.fake_store import Store, StoreClient
+from ari_ha.simulation.links import AriLink, NodeLink
+from ari_ha.simulation.process import DEAD, MachineProcess, Settle
+from ari_ha.simulation.sip_wire import Wire
+from ari_ha.simulation.world import UTC_AT_START_S, Network, World
+from ari_ha.sip.flow import Flow
+from ari_ha.wire.keyspace import (
+    AgentValue,
+    BindingValue,
+    Keys,
+    QueueConfigValue,
+    ReachValue,
+    UserValue,
+    encode,
+)
+
+CLUSTER = "sim"
+VIP, EDGE = "pair1", "edge1"
+EDGE_PUBLIC, EDGE_CORE = "192.0.2.11", "10.0.0.11"
+CARRIER, PHONES = "192.0.2.50", "192.0.2.60"
+EDGE_PORTS = {"public-udp": (EDGE_PUBLIC, 5060), "node-trunk": (EDGE_CORE, 5070),
+              "node-agent": (EDGE_CORE, 5072), "node-resume": (EDGE_CORE, 5074)}  # fmt: skip
+HEADER_KEY = b"simulated header key"
+QUEUE, NUMBER = "support", "6000"
+WALL_CLOCK_EVERY_S = 1.0
+MEDIA_PING_S = 0.5
+LEASE_TTL_S = 4.0
+
+
+@dataclass
+class Shape:
+    """How big the cluster is."""
+
+    nodes: int = 2
+    agents: int = 3
+    ring_timeout_ms: int = 8_000
+    wrapup_ms: int = 500
+    rona_max: int = 3
+    clock_skew: float = 0.0
+    """Monotonic clocks run up to this share too fast or too slow."""
+    wall_offset_s: float = 0.0
+    """Wall clocks are wrong by up to this much."""
+
+
+@dataclass
+class Node:
+    """One node: its Asterisk, its app, and the connection between them."""
+
+    name: str
+    host: str
+    asterisk: FakeAsterisk
+    app: MachineProcess
+    ari: AriLink
+    link: NodeLink
+
+
+@dataclass
+class Traffic:
+    """What was said, for checkers."""
+
+    frames: list[tuple[float, str, str, Any]] = field(default_factory=list)
+
+
+class Cluster:
+    """Everything of one run. Build it, `start`, then let the world run."""
+
+    def __init__(self, world: World, shape: Shape) -> None:
+        self.world = world
+        self.shape = shape
+        self.network = Network(world)
+        self.wire = Wire(world, self.network)
+        self.store = Store(world, self.network)
+        self.keys = Keys(CLUSTER)
+        self.relay = FakeRtpengine({"public": EDGE_PUBLIC, "core": EDGE_CORE})
+        self.media_away = False
+        self.traffic = Traffic()
+        self.replies: dict[str, OperatorReply] = {}
+        self.on_edge: list[Callable[[EdgeMachine], None]] = []
+        """Called with every edge machine that is made: planted bugs."""
+        self.on_node: list[Callable[[NodeMachine], None]] = []
+        """The same for node machines."""
+        self.edge = self._process(EDGE, EDGE, self._make_edge, self._edge_effect, self._edge_now)
+        self.edge_client: StoreClient | None = None
+        self.clients: dict[str, StoreClient] = {}
+        self.nodes = [self._node(n) for n in range(1, shape.nodes + 1)]
+        self.by_name = {node.name: node for node in self.nodes}
+        self.carrier = Phones(world, self.wire, "carrier", CARRIER, (EDGE_PUBLIC, 5060))
+        self.phones = Phones(world, self.wire, "phones", PHONES, (EDGE_PUBLIC, 5060))
+        self.ears = Ears(
+            [self.relay], [node.asterisk for node in self.nodes], [self.carrier, self.phones],
+            self.network, EDGE,
+        )  # fmt: skip
+        self.agents = [f"{1001 + n}" for n in range(shape.agents)]
+
+    # -- building
+
+    def _process(self, name: str, host: str, make: Any, perform: Any, perform_now: Any) -> MachineProcess:
+        process = MachineProcess(
+            self.world, name, host, make=make, perform=perform, perform_now=perform_now,
+            instant=(SendSip, SendLink, SendProbe, OperatorReply),
+        )  # fmt: skip
+        skew, offset = self.shape.clock_skew, self.shape.wall_offset_s
+        process.clock.rate = 1.0 + (self.world.between(-skew, skew) if skew else 0.0)
+        process.clock.wall_offset_s = self.world.between(-offset, offset) if offset else 0.0
+        return process
+
+    def _node(self, number: int) -> Node:
+        world, name, address = self.world, f"ast{number}", f"10.0.0.{30 + number}"
+        asterisk = FakeAsterisk(world, self.wire, name, name, address)
+        app = self._process(name, name, self._make_node, self._node_effect, self._node_now)
+        link = NodeLink(world, self.network, self.edge, app)
+        link.taps.append(lambda one, two, frame: self.traffic.frames.append((world.now, one, two, frame)))
+        return Node(name, name, asterisk, app, AriLink(world, app, asterisk), link)
+
+    def _ids(self, process: MachineProcess, letter: str) -> Any:
+        life, count = process.life, [0]
+
+        def new_id() -> str:
+            count[0] += 1
+            return f"{letter}{life}x{count[0]}"
+
+        return new_id
+
+    def _make_edge(self, process: MachineProcess) -> EdgeMachine:
+        nodes = {
+            f"ast{n}": EdgeNode(f"ast{n}", f"10.0.0.{30 + n}", 5060) for n in range(1, self.shape.nodes + 1)
+        }
+        config = EdgeConfig(
+            cluster=CLUSTER, edge=EDGE, vip=VIP, realm="sim", public_host=EDGE_PUBLIC, public_port=5060,
+            core_host=EDGE_CORE, trunk_port=5070, agent_port=5072, resume_port=5074, nodes=nodes,
+            trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER]}}, header_key=HEADER_KEY,
+            process=f"life{process.life}",
+        )  # fmt: skip
+        machine = EdgeMachine(config, self._ids(process, "k"), self.world.rng.random)
+        for change in self.on_edge:
+            change(machine)
+        return machine
+
+    def _make_node(self, process: MachineProcess) -> NodeMachine:
+        number = int(process.name.removeprefix("ast"))
+        config = NodeConfig(
+            cluster=CLUSTER, node=process.name, sip=f"10.0.0.{30 + number}:5060", link="link",
+            edges=((EDGE, f"{EDGE_CORE}:5070"),), header_key=HEADER_KEY,
+        )  # fmt: skip
+        machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
+        for change in self.on_node:
+            change(machine)
+        return machine
+
+    # -- starting
+
+    def start(self) -> None:
+        """Everything starts, etcd's directory first."""
+        self._directory()
+        self.carrier.begin()
+        self.phones.begin()
+        for node in self.nodes:
+            node.asterisk.start()
+            self.start_app(node)
+        self.start_edge()
+
+    def start_edge(self) -> None:
+        """The edge process starts on its host; rtpengine there is another process."""
+        for name, (address, port) in EDGE_PORTS.items():
+            self.wire.listen(self.edge, address, port, self._sip_in(name), self._sip_refused(name))
+        self.edge.start(WallClock(utc_s=self.edge.clock.utc()))
+        prefixes = [
+            f"{self.keys.prefix(f)}{VIP}/" if f == "dialogs" else self.keys.prefix(f) for f in EDGE_FAMILIES
+        ]
+        self.edge_client = StoreClient(self.store, self.edge, prefixes, LEASE_TTL_S)
+        self.edge.post(self._reach())
+        self._tell_time(self.edge)
+        self._ping_media()
+
+    def start_app(self, node: Node) -> None:
+        """The node app starts beside its Asterisk."""
+        node.app.start(WallClock(utc_s=node.app.clock.utc()))
+        prefixes = [self.keys.prefix(family) for family in NODE_FAMILIES]
+        self.clients[node.name] = StoreClient(self.store, node.app, prefixes, LEASE_TTL_S)
+        self._tell_time(node.app)
+
+    def _tell_time(self, process: MachineProcess) -> None:
+        def tell() -> None:
+            process.post(WallClock(utc_s=process.clock.utc()))
+            self.world.after(WALL_CLOCK_EVERY_S, process.in_life(tell))
+
+        self.world.after(WALL_CLOCK_EVERY_S, process.in_life(tell))
+
+    def _reach(self) -> MediaReach:
+        return MediaReach(reachable=not self.media_away, started=self.relay.started)
+
+    def _ping_media(self) -> None:
+        told = [self._reach()]
+
+        def ping() -> None:
+            reach = self._reach()
+            if reach != told[0]:
+                told[0] = reach
+                self.edge.post(reach)
+            self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
+
+        self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
+
+    def _directory(self) -> None:
+        """Agents at work, their phones registered, one queue."""
+        put, keys, start = self.store.put, self.keys, UTC_AT_START_S - 100.0
+        put(
+            keys.queue_config(QUEUE),
+            encode(
+                QueueConfigValue(
+                    queue=QUEUE, ring_timeout_ms=self.shape.ring_timeout_ms, wrapup_ms=self.shape.wrapup_ms,
+                    rona_max=self.shape.rona_max, no_answer_delay_ms=500, reject_delay_ms=500,
+                    busy_delay_ms=500,
+                )
+            ),
+        )  # fmt: skip
+        for n, agent in enumerate(self.agents):
+            put(keys.user(agent), encode(UserValue(user=agent, aor=agent, agent=agent)))
+            binding = BindingValue(
+                aor=agent, contact=f"sip:{agent}@{PHONES}:5060", host=PHONES, port=5060, pair=VIP,
+                expires=UTC_AT_START_S + 86_400.0, edge=EDGE,
+            )  # fmt: skip
+            put(keys.binding(agent, "contact"), encode(binding))
+            put(
+                keys.agent(agent),
+                encode(
+                    AgentValue(
+                        agent=agent, intent="available", device=agent, queues={QUEUE: 0}, logged_in=start,
+                        intent_since=start, work_since=start, idle_since=start + n,
+                    )
+                ),
+            )  # fmt: skip
+            put(keys.reach(agent), encode(ReachValue(agent=agent, device="ok", device_since=start)))
+
+    # -- the edge's effects
+
+    def _sip_in(self, listener: str) -> Any:
+        def receive(data: bytes, host: str, port: int) -> None:
+            self.edge.post(SipBytes(data=data, flow=Flow(listener, "udp", host, port)))  # type: ignore[arg-type]
+
+        return receive
+
+    def _sip_refused(self, listener: str) -> Any:
+        def refused(host: str, port: int) -> None:
+            flow: Any = Flow(listener, "udp", host, port)
+            self.edge.post(SipFlowClosed(flow=flow, reason="connection refused", refused=True))
+
+        return refused
+
+    def _edge_effect(self, process: MachineProcess, effect: Effect, settle: Settle) -> None:
+        world = self.world
+        if isinstance(effect, NgCommand):
+            if self.media_away:
+                world.after(0.001, lambda: settle(Unreachable("connection refused")))
+                return
+
+            def arrive() -> None:
+                outcome = self.relay.command(effect.command, effect.body)
+                world.after(world.between(0.0001, 0.0005), lambda: settle(outcome))
+
+            world.after(world.between(0.0001, 0.0005), arrive)
+        elif isinstance(effect, StoreTxn | StoreRead):
+            assert self.edge_client is not None
+            self.edge_client.perform(effect, settle)
+        else:
+            self._nobody(effect, settle)
+
+    def _edge_now(self, process: MachineProcess, effect: Effect) -> None:
+        if isinstance(effect, SendSip):
+            flow = effect.flow
+            self.wire.send(EDGE_PORTS[flow.listener], (flow.host, flow.port), effect.data)
+        elif isinstance(effect, SendLink):
+            node = self.by_name.get(effect.peer)
+            if node:
+                node.link.send(process, effect.frame)
+        elif isinstance(effect, SendProbe):
+            self._probe(effect)
+        elif isinstance(effect, OperatorReply):
+            self.replies[effect.request] = effect
+
+    def _probe(self, probe: SendProbe) -> None:
+        """OPTIONS on a connected socket: a reply, a refusal of the kernel, or nothing."""
+        node, network = self.by_name[probe.node], self.network
+
+        def back(event: Event) -> None:
+            network.datagram(node.host, EDGE, lambda: self.edge.deliver(event))
+
+        def arrive() -> None:
+            if node.host in self.wire.hosts_down:
+                return
+            if node.asterisk.state == DEAD:
+                back(ProbeRefused(node=probe.node))
+            else:
+                node.asterisk.in_life(lambda: back(ProbeReply(node=probe.node, n=probe.n)))()
+
+        network.datagram(EDGE, node.host, arrive)
+
+    # -- a node's effects
+
+    def _node_effect(self, process: MachineProcess, effect: Effect, settle: Settle) -> None:
+        node = self.by_name[process.name]
+        if isinstance(effect, AriCall):
+            if node.ari.up:
+                node.ari.perform(effect, settle)
+            else:
+                self.world.after(0.001, lambda: settle(Unreachable("not connected")))
+        elif isinstance(effect, StoreTxn | StoreRead):
+            self.clients[node.name].perform(effect, settle)
+        else:
+            self._nobody(effect, settle)
+
+    def _node_now(self, process: MachineProcess, effect: Effect) -> None:
+        if isinstance(effect, SendLink) and effect.peer == EDGE:
+            self.by_name[process.name].link.send(process, effect.frame)
+        elif isinstance(effect, OperatorReply):
+            self.replies[effect.request] = effect
+
+    def _nobody(self, effect: Effect, settle: Settle) -> None:
+        outcome: Outcome = Refused(f"nobody performs {type(effect).__name__}")
+        self.world.after(0.0, lambda: settle(outcome))

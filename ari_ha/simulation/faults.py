@@ -1,0 +1,279 @@
+"""What goes wrong, drawn per seed: every run has its own mix, its own pace, and faults
+it never sees (a swarm finds more than one fixed storm).
+
+Kept out on purpose, because they are stated limits: the edge dies while etcd is away or
+has only just come back; media relay and edge lose their host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ari_ha.simulation.cluster import EDGE, Cluster, Node
+from ari_ha.simulation.fake_store import HOST as ETCD
+from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
+
+ETCD_SETTLED_S = 4.0
+"""After etcd was away, the edge's journal is taken to be written by then."""
+KINDS = (
+    "asterisk-kill", "asterisk-stop", "asterisk-freeze", "app-kill", "app-freeze", "node-reboot", "node-cut",
+    "node-cut-one-way", "node-cut-etcd", "edge-kill", "edge-freeze", "etcd-away", "relay-away",
+    "lease-revoked", "compaction", "clock-step",
+)  # fmt: skip
+
+
+@dataclass
+class Odds:
+    """One seed's mix."""
+
+    kinds: tuple[str, ...] = KINDS
+    pause_s: float = 3.0
+    """Mean time between two faults."""
+    loss: float = 0.0
+    duplicate: float = 0.0
+    slow: float = 0.0
+    reply_lost: float = 0.0
+    request_lost: float = 0.0
+    lag_s: float = 0.0
+
+    def __str__(self) -> str:
+        weather = " ".join(
+            f"{name}={getattr(self, name):.3g}"
+            for name in ("pause_s", "loss", "duplicate", "slow", "reply_lost", "request_lost", "lag_s")
+        )
+        return f"{','.join(self.kinds)} {weather}"
+
+
+def draw_odds(cluster: Cluster, allowed: tuple[str, ...] = KINDS) -> Odds:
+    """This seed's mix."""
+    world = cluster.world
+    kinds = tuple(kind for kind in allowed if world.chance(0.5))
+
+    def sometimes(share: float, most: float) -> float:
+        return world.between(0.0, most) if world.chance(share) else 0.0
+
+    return Odds(
+        kinds=kinds,
+        pause_s=world.between(1.0, 6.0),
+        loss=sometimes(0.4, 0.05),
+        duplicate=sometimes(0.3, 0.05),
+        slow=sometimes(0.3, 0.05),
+        reply_lost=sometimes(0.3, 0.05),
+        request_lost=sometimes(0.3, 0.05),
+        lag_s=sometimes(0.4, 0.5),
+    )
+
+
+@dataclass
+class Faults:
+    """Makes things go wrong between `begin` and `stop`; `stop` mends everything."""
+
+    cluster: Cluster
+    odds: Odds
+    active: bool = False
+    calm_since: float = 0.0
+    """When the last fault began or was mended."""
+    done: list[str] = field(default_factory=list)
+    _etcd_back_at: float = -ETCD_SETTLED_S
+    _acts: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """The weather turns bad, and faults begin."""
+        cluster, odds = self.cluster, self.odds
+        network, store = cluster.network, cluster.store
+        network.loss, network.duplicate, network.slow = odds.loss, odds.duplicate, odds.slow
+        store.reply_lost, store.request_lost, store.lag_max_s = odds.reply_lost, odds.request_lost, odds.lag_s
+        self.active = True
+        self._next()
+
+    def stop(self) -> None:
+        """Everything is mended at once, and stays so."""
+        self.active = False
+        cluster, world = self.cluster, self.cluster.world
+        network, store = cluster.network, cluster.store
+        network.lossless, network.loss, network.duplicate, network.slow = True, 0.0, 0.0, 0.0
+        network.heal()
+        store.reply_lost = store.request_lost = store.lag_max_s = 0.0
+        store.available = True
+        cluster.media_away = False
+        for node in cluster.nodes:
+            node.asterisk.thaw()
+            node.app.thaw()
+            self._boot(node)
+        cluster.edge.thaw()
+        if cluster.edge.state == DEAD:
+            cluster.start_edge()
+        self.calm_since = world.now
+        world.say("faults", "stop; everything is mended")
+
+    def _next(self) -> None:
+        if not self.odds.kinds:
+            return
+        world = self.cluster.world
+        world.after(world.rng.expovariate(1.0 / self.odds.pause_s), self._strike)
+
+    def _strike(self) -> None:
+        if not self.active:
+            return
+        kind = self.cluster.world.rng.choice(self.odds.kinds)
+        self.happen(kind)
+        self._next()
+
+    def happen(self, kind: str, node: Node | None = None) -> None:
+        """One fault of this kind, now, at ``node`` or at one drawn."""
+        cluster = self.cluster
+        node = node or cluster.world.rng.choice(cluster.nodes)
+        cluster.world.say("faults", f"{kind} ({node.name})")
+        self.done.append(kind)
+        self.calm_since = cluster.world.now
+        getattr(self, "_" + kind.replace("-", "_"))(node)
+
+    def _later(self, least_s: float, most_s: float, act: Callable[[], None]) -> None:
+        """Mends it after a while, unless everything has been mended meanwhile."""
+        world = self.cluster.world
+
+        def mend() -> None:
+            if self.active:
+                act()
+                self.calm_since = world.now
+
+        world.after(world.between(least_s, most_s), mend)
+
+    def _boot(self, node: Node) -> None:
+        cluster = self.cluster
+        cluster.wire.hosts_down.discard(node.host)
+        if node.asterisk.state == DEAD:
+            node.asterisk.start()
+        if node.app.state == DEAD:
+            cluster.start_app(node)
+
+    # -- one node
+
+    def _asterisk_kill(self, node: Node) -> None:
+        if node.asterisk.state != DEAD:
+            node.asterisk.kill()
+            self._later(0.5, 4.0, lambda: self._boot(node))
+
+    def _asterisk_stop(self, node: Node) -> None:
+        """SIGTERM: it hangs up every channel by itself, and is gone."""
+        asterisk = node.asterisk
+        if not asterisk.running:
+            return
+        asterisk.stop_politely()
+        self.cluster.world.after(0.05, asterisk.in_life(asterisk.kill))
+        self._later(0.5, 4.0, lambda: self._boot(node))
+
+    def _asterisk_freeze(self, node: Node) -> None:
+        node.asterisk.freeze()
+        self._later(0.1, 3.0, node.asterisk.thaw)
+
+    def _app_kill(self, node: Node) -> None:
+        if node.app.state != DEAD:
+            node.app.kill()
+            self._later(0.3, 3.0, lambda: self._boot(node))
+
+    def _app_freeze(self, node: Node) -> None:
+        node.app.freeze()
+        self._later(0.1, 3.0, node.app.thaw)
+
+    def _node_reboot(self, node: Node) -> None:
+        """The whole host goes dark: nobody is there to refuse anything."""
+        if node.host in self.cluster.wire.hosts_down:
+            return
+        node.asterisk.kill()
+        node.app.kill()
+        self.cluster.wire.hosts_down.add(node.host)
+        self.cluster.network.cut_off(node.host, [EDGE, ETCD])
+
+        def back() -> None:
+            self.cluster.network.heal(node.host)
+            self._boot(node)
+
+        self._later(2.0, 6.0, back)
+
+    def _node_cut(self, node: Node) -> None:
+        network = self.cluster.network
+        network.cut_off(node.host, [EDGE, ETCD])
+        self._later(0.2, 5.0, lambda: network.heal(node.host))
+
+    def _node_cut_one_way(self, node: Node) -> None:
+        network, world = self.cluster.network, self.cluster.world
+        if world.chance(0.5):
+            network.cut_off(node.host, [EDGE], both_ways=False)
+        else:
+            network.cut_off(EDGE, [node.host], both_ways=False)
+        self._later(0.2, 5.0, lambda: network.heal(node.host))
+
+    def _node_cut_etcd(self, node: Node) -> None:
+        network = self.cluster.network
+        network.cut_off(node.host, [ETCD])
+        self._later(0.2, 8.0, lambda: network.heal(node.host))
+
+    # -- the edge, etcd, the relay
+
+    def _etcd_safe(self) -> bool:
+        cluster = self.cluster
+        return (
+            cluster.store.available
+            and cluster.world.now - self._etcd_back_at > ETCD_SETTLED_S
+            and not cluster.network.cut(EDGE, ETCD)
+        )
+
+    def _edge_kill(self, node: Node) -> None:
+        edge = self.cluster.edge
+        if edge.state == DEAD or not self._etcd_safe():
+            return
+        edge.kill()
+
+        def back() -> None:
+            if edge.state == DEAD:
+                self.cluster.start_edge()
+
+        self._later(0.1, 1.5, back)
+
+    def _edge_freeze(self, node: Node) -> None:
+        self.cluster.edge.freeze()
+        self._later(0.1, 1.5, self.cluster.edge.thaw)
+
+    def _etcd_away(self, node: Node) -> None:
+        store = self.cluster.store
+        if not store.available or self.cluster.edge.state in (DEAD, FROZEN):
+            return
+        store.available = False
+
+        def back() -> None:
+            store.available = True
+            self._etcd_back_at = self.cluster.world.now
+
+        self._later(0.3, 6.0, back)
+
+    def _relay_away(self, node: Node) -> None:
+        """rtpengine's control port does not answer; media flows on."""
+        cluster = self.cluster
+        cluster.media_away = True
+
+        def back() -> None:
+            cluster.media_away = False
+
+        self._later(0.1, 1.0, back)
+
+    def _lease_revoked(self, node: Node) -> None:
+        leases = self.cluster.store.leases()
+        if leases:
+            self.cluster.store.revoke(self.cluster.world.rng.choice(leases))
+
+    def _compaction(self, node: Node) -> None:
+        self.cluster.store.compact(self.cluster.store.revision)
+
+    def _clock_step(self, node: Node) -> None:
+        """Somebody's wall clock jumps, and is put right later."""
+        world = self.cluster.world
+        victim: MachineProcess = world.rng.choice([self.cluster.edge, node.app])
+        step = world.rng.choice((-30.0, -3.0, 3.0, 30.0))
+        victim.clock.wall_offset_s += step
+
+        def back() -> None:
+            victim.clock.wall_offset_s -= step
+
+        self._later(0.5, 5.0, back)

@@ -1,0 +1,164 @@
+"""What people do: customers call and wait or give up, agents answer, ignore, reject,
+hold, hang up. Drawn from the world's seed; nobody here knows anything of the inside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ari_ha.simulation.cluster import NUMBER, Cluster
+from ari_ha.simulation.fake_phones import RINGING, UP, Talk
+
+
+@dataclass
+class Habits:
+    """Odds and times of people, drawn per run."""
+
+    calls: int = 4
+    arrive_s: float = 12.0
+    patience_min_s: float = 10.0
+    patience_max_s: float = 40.0
+    answer_min_s: float = 0.2
+    answer_max_s: float = 3.0
+    talk_min_s: float = 2.0
+    talk_max_s: float = 25.0
+    ignores: float = 0.05
+    rejects: float = 0.05
+    holds: float = 0.2
+    presses: float = 0.3
+    customer_hangs_up: float = 0.5
+
+
+class People:
+    """Everybody outside, for one run."""
+
+    def __init__(self, cluster: Cluster, habits: Habits) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.habits = habits
+        self.customers: list[Talk] = []
+        self.not_answered: Counter[str] = Counter()
+        """agent -> rings that the agent let go by or refused: what may count as missed"""
+        self.answered: Counter[str] = Counter()
+        self._will: dict[str, str] = {}
+        """agent's leg -> what the agent means to do: answer, ignore, reject"""
+        cluster.phones.on_ringing = self._rings
+        cluster.phones.on_answered = self._agent_talks
+        cluster.phones.on_ended = self._agent_over
+        cluster.carrier.on_answered = self._customer_up
+
+    def begin(self, from_s: float) -> None:
+        """Customers will call from then on."""
+        habits = self.habits
+        for n in range(habits.calls):
+            when = from_s + self.world.between(0.0, habits.arrive_s)
+            self.world.at(when, lambda n=n: self._call(n))
+
+    def everybody_over(self) -> bool:
+        """Nobody is on any phone."""
+        cluster = self.cluster
+        return not any(
+            talk.alive for phones in (cluster.carrier, cluster.phones) for talk in phones.talks.values()
+        )
+
+    def send_home(self, within_s: float) -> None:
+        """Everybody still on a phone hangs up within that time."""
+        for phones in (self.cluster.carrier, self.cluster.phones):
+            for talk in phones.talks.values():
+                if talk.alive and (talk.state == UP or phones is self.cluster.carrier):
+                    self.world.after(self.world.between(0.0, within_s), lambda p=phones, t=talk: p.hang_up(t))
+
+    # -- customers
+
+    def _call(self, number: int) -> None:
+        talk = self.cluster.carrier.call(NUMBER, f"+4930{number:04d}")
+        self.customers.append(talk)
+        patience = self.world.between(self.habits.patience_min_s, self.habits.patience_max_s)
+        self.world.after(patience, lambda: self._patience_over(talk))
+
+    def _patience_over(self, talk: Talk) -> None:
+        """Whoever still waits, gives up; whoever talks, talks on."""
+        if talk.alive and self._partner(talk) is None:
+            self.cluster.carrier.hang_up(talk)
+
+    def _customer_up(self, talk: Talk) -> None:
+        self._learn_call(talk)
+        if self.world.chance(self.habits.presses):
+            self.world.after(self.world.between(0.5, 5.0), lambda: self._press(talk))
+
+    def _press(self, talk: Talk) -> None:
+        if talk.state == UP:
+            self.cluster.ears.press(talk, self.world.rng.choice("0123456789"))
+
+    # -- agents
+
+    def _rings(self, talk: Talk) -> None:
+        self._learn_call(talk)
+        habits, draw = self.habits, self.world.rng.random()
+        delay = self.world.between(habits.answer_min_s, habits.answer_max_s)
+        if draw < habits.ignores:
+            self._will[talk.leg] = "ignore"
+        elif draw < habits.ignores + habits.rejects:
+            self._will[talk.leg] = "reject"
+            status = self.world.rng.choice((486, 603))
+            self.world.after(delay, lambda: self.cluster.phones.reject(talk, status))
+        else:
+            self._will[talk.leg] = "answer"
+            self.world.after(delay, lambda: self.cluster.phones.answer(talk))
+
+    def _agent_talks(self, talk: Talk) -> None:
+        self.answered[talk.who] += 1
+        habits = self.habits
+        talk_s = self.world.between(habits.talk_min_s, habits.talk_max_s)
+        self.world.after(talk_s, lambda: self._conversation_over(talk))
+        if self.world.chance(habits.holds) and talk_s > 3.0:
+            begin = self.world.between(0.5, talk_s - 2.0)
+            self.world.after(begin, lambda: self.cluster.phones.hold(talk, True))
+            self.world.after(
+                begin + self.world.between(0.3, 1.5), lambda: self.cluster.phones.hold(talk, False)
+            )
+
+    def _conversation_over(self, talk: Talk) -> None:
+        if not talk.alive:
+            return
+        customer = self._partner(talk)
+        if customer is not None and self.world.chance(self.habits.customer_hangs_up):
+            self.cluster.carrier.hang_up(customer)
+        else:
+            self.cluster.phones.hang_up(talk)
+
+    def _agent_over(self, talk: Talk) -> None:
+        if talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore"):
+            self.not_answered[talk.who] += 1
+
+    # -- who is with whom
+
+    def _learn_call(self, talk: Talk) -> None:
+        found = self.cluster.ears.call_of(talk)
+        if found and not talk.call:
+            talk.call = found[0]
+
+    def _partner(self, talk: Talk) -> Talk | None:
+        """The other person who talks on the same call."""
+        self._learn_call(talk)
+        phones = self.cluster.phones if talk.who == "customer" else self.cluster.carrier
+        if not talk.call:
+            return None
+        for other in phones.talks.values():
+            if other.call == talk.call and other.state == UP:
+                return other
+        return None
+
+    def pairs(self) -> list[tuple[Talk, Talk]]:
+        """Customer and agent who both are on the same call, answered."""
+        found = []
+        for agent in self.cluster.phones.talks.values():
+            if agent.state == UP:
+                customer = self._partner(agent)
+                if customer is not None:
+                    found.append((customer, agent))
+        return found
+
+    def ringing(self) -> list[Talk]:
+        """Agents' phones that ring."""
+        return [talk for talk in self.cluster.phones.talks.values() if talk.state == RINGING]

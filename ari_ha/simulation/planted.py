@@ -1,0 +1,110 @@
+"""Planted bugs, one of each kind the checkers are there for. A checker that does not
+find its own bug checks nothing; the tests run each of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ari_ha.core.ids import NO_EPOCH, Epoch
+from ari_ha.machines.edge import EdgeMachine
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg
+from ari_ha.simulation.cluster import Cluster
+from ari_ha.simulation.faults import Odds
+from ari_ha.simulation.run import Plan
+from ari_ha.wire import link
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A bug, the weather in which it shows, and the rules that must catch it."""
+
+    what: str
+    plant: Callable[[Cluster], None]
+    kinds: tuple[str, ...]
+    rules: tuple[str, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """Runs that should fail."""
+        return Plan(plant=self.plant, odds=Odds(kinds=self.kinds, pause_s=2.0))
+
+
+def _same_epoch(cluster: Cluster) -> None:
+    """A move does not count as a decision: two nodes serve under one epoch."""
+
+    def change(machine: EdgeMachine) -> None:
+        real = machine.calls.next_epoch
+
+        def next_epoch(call: EdgeCall) -> Epoch:
+            return call.epoch if call.epoch != NO_EPOCH else real(call)
+
+        machine.calls.next_epoch = next_epoch  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
+def _lost_ring(cluster: Cluster) -> None:
+    """The edge's word that a moved call's phone was picked up gets lost for good."""
+
+    def drop(sender: str, frame: Any) -> bool:
+        return isinstance(frame, link.LegAnswered)
+
+    for node in cluster.nodes:
+        node.link.drop = drop
+
+
+def _late_bye(cluster: Cluster) -> None:
+    """A node's BYE ends the phone although no app announced it."""
+
+    def change(machine: EdgeMachine) -> None:
+        def half_lost(call: EdgeCall, half: NodeLeg, cause: str) -> None:
+            leg = call.legs.get(half.leg)
+            if leg is not None and not call.ended:
+                machine.calls.end_leg(call, leg, "app", "16")
+
+        machine.takeover.half_lost = half_lost  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
+def _double_attempt(cluster: Cluster) -> None:
+    """etcd applies transactions whose compares do not hold."""
+    cluster.store.compares = False
+
+
+def _left_behind(cluster: Cluster) -> None:
+    """Dialogs at a node that no longer serves a call are never ended."""
+
+    def change(machine: EdgeMachine) -> None:
+        def leave(call: EdgeCall, half: NodeLeg) -> None:
+            half.state = "ended"
+            machine.calls.by_key.pop(half.key, None)
+            call.free_tag(half.tag)
+
+        machine.takeover._leave = leave  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
+PLANTED = {
+    "double-owner": Planted(
+        "two nodes serve one call under one epoch", _same_epoch, ("asterisk-kill",), ("one owner",)
+    ),
+    "lost-ring": Planted(
+        "an answer after a takeover is lost", _lost_ring, ("asterisk-kill",),
+        ("people hear each other", "only people end calls"),
+    ),
+    "late-bye": Planted(
+        "an unannounced BYE of a node ends the call", _late_bye, ("asterisk-stop",),
+        ("only people end calls",),
+    ),
+    "double-attempt": Planted(
+        "transactions do not compare", _double_attempt, ("asterisk-kill", "node-cut"),
+        ("agents and places agree", "queue and agents' history", "one call per agent"),
+    ),
+    "left-behind": Planted(
+        "channels stay on a node the call has left", _left_behind, ("node-cut",), ("nothing is left",)
+    ),
+}  # fmt: skip
