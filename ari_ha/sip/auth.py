@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ari_ha.sip.message import Request, SipParseError
+from ari_ha.sip.fields import SipParseError
+from ari_ha.sip.message import Request
 from ari_ha.sip.uri import SipUri, quote, split_outside_quotes, unquote
 
 ALGORITHMS: tuple[str, ...] = ("SHA-256", "MD5")

@@ -15,9 +15,10 @@ from ari_ha.sip.events import (
     ReinviteFailed,
     SecondAnswer,
 )
+from ari_ha.sip.fields import SipParseError, canonical
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import LEG_TIMERS, IncomingInvite, Leg, Waiting, sdp_of
-from ari_ha.sip.message import Request, Response, SipParseError, canonical
+from ari_ha.sip.message import Request, Response
 from ari_ha.sip.stack import HeaderFields, Stack
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction
@@ -254,6 +255,11 @@ class Core:
         self.stack.count("retransmissions")
         self.stack.transmit(data, leg.flow)
         return True
+
+    def ack_late(self, leg: Leg, cseq: int, now: float) -> None:
+        """ACK a 2xx nobody waited for any more; to the far side the session is refreshed, so it is to us."""
+        self.ack(leg, cseq, None)
+        self.arm_session(leg, leg.timer, now)
 
     def second_answer(self, leg: Leg, response: Response, flow: Flow, now: float) -> None:
         """A 2xx of another fork (section 13.2.2.4): ACK it and end it."""

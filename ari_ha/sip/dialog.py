@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ari_ha.sip.message import Message, Request, Response, SipParseError, tag_of
+from ari_ha.sip.fields import SipParseError, tag_of
+from ari_ha.sip.message import Message, Request, Response
 from ari_ha.sip.uri import NameAddr, SipUri
 
 ROUTES_MAX_COUNT = 32

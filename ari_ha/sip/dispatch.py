@@ -12,10 +12,11 @@ from ari_ha.sip.events import (
     ResponseReceived,
     StreamBroken,
 )
+from ari_ha.sip.fields import SipParseError, Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, header_list
-from ari_ha.sip.message import Request, Response, SipParseError, Via, parse_message
+from ari_ha.sip.message import Request, Response, parse_message
 from ari_ha.sip.modify import Modify
 from ari_ha.sip.outgoing import Outgoing
 from ari_ha.sip.stack import KNOWN_METHODS
@@ -287,17 +288,17 @@ class Dispatch:
         elif not 200 <= response.status < 300:
             self.stack.drop("response-unmatched")
         elif response.to_tag == leg.dialog.remote_tag:
-            self._answer_without_transaction(leg, number)
+            self._answer_without_transaction(leg, number, now)
         else:
             self.core.second_answer(leg, response, flow, now)
 
-    def _answer_without_transaction(self, leg: Leg, number: int) -> None:
-        """A 2xx within a dialog whose ACK got lost with another process, or which came when nobody waited for it
-        any more: the far side sends it until it is acknowledged."""
+    def _answer_without_transaction(self, leg: Leg, number: int, now: float) -> None:
+        """A 2xx within a dialog whose ACK got lost with another process, or which came when nobody waited
+        for it any more: the far side sends it until it is acknowledged."""
         if leg.ack_owed == number or self.core.ack_again(leg, number):
             return
         if leg.state in ("confirmed", "ending") and number <= leg.dialog.local_cseq:
-            self.core.ack(leg, number, None)
+            self.core.ack_late(leg, number, now)
         else:
             self.stack.drop("answer-without-ack")
 

@@ -25,11 +25,12 @@ from ari_ha.sip.core import Core, owner_headers
 from ari_ha.sip.dialog import without_tag
 from ari_ha.sip.dispatch import Dispatch
 from ari_ha.sip.events import LocalError, SipEvent
+from ari_ha.sip.fields import canonical
 from ari_ha.sip.flow import Flow, Listener
 from ari_ha.sip.handover import Handover
 from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, export_record
-from ari_ha.sip.message import Request, canonical
+from ari_ha.sip.message import Request
 from ari_ha.sip.modify import Modify
 from ari_ha.sip.outgoing import ROUTE, Outgoing
 from ari_ha.sip.settings import DEFAULT_ALLOW, EndpointSettings

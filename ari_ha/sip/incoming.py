@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from ari_ha.sip.core import Core, owner_headers, unacceptable_body
 from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.events import InviteReceived, LegAcked, LegCancelled, LocalError, ReinviteFailed
+from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, sdp_of
-from ari_ha.sip.message import Request, Via
+from ari_ha.sip.message import Request
 from ari_ha.sip.timers import negotiate_uas, parse_delta, too_small, uas_headers
 from ari_ha.sip.transaction import ServerTransaction
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.dialog import Dialog
+from ari_ha.sip.fields import SipParseError
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.message import Message, Request, Response, SipParseError, parse_message
+from ari_ha.sip.message import Message, Request, Response, parse_message
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction, Transaction
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from ari_ha.sip.core import SESSION_RETRY_S, Core, owner_headers, unacceptable_body
 from ari_ha.sip.events import LocalError, ReinviteAnswered, ReinviteFailed, ReinviteReceived
+from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, OutgoingInvite, Waiting, header_list, plain, sdp_of
-from ari_ha.sip.message import Request, Response, Via
+from ari_ha.sip.message import Request, Response
 from ari_ha.sip.outgoing import MIN_SE_MAX_S
 from ari_ha.sip.sdp import may_answer, same_media
 from ari_ha.sip.timers import (
@@ -101,9 +102,9 @@ class Modify:
                 out.provisional = True
             return
         if out is None or out.txn is not txn:
-            if status < 300 and leg.ack_owed != txn.request.cseq[0]:
-                if not self.core.ack_again(leg, txn.request.cseq[0]):
-                    self.core.ack(leg, txn.request.cseq[0], None)
+            cseq = txn.request.cseq[0]
+            if status < 300 and leg.ack_owed != cseq and not self.core.ack_again(leg, cseq):
+                self.core.ack_late(leg, cseq, now)
             return
         leg.out = None
         self.core.stop(leg, "change")

@@ -8,9 +8,10 @@ from ari_ha.sip.auth import Credentials
 from ari_ha.sip.core import Core, owner_headers
 from ari_ha.sip.dialog import Dialog, without_tag
 from ari_ha.sip.events import LegAnswered, LegEnded, LegFailed, LegRinging, LocalError
+from ari_ha.sip.fields import canonical
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import Leg, OutgoingInvite, header_list, plain, sdp_of
-from ari_ha.sip.message import Request, Response, canonical
+from ari_ha.sip.message import Request, Response
 from ari_ha.sip.timers import SessionTimer, negotiate_uac, parse_delta, uac_headers
 from ari_ha.sip.transaction import ClientTransaction, build_cancel
 

@@ -41,9 +41,8 @@ class EndpointSettings:
     reinvite_attempts_max: int = 4
     """How often one re-INVITE is tried against 491 (section 14.1) before the owner hears it failed."""
     reinvite_limit_s: float = 60.0
-    """A re-INVITE that got a provisional response and then nothing has failed after this (the standard knows
-    no
-    limit); the leg goes on, and a late 2xx is still ACKed."""
+    """A re-INVITE that got a provisional response and then nothing has failed after this (the standard
+    knows no limit); the leg goes on, and a late 2xx is still ACKed."""
     reinvite_retry_s: float = 10.0
     """Longest Retry-After of a 500 to an early re-INVITE (section 14.2 asks for 0 to 10 seconds)."""
     legs_max: int = 20_000

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ari_ha.sip.events import LocalError, SipEvent
+from ari_ha.sip.fields import Via, split_values
 from ari_ha.sip.flow import Flow, Listener
-from ari_ha.sip.message import Request, Response, Via, split_values
+from ari_ha.sip.message import Request, Response
 from ari_ha.sip.reasons import REASONS
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.sip.timers import TimerQueue

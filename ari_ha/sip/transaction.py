@@ -57,9 +57,9 @@ INVITE_CLIENT: Table = {
     ("accepted", "2xx"): ("accepted", "pass"),
     ("accepted", "timer M"): ("terminated",),
 }
-"""Section 17.1.1 with figure 5 of RFC 6026. `abandon` is ours: nobody waits for the final response any more,
-but
-should one come within 64*T1 (timer N) it is still acknowledged; the standard would wait for ever."""
+"""Section 17.1.1 with figure 5 of RFC 6026. `abandon` is ours: nobody waits for the final response any
+more, but should one come within 64*T1 (timer N) it is still acknowledged; the standard would wait for
+ever."""
 
 CLIENT: Table = {
     ("trying", "timer E"): ("trying", "resend", "start E"),

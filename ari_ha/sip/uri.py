@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ari_ha.sip.message import SipParseError, split_host_port
+from ari_ha.sip.fields import SipParseError, split_host_port
 
 SCHEMES = ("sip", "sips", "tel")
 """The schemes served; a Request-URI of another one is answered 416 (section 8.2.2.1)."""

@@ -243,7 +243,7 @@ def test_receive_never_raises(seed: int, noise: list[bytes]) -> None:
             for event in party.agent.events():
                 react(world, party, event, rng)
             for sent, _ in party.agent.output():
-                assert parse_message(sent) is not None, "what we send can be read"
+                assert sent == b"\r\n" or parse_message(sent) is not None, "what we send can be read"
     for party in (a, b):
         for leg in party.agent.legs():
             record_of = json.loads(json.dumps(party.agent.export_leg(leg)))

@@ -350,16 +350,46 @@ def test_a_refresher_nobody_answers_gives_up_with_gone() -> None:
     assert a.take() == LegEnded("a", "gone")
 
 
-def test_a_refresh_refused_for_a_while_is_tried_again() -> None:
+def test_a_refresh_waits_while_something_else_is_open() -> None:
     world, a, b, leg = connected({"headers": [("Session-Expires", "1800;refresher=uac")]})
+    world.advance(890)
     b.agent.reinvite(leg, sdp(b.name, 2), world.now)
     world.transfer()
     a.take(ReinviteReceived)
-    world.advance(900)
+    world.advance(20)
     assert len(a.messages("INVITE")) == 1, "theirs is open: ours waits"
     a.agent.accept_reinvite("a", sdp(a.name, 2), world.now)
     world.advance(2000)
     assert len(a.messages("INVITE")) >= 2 and a.agent.leg_state("a") == "confirmed"
+
+
+def test_a_refused_refresh_is_tried_again_and_the_call_ends_only_with_its_interval() -> None:
+    world, a, b, leg = connected({"headers": [("Session-Expires", "1800;refresher=uac")]})
+    b.agent._core.legs[leg].remote_sdp = "something else"
+    start = world.now
+    while a.agent.leg_state("a") == "confirmed" and world.now < start + 3000:
+        world.advance(1)
+        if b.has(ReinviteReceived):
+            b.take(ReinviteReceived)
+            b.agent.reject_reinvite(leg, 503, world.now)
+    assert 1760 < world.now - start < 1801 and len(a.messages("INVITE")) > 4
+
+
+def test_a_reinvite_nobody_answers_fails_and_a_late_answer_is_still_acked() -> None:
+    world, a, b, leg = connected()
+    a.agent.reinvite("a", sdp(a.name, 2), world.now)
+    world.advance(61)
+    assert a.take() == ReinviteFailed("a", 408) and a.agent.leg_state("a") == "confirmed"
+    for wait in (1, 100):
+        world.advance(wait)
+        b.take(ReinviteReceived)
+        b.agent.accept_reinvite(leg, sdp(b.name, 2), world.now)
+        world.advance(2)
+        assert b.agent.leg_state(leg) == a.agent.leg_state("a") == "confirmed"
+        assert b.agent._core.legs[leg].inc is None, "the ACK came"
+        a.agent.reinvite("a", sdp(a.name, wait), world.now)
+        world.advance(61)
+        a.take(ReinviteFailed)
 
 
 def test_a_too_small_interval_is_422_and_followed() -> None:
