@@ -102,6 +102,11 @@ class Attempts:
         entry = self.desk.view.entry(call)
         return self._place(call, attempt="", agent="") if entry and entry.attempt == attempt else {}
 
+    def place_read(self, call: str, queue: str) -> tuple[str, ...]:
+        """The caller's place as a key to compare: what frees an agent must not overlook
+        a place this node has not seen yet."""
+        return (self.desk.keys.waiting(queue, call),) if queue and not self.desk.away else ()
+
     def _tell_extras(self, call: str, result: Result) -> None:
         if result.extras_refused is not None and not result.local:
             self.desk.order(PutsRefused(call=call, current=result.extras_refused))
@@ -246,8 +251,15 @@ class Attempts:
             return found
         return None
 
-    def ringing(self, attempt_id: str) -> None:
+    def _find_or_cancel(self, attempt_id: str) -> Attempt | None:
+        """A phone of an attempt nobody knows must not go on ringing."""
         attempt = self.find(attempt_id)
+        if attempt is None:
+            self.desk.order(CancelAttempt(call="", attempt=attempt_id, agent="", why="lost"))
+        return attempt
+
+    def ringing(self, attempt_id: str) -> None:
+        attempt = self._find_or_cancel(attempt_id)
         if attempt is None or attempt.state in ("answered", "won"):
             return
         timeout_s = self.desk.queue(attempt.queue).ring_timeout_ms / 1000
@@ -269,10 +281,8 @@ class Attempts:
     def answered(
         self, attempt_id: str, with_puts: Sequence[Put] = (), with_compares: Sequence[Compare] = ()
     ) -> None:
-        attempt = self.find(attempt_id)
-        if attempt is None:
-            return
-        if attempt.state in ("answered", "won"):
+        attempt = self._find_or_cancel(attempt_id)
+        if attempt is None or attempt.state in ("answered", "won"):
             return
         attempt.state = "answered"
         attempt.until = self.desk.now + self.desk.settings.answer_limit_s
@@ -360,7 +370,9 @@ class Attempts:
             if not isinstance(new, Not):
                 writes[self.desk.keys.agent(name)] = new
             writes |= self.place_freed(call, attempt)
-            return Plan(writes, f"attempt ends: {rule}") if writes else Not("ended already", already=True)
+            if not writes:
+                return Not("ended already", already=True)
+            return Plan(writes, f"attempt ends: {rule}", self.place_read(call, queue))
 
         self._submit("fail", call, name, decide)
 
@@ -386,7 +398,8 @@ class Attempts:
                 return new
             writes: dict[str, Value | None] = {key: new}
             writes |= self.place_freed(call, value.attempt.attempt)
-            return Plan(writes, f"conversation ends ({cause})")
+            reads = self.place_read(call, value.attempt.queue) if rule == "release" else ()
+            return Plan(writes, f"conversation ends ({cause})", reads)
 
         self._submit("end", call, agent, decide)
 

@@ -9,7 +9,7 @@ import msgspec
 from ari_ha.core.ports.store import Compare, Put
 from ari_ha.machines.acd_agents import IN_CALL, OFFERED, Not, recover, recovered
 from ari_ha.machines.acd_attempts import Attempt, Attempts, Caller, call_lock
-from ari_ha.machines.acd_orders import CallerQueued, QueueFull
+from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
 from ari_ha.machines.acd_writes import Plan, Result
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
 
@@ -83,7 +83,10 @@ class Calls(Attempts):
                 new = self._change(name, rule, self._facts(agent))
                 if not isinstance(new, Not):
                     writes[self.desk.keys.agent(name)] = new
-            return Plan(writes, f"caller leaves ({why})") if writes else Not("nothing left", already=True)
+            reads = self.place_read(call, caller.queue) if caller is not None else ()
+            return (
+                Plan(writes, f"caller leaves ({why})", reads) if writes else Not("nothing left", already=True)
+            )
 
         self._submit("leave", call, "", decide)
 
@@ -113,6 +116,8 @@ class Calls(Attempts):
                 continue
             self._resume_attempt(name, agent, alive, talking)
             self._overlay(call, name, lambda a: recover(a, call, desk.utc, from_node))
+        for lost in [a for a in alive if a not in self.attempts and not talking]:
+            desk.order(CancelAttempt(call=call, attempt=lost, agent="", why="lost"))
         for name in talking:
             if not any(a.agent == name for a in self._attempts_of(call)):
                 self.adopt(call, caller.queue, name, desk.new_id())

@@ -208,8 +208,8 @@ class Care:
                 return new
             writes: dict[str, Value | None] = {key: new}
             writes |= self.attempts.place_freed(call, attempt)
-            owner = desk.keys.owner(call)
-            return Plan(writes, f"freed: {why}", (owner,) if call and not desk.away else ())
+            reads = (desk.keys.owner(call), *self.attempts.place_read(call, queue.queue)) if call else ()
+            return Plan(writes, f"freed: {why}", reads)
 
         desk.count("acd_agents_freed", why=why)
         lock = (call_lock(call), key)

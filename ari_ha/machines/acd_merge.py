@@ -7,13 +7,13 @@ work to whoever holds the call, counters add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from ari_ha.machines.acd_agents import BUSY, Not, to_idle
-from ari_ha.machines.acd_view import Dirty
+from ari_ha.machines.acd_agents import BUSY, OFFERED, Facts, Not, advance, to_idle
+from ari_ha.machines.acd_view import Dirty, View
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
 
 INTENT = ("intent", "reason", "intent_since", "by", "next_intent", "next_reason", "device", "logged_in")
@@ -23,6 +23,93 @@ WORK = (
 COUNTERS = ("handled", "missed", "talk_s")
 
 Holds = Callable[[str], bool]
+
+
+GROUP_KEYS_MAX = 60
+"""etcd takes 128 operations in a transaction: as many compares, as many writes."""
+
+
+def groups(view: View, keys: Iterable[str]) -> list[tuple[str, ...]]:
+    """Dirty keys that belong together: an agent and the places of the calls he was or
+    is busy with, written in one transaction so that they never contradict each other."""
+    found: list[tuple[set[str], list[str]]] = []
+    for key in sorted(keys):
+        calls, members = _calls_of(view, key), [key]
+        apart = []
+        for other in found:
+            if other[0].isdisjoint(calls) or len(members) + len(other[1]) > GROUP_KEYS_MAX:
+                apart.append(other)
+            else:
+                calls |= other[0]
+                members = other[1] + members
+        found = [*apart, (calls, members)]
+    return [tuple(members) for _, members in found]
+
+
+def _calls_of(view: View, key: str) -> set[str]:
+    dirty, stored = view.dirty[key], view.stored(key)
+    calls = set()
+    for value in (dirty.base, dirty.value, stored.value if stored is not None else None):
+        if isinstance(value, WaitingValue):
+            calls.add(value.call)
+        elif isinstance(value, AgentValue) and value.attempt is not None:
+            calls.add(value.attempt.call)
+    return calls
+
+
+def merge_group(
+    view: View, dirty: Mapping[str, Dirty], holds: Callable[[str], bool], utc: float
+) -> dict[str, Value | None]:
+    """The writes that bring the store up to date about ``dirty``, free of contradictions."""
+    writes: dict[str, Value | None] = {}
+    for key, value in dirty.items():
+        stored = view.stored(key)
+        merged = merge_dirty(value, stored.value if stored is not None else None, holds, utc)
+        if not isinstance(merged, Not):
+            writes[key] = merged[0]
+    for key in dirty:
+        _release_ousted(view, key, writes, utc)
+    for key in dirty:
+        place = _after(view, key, writes)
+        if isinstance(place, WaitingValue) and place.attempt and not _has(view, place, writes):
+            writes[key] = msgspec.structs.replace(place, attempt="", agent="")
+    return writes
+
+
+def _after(view: View, key: str, writes: Mapping[str, Value | None]) -> Value | None:
+    """What ``key`` will be."""
+    stored = view.stored(key)
+    return writes.get(key, stored.value if stored is not None else None)
+
+
+def _has(view: View, place: WaitingValue, writes: Mapping[str, Value | None]) -> bool:
+    agent = _after(view, view.keys.agent(place.agent), writes)
+    return (
+        isinstance(agent, AgentValue)
+        and agent.work in BUSY
+        and agent.attempt is not None
+        and agent.attempt.attempt == place.attempt
+    )
+
+
+def _release_ousted(view: View, key: str, writes: dict[str, Value | None], utc: float) -> None:
+    """A place the store had given to an agent meanwhile and that goes elsewhere now."""
+    stored = view.stored(key)
+    place = stored.value if stored is not None else None
+    if key not in writes or not isinstance(place, WaitingValue) or not place.attempt:
+        return
+    new = writes[key]
+    if isinstance(new, WaitingValue) and new.attempt == place.attempt:
+        return
+    other = view.keys.agent(place.agent)
+    agent = _after(view, other, writes)
+    if isinstance(agent, AgentValue) and agent.work in OFFERED:
+        facts = Facts(attempt=place.attempt, call=place.call)
+        freed = advance(agent, "release", facts, utc)
+        if not isinstance(freed, Not):
+            was = view.stored(other)
+            counted = was.value.seq + 1 if was is not None else freed.seq
+            writes[other] = msgspec.structs.replace(freed, seq=counted)
 
 
 def merge_dirty(dirty: Dirty, theirs: Any, holds: Holds, utc: float) -> Not | tuple[Value | None]:

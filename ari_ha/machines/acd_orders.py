@@ -112,7 +112,8 @@ class StartAttempt(Order):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAttempt(Order):
     """Stop ringing (EndLeg, then the channel). The ACD has already done its part;
-    nothing need be reported back. ``why``: no-answer, unreachable, caller-left, lost."""
+    nothing need be reported back. ``why``: no-answer, unreachable, caller-left, lost.
+    ``agent`` and ``call`` may be empty for an attempt the ACD does not know."""
 
     call: str
     attempt: str

@@ -17,7 +17,7 @@ from ari_ha.core.machine import Done, OutcomeOf, Unknown
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreRead, StoreTxn, TxnResult
 from ari_ha.machines.acd_agents import Not
 from ari_ha.machines.acd_desk import Desk
-from ari_ha.machines.acd_merge import merge_dirty
+from ari_ha.machines.acd_merge import groups, merge_group
 from ari_ha.machines.acd_view import Dirty
 from ari_ha.wire.keyspace import Value, encode, merge_unknown
 
@@ -113,8 +113,9 @@ class Writes:
         return any(lock in op.lock for op in self.ops)
 
     def forget(self, lock: str) -> None:
-        """Drops the ops of ``lock`` that have not been sent; the call is another node's."""
-        self.ops = [op for op in self.ops if lock not in op.lock or op.state != "waiting"]
+        """Drops the ops of ``lock``; the call is another node's. One that has been sent
+        is not tried again, and what became of it is only learnt."""
+        self.ops = [op for op in self.ops if lock not in op.lock]
 
     def touched(self, key: str) -> None:
         """``key`` changed: ops waiting for the watch try again now."""
@@ -192,7 +193,7 @@ class Writes:
         plan, view = op.plan, self.desk.view
         assert plan is not None
         op.written = {key: self._bytes(key, value) for key, value in plan.writes.items()}
-        compares = [Compare(key, view.revision(key)) for key in (*plan.writes, *plan.reads)]
+        compares = [Compare(key, view.revision(key)) for key in dict.fromkeys((*plan.writes, *plan.reads))]
         puts = [Put(key, data) for key, data in op.written.items() if data is not None]
         deletes = [Delete(key) for key, data in op.written.items() if data is None]
         op.state = "sent"
@@ -248,40 +249,37 @@ class Writes:
         view.dirty[key] = Dirty(old.base if old is not None else view.value(key), value)
 
     def flush(self, holds: Callable[[str], bool]) -> None:
-        """The store is back: merges every dirty key. ``holds`` says whether a call is
-        served here."""
-        for key in list(self.desk.view.dirty):
-            if not self.has(f"flush/{key}"):
-                self._flush_key(key, holds)
-
-    def _flush_key(self, key: str, holds: Callable[[str], bool]) -> None:
+        """The store is back: merges the dirty keys, those of one call together.
+        ``holds`` says whether a call is served here."""
         view = self.desk.view
-        planned: list[Dirty] = []
+        free = [key for key in view.dirty if not self.has(key)]
+        for group in groups(view, free):
+            self._flush_group(group, holds)
+
+    def _flush_group(self, group: tuple[str, ...], holds: Callable[[str], bool]) -> None:
+        view = self.desk.view
+        planned: dict[str, Dirty] = {}
 
         def decide() -> Plan | Not:
-            dirty = view.dirty.get(key)
-            if dirty is None:
-                return Not("nothing to merge", already=True)
-            planned[:] = [dirty]
-            stored = view.stored(key)
-            merged = merge_dirty(dirty, stored.value if stored is not None else None, holds, self.desk.utc)
-            if isinstance(merged, Not):
-                return merged
-            return Plan({key: merged[0]}, "merged after the store was away")
+            planned.clear()
+            planned.update({key: view.dirty[key] for key in group if key in view.dirty})
+            writes = merge_group(view, planned, holds, self.desk.utc)
+            if not writes:
+                return Not("stored already", already=True)
+            return Plan(writes, "merged after the store was away", group)
 
         def done(result: Result) -> None:
-            dirty = view.dirty.get(key)
-            if dirty is None or not result.ok:
-                return
-            if not planned or planned[0] is dirty:
-                del view.dirty[key]
-            else:
-                view.dirty[key] = Dirty(planned[0].value, dirty.value)
-                self._flush_key(key, holds)
+            again = []
+            for key, dirty in planned.items():
+                if view.dirty.get(key) is dirty:
+                    del view.dirty[key]
+                elif key in view.dirty:
+                    view.dirty[key] = Dirty(dirty.value, view.dirty[key].value)
+                    again.append(key)
+            if again:
+                self._flush_group(tuple(again), holds)
 
-        self.submit(
-            Op(name="flush", lock=(f"flush/{key}", key), decide=decide, done=done, away="keep"), first=True
-        )
+        self.submit(Op(name="flush", lock=group, decide=decide, done=done, away="keep"), first=True)
 
     def next_try(self) -> float | None:
         """When an op that waits for a time wants to be pumped again."""

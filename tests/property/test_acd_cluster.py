@@ -1,0 +1,220 @@
+"""Any interleaving of several ACDs on one store, with lost and late transactions,
+node deaths and the store away, keeps the invariants and comes to rest."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ari_ha.machines.acd_queue import why_not_routable
+from ari_ha.simulation.acd_cluster import FATES, Cluster
+
+NODES = 3
+AGENTS = ("alice", "bob", "carol")
+NO_ORDER_CHECK_S = 1e12
+REST_S = 150.0
+PHONE = ("ring", "pick_up", "pick_up", "reject", "busy", "unreachable", "end")
+VERBS = ("login", "logout", "available", "not-ready", "toggle", "acw-done", "acw-extend")
+
+
+class AcdCluster(RuleBasedStateMachine):
+    """Chooses the next step; the cluster does nothing by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.cluster = Cluster(NODES, settle_s=NO_ORDER_CHECK_S)
+
+    @initialize()
+    def start(self) -> None:
+        c = self.cluster
+        c.queue("support", max_waiting=4, rona_max=2, no_answer_delay_ms=2000)
+        c.queue("sales", wrapup_ms=0)
+        c.agent("alice", "support")
+        c.agent("bob", "support", "sales")
+        c.agent("carol", "sales", login=False)
+        c.start()
+        c.flow()
+
+    def _living(self) -> list[str]:
+        return sorted(name for name, node in self.cluster.nodes.items() if node.alive)
+
+    def _pick(self, data: st.DataObject, items: list[str]) -> str:
+        return data.draw(st.sampled_from(items))
+
+    # --- people ------------------------------------------------------------------------
+
+    @rule(data=st.data(), queue=st.sampled_from(["support", "sales"]), priority=st.integers(0, 2))
+    def call(self, data: st.DataObject, queue: str, priority: int) -> None:
+        if len(self.cluster.phones) < 6:
+            self.calls += 1
+            self.cluster.call(f"k{self.calls}", queue, self._pick(data, self._living()), priority)
+
+    @precondition(lambda self: self.cluster.phones)
+    @rule(data=st.data())
+    def hang_up(self, data: st.DataObject) -> None:
+        self.cluster.hang_up(self._pick(data, sorted(self.cluster.phones)))
+
+    @precondition(lambda self: self.cluster.legs)
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(["ring", "pick_up", "pick_up", "reject", "busy", "unreachable", "end"]),
+    )
+    def phone(self, data: st.DataObject, what: str) -> None:
+        c = self.cluster
+        leg = c.legs[self._pick(data, sorted(c.legs))]
+        if leg.state in ("answered", "up"):
+            if what == "end":
+                c.agent_hangs_up(leg.attempt)
+        elif what == "ring":
+            c.ring(leg.attempt)
+        elif what == "pick_up":
+            c.pick_up(leg.attempt)
+        elif what != "end":
+            c.turn_down(leg.attempt, what)
+
+    @precondition(lambda self: any(leg.state == "up" for leg in self.cluster.legs.values()))
+    @rule(data=st.data(), held=st.booleans())
+    def hold(self, data: st.DataObject, held: bool) -> None:
+        up = sorted(leg.attempt for leg in self.cluster.legs.values() if leg.state == "up")
+        self.cluster.hold(self._pick(data, up), held)
+
+    @rule(
+        data=st.data(), agent=st.sampled_from(AGENTS),
+        verb=st.sampled_from(VERBS),
+    )  # fmt: skip
+    def verb(self, data: st.DataObject, agent: str, verb: str) -> None:
+        args = {"device": f"dev-{agent}"} if verb == "login" else {}
+        self.cluster.verb(self._pick(data, self._living()), verb, agent, **args)
+
+    # --- the world ---------------------------------------------------------------------
+
+    @rule(data=st.data(), fate=st.sampled_from(FATES))
+    def perform(self, data: st.DataObject, fate: str) -> None:
+        busy = sorted(name for name, node in self.cluster.nodes.items() if node.effects)
+        if busy:
+            self.cluster.perform(self.cluster.nodes[self._pick(data, busy)], fate)
+
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def deliver(self, data: st.DataObject, count: int) -> None:
+        self.cluster.deliver(self.cluster.nodes[self._pick(data, self._living())], count)
+
+    @rule()
+    def flow(self) -> None:
+        self.cluster.flow()
+
+    @rule()
+    def arrive_late(self) -> None:
+        self.cluster.arrive_late()
+
+    @rule(seconds=st.sampled_from([0.05, 0.5, 3.0, 16.0]))
+    def tick(self, seconds: float) -> None:
+        self.cluster.tick(seconds)
+
+    @precondition(lambda self: len(self._living()) > 1)
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        self.cluster.kill(self._pick(data, self._living()))
+
+    @rule(data=st.data())
+    def lease_out(self, data: st.DataObject) -> None:
+        dead = sorted(set(self.cluster.nodes) - set(self._living()))
+        if dead:
+            self.cluster.lease_out(self._pick(data, dead))
+
+    @precondition(lambda self: self.cluster.phones)
+    @rule(data=st.data())
+    def take_over(self, data: st.DataObject) -> None:
+        call = self._pick(data, sorted(self.cluster.phones))
+        self.cluster.take_over(call, self._pick(data, self._living()))
+
+    @precondition(lambda self: self.cluster.phones)
+    @rule(data=st.data())
+    def rebuilt(self, data: st.DataObject) -> None:
+        self.cluster.rebuilt(self._pick(data, sorted(self.cluster.phones)))
+
+    @rule(data=st.data())
+    def restart(self, data: st.DataObject) -> None:
+        dead = sorted(set(self.cluster.nodes) - set(self._living()))
+        if dead:
+            self._restart(self._pick(data, dead))
+
+    def _restart(self, name: str) -> None:
+        c = self.cluster
+        moved = [call for call, phone in c.phones.items() if phone.node == name]
+        c.start_node(name, str(int(c.nodes[name].incarnation) + 1))
+        for call in moved:
+            c.take_over(call, name)
+
+    @rule()
+    def lose_store(self) -> None:
+        for name in self._living():
+            if not self.cluster.nodes[name].store_away:
+                self.cluster.lose_store(self.cluster.nodes[name])
+
+    @rule()
+    def find_store(self) -> None:
+        for name in self._living():
+            if self.cluster.nodes[name].store_away:
+                self.cluster.find_store(self.cluster.nodes[name])
+
+    # --- what must hold ----------------------------------------------------------------
+
+    @invariant()
+    def holds(self) -> None:
+        found = self.cluster.findings()
+        assert not found, found
+
+    def teardown(self) -> None:
+        c = self.cluster
+        if not c.nodes:
+            return
+        self.find_store()
+        while c.later:
+            c.arrive_late()
+        for name in sorted(set(c.nodes) - set(self._living())):
+            c.lease_out(name)
+            self._restart(name)
+        c.advance(REST_S)
+        for call in sorted(c.phones):
+            c.rebuilt(call)
+        c.advance(1.0)
+        for _ in range(3):
+            c.advance(REST_S)
+        found = c.findings(quiet=True) + self._idle_beside_callers()
+        assert not found, found
+        assert not any(agent.recovering for agent in c.picture().agents.values())
+        assert not any(node.acd._writes.ops for node in c.nodes.values()), "writes left over"
+
+    def _idle_beside_callers(self) -> list[str]:
+        now = self.cluster.picture()
+        free = {
+            queue
+            for agent in now.agents.values()
+            for queue in agent.queues
+            if not why_not_routable(agent, self.cluster.utc, lambda aor: True)
+        }
+        return [
+            f"{e.call} waits beside a free agent"
+            for e in now.entries.values()
+            if e.queue in free and not e.attempt
+        ]
+
+
+CONFIG = settings(
+    max_examples=150, stateful_step_count=60, deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)  # fmt: skip
+
+
+def test_any_interleaving() -> None:
+    run_state_machine_as_test(AcdCluster, settings=CONFIG)
