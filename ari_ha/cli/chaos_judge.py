@@ -25,6 +25,8 @@ class Pair:
     customer: str
     """The customer's call at the far ends."""
     caller: str
+    state: str = "talking"
+    """One of `STATES`: what the call was brought to."""
     call: str = ""
     agent: str = ""
     agent_call: str = ""
@@ -122,10 +124,11 @@ def strangers(row: Measured | None, expected: str) -> list[str]:
 
 
 def judge_audio(
-    verdict: Verdict, state: str, rows: Mapping[str, Measured], window_s: float, last: Mapping[str, Measured]
+    verdict: Verdict, rows: Mapping[str, Measured], window_s: float, last: Mapping[str, Measured]
 ) -> None:
     """Fills in what was lost in the window, and whether the right people hear each other at its end."""
     pair = verdict.pair
+    state = pair.state
     customer, agent = rows.get(pair.customer), rows.get(pair.agent_call)
     if state in VOICE_STATES:
         for name, row, source in (
@@ -153,9 +156,10 @@ def judge_talking(verdict: Verdict, last: Mapping[str, Measured], window_s: floa
         verdict.against.append("the agent does not hear the customer")
 
 
-def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured], state: str) -> None:
+def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured]) -> None:
     """Neither side's dialog has ended."""
     pair = verdict.pair
+    state = pair.state
     wanted = {pair.customer: "up"}
     if pair.agent_call:
         wanted[pair.agent_call] = "ringing" if state == "ringing" else "up"

@@ -118,9 +118,7 @@ class Run:
             if self.during:
                 self._hang_up_inside(struck.at)
             else:
-                self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
-                self._judge_audio(self.verdicts, struck.at)
-                self._judge_dialogs(struck.at)
+                self.watch(struck)
         finally:
             self._mend(struck)
         if self.during:
@@ -133,6 +131,12 @@ class Run:
         self.after["agents_changed"] = len(changed)
         self.after["double_owners"] = self._double_owners()
         self._act()
+
+    def watch(self, struck: Struck) -> None:
+        """Probes until every call is served again, then judges what was heard meanwhile."""
+        self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
+        self._judge_audio(self.verdicts, struck.at)
+        self._judge_dialogs(struck.at)
 
     def _mend(self, struck: Struck) -> None:
         if struck.mend is not None:
@@ -154,7 +158,7 @@ class Run:
         digits: dict[str, str] = {}
         for pair in self.pairs:
             digits[pair.customer] = DIGIT_OF_CUSTOMER
-            if self.state in VOICE_STATES:
+            if pair.state in VOICE_STATES:
                 digits[pair.agent_call] = DIGIT_OF_AGENT
         mend_after_s = MEND_AFTER_S.get(self.fault)
         end = time.monotonic() + PROBE_LIMIT_S
@@ -176,7 +180,7 @@ class Run:
                 verdict.against.append("no node heard a digit of both sides afterwards")
 
     def _legs(self, pair: Pair) -> list[str]:
-        return ["c", pair.agent_leg] if self.state in VOICE_STATES else ["c"]
+        return ["c", pair.agent_leg] if pair.state in VOICE_STATES else ["c"]
 
     def _collect(
         self,
@@ -205,15 +209,15 @@ class Run:
         rows = stage.measure(since - 0.5, self.pairs, end)
         last = stage.heard_lately(self.pairs)
         for verdict in verdicts.values():
-            judge.judge_audio(verdict, self.state, rows, end - since, last)
-            if self.state != "queued":
+            judge.judge_audio(verdict, rows, end - since, last)
+            if verdict.pair.state != "queued":
                 verdict.same_agent = self._same_agent(verdict.pair, last)
 
     def _same_agent(self, pair: Pair, rows: Mapping[str, Any]) -> bool:
         """Whether the two who were connected (or were being connected) still are."""
-        if self.state == "ringing":
+        if pair.state == "ringing":
             return True  # judged again when the phone is answered
-        if self.state == "held":
+        if pair.state == "held":
             row = self.stage.edge_call(pair.call)
             return any(leg["aor"] == pair.agent for leg in row["legs"].values())
         return judge.hears_now(rows.get(pair.customer), pair.agent_call, 1.0)
@@ -223,7 +227,7 @@ class Run:
         rows = self.stage.measure(since, self.pairs)
         for verdict in self.verdicts.values():
             pair = verdict.pair
-            judge.judge_dialogs(verdict, calls, self.state)
+            judge.judge_dialogs(verdict, calls)
             verdict.carrier_messages = _messages(rows.get(pair.customer))
             verdict.phone_messages = _messages(rows.get(pair.agent_call))
 
@@ -275,8 +279,8 @@ class Run:
         calls, last = stage.far_calls(), stage.heard_lately(self.pairs)
         for verdict in self.verdicts.values():
             again = Verdict(verdict.pair)
-            judge.judge_dialogs(again, calls, self.state)
-            if self.state in VOICE_STATES:
+            judge.judge_dialogs(again, calls)
+            if verdict.pair.state in VOICE_STATES:
                 judge.judge_talking(again, last, 1.0)
             elif not judge.music_now(last.get(verdict.pair.customer), 1.0):
                 again.against.append("the customer hears no music")
@@ -331,7 +335,7 @@ class Run:
         """Everybody hears the other within the limit, and goes on for a second."""
         living = self._living()
         try:
-            until("they talk", limit_s, lambda: self.stage.heard([v.pair for v in living], "talking"), 0.1)
+            until("they talk", limit_s, lambda: self.stage.talking([v.pair for v in living]), 0.1)
         except StageError:
             pass  # judged below, call by call
         time.sleep(1.2)

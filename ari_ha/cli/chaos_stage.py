@@ -234,13 +234,13 @@ class Stage:
                 first = f"1555{serial:03}{len(pairs) // 40}"
                 idents = self.far.place(DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS)
                 callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
-                pairs += [Pair(ident, caller) for ident, caller in zip(idents, callers, strict=True)]
-        until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs, state), 0.2)
+                pairs += [Pair(ident, caller, state) for ident, caller in zip(idents, callers, strict=True)]
+        until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)
         if state == "held":
             self._hold(pairs)
         return pairs
 
-    def reached(self, pairs: Sequence[Pair], state: str) -> bool:
+    def reached(self, pairs: Sequence[Pair]) -> bool:
         """Whether every call is where it should be; fills in who is connected to whom."""
         at_edge = self.edge_calls()
         far = self.far_calls()
@@ -258,6 +258,7 @@ class Stage:
                 ("", ""),
             )
             phone = by_owner.get(agent)
+            state = pair.state
             if state == "queued":
                 if far[pair.customer]["state"] != "up":
                     return False
@@ -268,22 +269,28 @@ class Stage:
             wanted = "through" if state in ("through", "ringing") else "hitless"
             if row["media"] != wanted:
                 return False
-        return self.heard(pairs, "talking" if state == "held" else state)
+        talking = [pair for pair in pairs if pair.state in (*VOICE_STATES, "held")]
+        waiting = [pair for pair in pairs if pair.state in ("queued", "ringing")]
+        return self.talking(talking) and self.hearing_music(waiting)
 
-    def heard(self, pairs: Sequence[Pair], state: str) -> bool:
-        rows = self.heard_lately(pairs, 0.5)
-        if state in VOICE_STATES:
-            return all(
-                hears_now(rows.get(p.customer), p.agent_call, 0.5)
-                and hears_now(rows.get(p.agent_call), p.customer, 0.5)
-                for p in pairs
-            )
+    def talking(self, pairs: Sequence[Pair]) -> bool:
+        """Whether all of them hear each other now."""
+        rows = self.heard_lately(pairs, 0.5) if pairs else {}
+        return all(
+            hears_now(rows.get(p.customer), p.agent_call, 0.5)
+            and hears_now(rows.get(p.agent_call), p.customer, 0.5)
+            for p in pairs
+        )
+
+    def hearing_music(self, pairs: Sequence[Pair]) -> bool:
+        """Whether all the customers hear music now."""
+        rows = self.heard_lately(pairs, 0.5) if pairs else {}
         return all(music_now(rows.get(p.customer), 0.5) for p in pairs)
 
     def _hold(self, pairs: Sequence[Pair]) -> None:
         for pair in pairs:
             self.far.order(pair.agent_call, "hold")
-        until("every customer on hold hears music", 15, lambda: self.heard(pairs, "held"), 0.2)
+        until("every customer on hold hears music", 15, lambda: self.hearing_music(pairs), 0.2)
 
     def refresh(self, pairs: Sequence[Pair]) -> None:
         """Reads node and epoch of each call again."""

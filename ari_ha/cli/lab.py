@@ -89,9 +89,11 @@ class Lab:
     # --- processes of a host ---
 
     def signal(self, host: str, service: str, name: str) -> float:
-        """Sends a signal to a service's process; returns when."""
+        """Sends a signal to a service's process; returns when. Where the service is a parent that watches
+        over one child, the child is meant."""
         script = (
-            f'p=$(cat /service/{service}/supervise/pid) && [ -n "$p" ] && date +%s.%N && kill -{name} "$p"'
+            f'p=$(cat /service/{service}/supervise/pid) && [ -n "$p" ] && c=$(pgrep -P "$p" -n || echo "$p") '
+            f'&& date +%s.%N && kill -{name} "$c"'
         )
         try:
             return float(self.run(host, "sh", "-c", script).split()[0])

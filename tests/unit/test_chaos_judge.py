@@ -32,12 +32,12 @@ def far_call(state: str = "up", **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def verdict() -> Verdict:
-    return Verdict(Pair("carrier-1", "1555", "k1", "1001", "1001-1", "a1", "ast1", "5.1"))
+    return Verdict(Pair("carrier-1", "1555", "talking", "k1", "1001", "1001-1", "a1", "ast1", "5.1"))
 
 
 def test_two_who_hear_each_other_survive(verdict: Verdict) -> None:
     rows = {"carrier-1": row(heard("1001-1", lost_ms=40, gap_ms=44)), "1001-1": row(heard("carrier-1"))}
-    judge.judge_audio(verdict, "talking", rows, 10, rows)
+    judge.judge_audio(verdict, rows, 10, rows)
     assert not verdict.against
     assert verdict.lost_ms == {"to_customer": 40, "to_agent": 0}
     assert verdict.gap_ms == {"to_customer": 44, "to_agent": 1}
@@ -45,45 +45,47 @@ def test_two_who_hear_each_other_survive(verdict: Verdict) -> None:
 
 def test_silence_counts_as_the_whole_window(verdict: Verdict) -> None:
     rows = {"carrier-1": row(heard("1001-1")), "1001-1": row()}
-    judge.judge_audio(verdict, "through", rows, 10, rows)
+    judge.judge_audio(verdict, rows, 10, rows)
     assert verdict.lost_ms["to_agent"] == 10_000
     assert verdict.against == ["the agent does not hear the customer"]
 
 
 def test_a_strange_voice_is_against_it(verdict: Verdict) -> None:
     rows = {"carrier-1": row(heard("1001-1"), heard("1002-7")), "1001-1": row(heard("carrier-1"))}
-    judge.judge_audio(verdict, "talking", rows, 10, rows)
+    judge.judge_audio(verdict, rows, 10, rows)
     assert verdict.against == ["heard 1002-7"]
 
 
 @pytest.mark.parametrize("state", ["queued", "held", "ringing"])
 def test_who_waits_must_hear_music(state: str, verdict: Verdict) -> None:
+    verdict.pair.state = state
     rows = {"carrier-1": row(music=500, silent_ms=260)}
-    judge.judge_audio(verdict, state, rows, 10, {"carrier-1": row(music=49)})
+    judge.judge_audio(verdict, rows, 10, {"carrier-1": row(music=49)})
     assert not verdict.against
     assert verdict.lost_ms["to_customer"] == 260
-    judge.judge_audio(verdict, state, rows, 10, {"carrier-1": row(music=3)})
+    judge.judge_audio(verdict, rows, 10, {"carrier-1": row(music=3)})
     assert verdict.against == ["the customer hears no music"]
 
 
 def test_a_dialog_that_ended_is_against_it(verdict: Verdict) -> None:
     calls = {"carrier-1": far_call("ended", ended_by="them", cause="bye"), "1001-1": far_call()}
-    judge.judge_dialogs(verdict, calls, "talking")
+    judge.judge_dialogs(verdict, calls)
     assert verdict.against == ["carrier-1 ended: them 0 bye"]
 
 
 def test_a_ringing_phone_must_still_ring(verdict: Verdict) -> None:
+    verdict.pair.state = "ringing"
     calls = {"carrier-1": far_call(), "1001-1": far_call("ringing")}
-    judge.judge_dialogs(verdict, calls, "ringing")
+    judge.judge_dialogs(verdict, calls)
     assert not verdict.against
     calls["1001-1"] = far_call("ended", ended_by="canceled", status=487)
-    judge.judge_dialogs(verdict, calls, "ringing")
+    judge.judge_dialogs(verdict, calls)
     assert verdict.against == ["1001-1 ended: canceled 487"]
 
 
 def test_inside_headers_outside_are_against_it(verdict: Verdict) -> None:
     calls = {"carrier-1": far_call(), "1001-1": far_call(leaked_headers=["X-ARI-HA-Token"])}
-    judge.judge_dialogs(verdict, calls, "talking")
+    judge.judge_dialogs(verdict, calls)
     assert verdict.against == ["1001-1 saw X-ARI-HA-Token"]
 
 

@@ -1,0 +1,75 @@
+"""Representative chaos: small runs of what `ari-ha chaos run` does at large, with the same judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ari_ha.cli.chaos_run import Run
+from ari_ha.cli.chaos_stage import Stage
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+CALLS = 3
+
+
+def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) -> dict[str, Any]:
+    report = Run(stage, fault, state, CALLS, serial, **more).perform()
+    against = {call["call"]: call["why"] for call in report["calls"] if not call["survived"]}
+    assert not against
+    assert not any(report["after"].values()), (report["after"], report["left"])
+    assert len(report["calls"]) == CALLS
+    return report
+
+
+@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held"])
+def test_asterisk_killed(running_lab: Stage, state: str) -> None:
+    report = perform(running_lab, "asterisk-kill", state, 0)
+    for call in report["calls"]:
+        assert call["resumed_ms"] is not None
+        assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
+        assert call["same_agent"] in ((None,) if state == "queued" else (True,))
+        if state == "talking":
+            assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
+
+
+@pytest.mark.parametrize("fault", ["asterisk-stop", "asterisk-restart-now", "asterisk-freeze", "node-cut"])
+def test_asterisk_lost_in_other_ways(running_lab: Stage, fault: str) -> None:
+    report = perform(running_lab, fault, "talking", 1)
+    for call in report["calls"]:
+        assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
+        assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
+
+
+@pytest.mark.parametrize("fault", ["asterisk-freeze", "node-cut"])
+def test_a_silent_loss_while_people_talk_through_asterisk(running_lab: Stage, fault: str) -> None:
+    perform(running_lab, fault, "through", 2)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "app-kill",
+        "app-freeze",
+        "edge-process-kill",
+        "etcd-member-kill",
+        "etcd-leader-kill",
+        "etcd-quorum-loss",
+    ],
+)
+def test_what_nobody_on_the_phone_may_notice(running_lab: Stage, fault: str) -> None:
+    report = perform(running_lab, fault, "talking", 1)
+    for call in report["calls"]:
+        assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
+        assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
+
+
+@pytest.mark.parametrize("during", ["hangup-caller", "hangup-agent"])
+@pytest.mark.parametrize("fault", ["asterisk-kill", "edge-process-kill"])
+def test_somebody_hangs_up_inside_the_gap(running_lab: Stage, fault: str, during: str) -> None:
+    perform(running_lab, fault, "talking", 2, during=during, with_baseline=False)
+
+
+def test_a_caller_gives_up_inside_the_gap_while_it_rings(running_lab: Stage) -> None:
+    perform(running_lab, "asterisk-kill", "ringing", 1, during="hangup-caller", with_baseline=False)

@@ -1,0 +1,137 @@
+"""SIPp and baresip as customers and phones: programs that share none of our code."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_judge import Pair
+from ari_ha.cli.chaos_stage import Stage, until
+from ari_ha.cli.lab import FAREND, LabError
+from ari_ha.wire.token import LegToken, sign
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIOS = ROOT / "docker/scenarios"
+EDGE, CARRIER, PHONES = "172.30.1.11", "172.30.1.50", "172.30.1.60"
+BORROWED = "1060"
+"""The phone whose account the other programs use while our own stays silent."""
+SIPP_PORT = 5090
+
+
+def put(stage: Stage, source: str, target: str, **values: str) -> None:
+    """A scenario file into the far end's host, its names filled in."""
+    text = (SCENARIOS / source).read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    stage.lab.run(FAREND, "sh", "-c", f"mkdir -p $(dirname {target}) && cat > {target}", given=text)
+
+
+def sipp(stage: Stage, scenario: str, local: str, *more: str, limit_s: float = 60) -> None:
+    """Runs a scenario to its end. Raises LabError, with SIPp's own words, when it failed."""
+    command = (
+        "rc() { c=$?; tail -n 60 sipp-screen.log >&2; head -c 3000 sipp-errors.log >&2; exit $c; }; "
+        f"cd /tmp && rm -f sipp-errors.log && sipp {EDGE}:5060 -sf {scenario} -i {local} -mi {local} "
+        f"-nostdin -trace_err -error_file sipp-errors.log -timeout 45 -timeout_error "
+        f"-max_retrans 4 {' '.join(more)} "
+        ">sipp-screen.log 2>&1 || rc"
+    )
+    stage.lab.run(FAREND, "sh", "-c", command, limit_s=limit_s)
+
+
+@pytest.fixture
+def borrowed(stage: Stage) -> Iterator[str]:
+    """Our own phone gives its account away."""
+    password = json.loads((ROOT / ".lab/shared/passwords.json").read_text())[BORROWED]
+    stage.far.phone_order(BORROWED, "unregister")
+    until("1060 is out", 8, lambda: stage.far.phone(BORROWED)["registration"]["state"] == "out")
+    yield password
+    stage.far.phone_order(BORROWED, "register", password=password)
+    until("1060 is back", 8, lambda: stage.far.phone(BORROWED)["registration"]["state"] == "in")
+
+
+def test_sipp_calls_and_is_answered(stage: Stage) -> None:
+    stage.agents_in(["1001", "1002", "1003"])
+    put(stage, "sipp/customer.xml", "/tmp/customer.xml")
+    sipp(stage, "/tmp/customer.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 3 -l 3 -r 3 -d 3000")
+    answered = [c for c in stage.far.calls() if c["way"] == "in" and c["answered_at"] > time.time() - 30]
+    assert len(answered) >= 3
+    until("every phone was hung up on", 5, lambda: not stage.far.calls(living="1"))
+
+
+def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str) -> None:
+    put(stage, "sipp/register.xml", "/tmp/register.xml", USER=BORROWED, PASSWORD=borrowed)
+    put(stage, "sipp/phone.xml", "/tmp/phone.xml", USER=BORROWED)
+    sipp(stage, "/tmp/register.xml", PHONES, f"-p {SIPP_PORT + 1} -m 1")
+    stage.agents_out()
+    stage.lab.run(
+        FAREND,
+        "sh",
+        "-c",
+        f"cd /tmp && (sipp -sf phone.xml -i {PHONES} -mi {PHONES} -p {SIPP_PORT + 1} -m 1 -nostdin "
+        "-timeout 40 -timeout_error >sipp-phone.log 2>&1; echo $? >sipp-phone.rc) & rm -f /tmp/sipp-phone.rc",
+    )
+    ask_a_node(stage.cluster, stage.view(), BORROWED, "login", {"device": BORROWED})
+    (ident,) = stage.far.place("6100", "15551060")
+    until("SIPp's phone has answered", 12, lambda: _agent_up(stage, "15551060"), 0.1)
+    stage.far.order(ident, "hangup")
+    code = until("SIPp's phone was hung up on", 10, lambda: _read(stage, "/tmp/sipp-phone.rc"), 0.2)
+    assert code == "0", _read(stage, "/tmp/sipp-phone.log")
+
+
+def _agent_up(stage: Stage, caller: str) -> bool:
+    row = stage.edge_calls().get(caller)
+    return bool(row) and any(leg["role"] == "agent" and leg["state"] == "up" for leg in row["legs"].values())
+
+
+def _read(stage: Stage, path: str) -> str:
+    try:
+        return stage.lab.run(FAREND, "cat", path).strip()
+    except LabError:
+        return ""
+
+
+def test_sipp_cannot_claim_to_be_the_inside(stage: Stage, borrowed: str) -> None:
+    """The phone's password is right; its signed header is not, and says it is customer leg of a call."""
+    token = sign(LegToken(kind="resume", call="forged", leg="c", epoch="999999.1", did="6000"), b"guess")
+    put(
+        stage,
+        "sipp/forged-token.xml",
+        "/tmp/forged.xml",
+        USER=BORROWED,
+        PASSWORD=borrowed,
+        TOKEN=token,
+    )
+    sipp(stage, "/tmp/forged.xml", PHONES, f"-p {SIPP_PORT + 2} -m 1 -auth_uri '*99@{EDGE}:5060'")
+    assert "forged" not in {row["call"] for row in stage.edge_calls().values()}
+    assert not stage.view().calls
+
+
+def test_baresip_registers_and_takes_a_call(stage: Stage, borrowed: str) -> None:
+    values = {"USER": BORROWED, "PASSWORD": borrowed, "ADDRESS": PHONES, "PORT": "5095", "EDGE": EDGE}
+    put(stage, "baresip/config", "/tmp/baresip/config", **values)
+    put(stage, "baresip/accounts", "/tmp/baresip/accounts", **values)
+    script = (
+        "cd /tmp && rm -f baresip-heard.wav; touch baresip/contacts; "
+        "nohup baresip -f /tmp/baresip -t 45 >baresip.log 2>&1 </dev/null & echo $!"
+    )
+    pid = stage.lab.run(FAREND, "sh", "-c", script).strip()
+    try:
+        until("baresip is registered", 10, lambda: "200 OK" in _read(stage, "/tmp/baresip.log"), 0.2)
+        stage.agents_out()
+        ask_a_node(stage.cluster, stage.view(), BORROWED, "login", {"device": BORROWED})
+        (ident,) = stage.far.place("6100", "15551061")
+        until("baresip has answered", 12, lambda: _agent_up(stage, "15551061"), 0.1)
+        until("the customer hears baresip's tone", 8, lambda: stage.hearing_music([Pair(ident, "")]), 0.2)
+        stage.far.order(ident, "hangup")
+        until("baresip was hung up on", 8, lambda: not stage.edge_calls(), 0.1)
+    finally:
+        stage.lab.run(
+            FAREND, "sh", "-c", f"kill {pid} 2>/dev/null; sleep 0.5; kill -9 {pid} 2>/dev/null; true"
+        )
