@@ -289,14 +289,16 @@ class Run:
             ]
 
     def _double_owners(self) -> int:
-        """Calls that more than one node has a bridge for."""
+        """Calls that more than one node serves, by its app's word or by a bridge it still has."""
         nodes_of: dict[str, set[str]] = {}
         for node in NODES:
-            for bridge in self.stage.lab.bridges(node):
-                nodes_of.setdefault(bridge.split(".")[0], set()).add(node)
+            served = set(self.stage.node_http(node, "/v1/calls")["calls"])
+            served |= {bridge.split(".")[0] for bridge in self.stage.lab.bridges(node)}
+            for call in served:
+                nodes_of.setdefault(call, set()).add(node)
         ours = {pair.call for pair in self.pairs}
         double = {call: nodes for call, nodes in nodes_of.items() if call in ours and len(nodes) > 1}
-        self.left += [f"call {call} has bridges on {', '.join(sorted(n))}" for call, n in double.items()]
+        self.left += [f"call {call} is served by {', '.join(sorted(n))}" for call, n in double.items()]
         return len(double)
 
     def _act(self) -> None:

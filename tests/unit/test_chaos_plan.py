@@ -1,0 +1,112 @@
+"""What `ari-ha chaos run` makes of its options, and which host a fault strikes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from ari_ha.cli import chaos, lab
+from ari_ha.cli.chaos_judge import STATES
+from ari_ha.cli.chaos_run import MEND_AFTER_S, MOVING
+
+
+def test_everything_when_nothing_is_named() -> None:
+    plan = chaos.plan_of([], [], 10, "")
+    assert len(plan) == len(chaos.PLAN_FAULTS) * len(STATES)
+    assert ("asterisk-kill", "talking") in plan
+
+
+def test_commas_and_repetition_both_count() -> None:
+    plan = chaos.plan_of(["asterisk-kill,node-cut", "app-kill"], ["held"], 10, "")
+    assert plan == [("asterisk-kill", "held"), ("node-cut", "held"), ("app-kill", "held")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--fault", "meteor"],
+        ["--state", "asleep"],
+        ["--during", "lunch"],
+        ["--calls", "61"],
+        ["--calls", "0"],
+        ["--during", "hangup-agent", "--state", "queued"],
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_touched(arguments: list[str]) -> None:
+    app = Typer()
+    chaos.register(app)
+    result = CliRunner().invoke(app, ["chaos", "run", *arguments])
+    assert result.exit_code == 2
+
+
+def test_every_fault_of_the_plan_exists() -> None:
+    assert set(chaos.PLAN_FAULTS) <= set(lab.FAULTS)
+    assert set(MOVING) | set(MEND_AFTER_S) <= set(lab.FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "host"),
+    [
+        ("asterisk-kill", "ast1"),
+        ("edge-process-kill", "edge1"),
+        ("rtpengine-kill", "edge1"),
+        ("etcd-leader-kill", ""),
+    ],
+)
+def test_the_host_a_fault_strikes(fault: str, host: str) -> None:
+    assert lab.default_host(fault) == host
+
+
+class ScriptedLab(lab.Lab):
+    """Answers commands from a table instead of Docker."""
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def docker(self, *arguments: str, limit_s: float = 0, given: str | None = None) -> str:
+        text = " ".join(arguments)
+        self.asked.append(text)
+        return next((answer for words, answer in self.answers.items() if words in text), "")
+
+
+OWN_NETWORK = {
+    "NetworkMode": "ari-ha_core\n",
+    "ip -o link": "1: lo: x\n2: eth0@if7: y\n",
+    "hostname": "ast1\n",
+}
+
+
+def test_a_cut_says_when_and_can_be_mended() -> None:
+    scripted = ScriptedLab({**OWN_NETWORK, "nft -f": "1700000000.5\n"})
+    struck = scripted.node_cut("ast1")
+    assert struck.at == 1_700_000_000.5
+    assert struck.mend is not None
+    struck.mend()
+    assert f"nft delete table inet {lab.CUT_TABLE}" in scripted.asked[-1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"NetworkMode": "host\n"},
+        {"ip -o link": "1: lo: x\n2: eth0: physical\n"},
+        {"hostname": "somewhere-else\n"},
+    ],
+)
+def test_nothing_but_a_containers_own_network_is_ever_cut(wrong: dict[str, str]) -> None:
+    scripted = ScriptedLab({**OWN_NETWORK, **wrong})
+    with pytest.raises(lab.LabError, match="not cut"):
+        scripted.node_cut("ast1")
+    assert not any("nft -f" in asked for asked in scripted.asked)
+
+
+def test_the_leader_is_found_by_its_address() -> None:
+    statuses = [
+        {"Endpoint": f"https://172.30.2.2{n}:2379", "Status": {"leader": 8, "header": {"member_id": 6 + n}}}
+        for n in (1, 2, 3)
+    ]
+    assert ScriptedLab({"endpoint status": json.dumps(statuses)}).etcd_leader() == "etcd2"
