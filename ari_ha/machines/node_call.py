@@ -1,0 +1,420 @@
+"""One call on this node: who is on it, what it is doing, what comes next.
+
+Facts come from three sides: the edge (phones), Asterisk (channels) and the ACD
+(agents). Every method is the written answer to one of them; after each,
+`settle` brings Asterisk to what the call wants now.
+"""
+
+from __future__ import annotations
+
+from ari_ha.core.ids import PRIMARY_LEG
+from ari_ha.core.ports.store import Compare, KeyValue, Put
+from ari_ha.machines.acd_orders import AttemptWon, CallerQueued, CancelAttempt, QueueFull, StartAttempt
+from ari_ha.machines.node_asterisk import AsteriskSide, MediaWish
+from ari_ha.machines.node_call_base import CallBase, CallFacts
+from ari_ha.machines.node_dialling import Dialling
+from ari_ha.machines.node_model import (
+    DIALPLAN,
+    ENDED,
+    FEATURE,
+    HITLESS,
+    NORMAL,
+    OVER,
+    QUEUED,
+    RINGING,
+    SETUP,
+    TALKING,
+    THROUGH,
+    UP,
+    USER_BUSY,
+    Attempt,
+    Channel,
+    Leg,
+    Wanted,
+    failure_kind,
+)
+from ari_ha.machines.node_parts import Parts
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import RecordValue
+
+QUEUE_ANSWER_LIMIT_S = 0.5
+"""The caller is answered after this even when his place is not confirmed."""
+WON_LIMIT_S = 1.0
+"""An agent who answered and of whom the ACD says nothing is connected after this."""
+RECOVERED_PRIORITY = 100
+"""Added to the priority of a caller whose agent was lost with a node."""
+RETIRED_LIMIT_S = 3.0
+"""The edge ends the dialogs of an earlier epoch; we do when it has not by then."""
+
+
+class NodeCall(CallBase):
+    """See the module."""
+
+    def __init__(self, parts: Parts, facts: CallFacts) -> None:
+        super().__init__(parts, facts)
+        self.media = MediaWish(parts.context, self, THROUGH)
+        self.media.on_limit = self.touch
+        self.asterisk = AsteriskSide(parts.context, self, self.media)
+        self.dialling = Dialling(parts, self)
+        self.lent: RecordValue | None = None
+        """The record as the ACD writes it in its own transaction."""
+        self.lent_refused = False
+        self.retired: list[str] = []
+        """Channels of an earlier epoch on this same node; ended when this one is whole."""
+
+    # --- what Asterisk should be doing ---------------------------------------------
+
+    def settle(self) -> None:
+        """Brings Asterisk to what is wanted."""
+        self.asterisk.settle()
+
+    def quiet(self) -> bool:
+        """A call that is over, or in the dialplan's hands, wants nothing."""
+        return self.stage in (OVER, DIALPLAN)
+
+    def wanted(self) -> Wanted:
+        """What Asterisk should be doing now."""
+        wanted = Wanted(media=THROUGH)
+        if self.stage != SETUP:
+            wanted.answer = tuple(
+                leg.leg
+                for leg in self.living()
+                if leg.channel is not None and not leg.channel.answered and not leg.channel.dialled
+            )
+        talking = self.talking() if self.stage == TALKING else []
+        if len(talking) >= 2:
+            wanted.bridge = tuple(leg.leg for leg in talking)
+            wanted.music = {
+                leg.leg: self.music
+                for leg in talking
+                if not leg.held and any(other.held for other in talking if other is not leg)
+            }
+            if len(talking) == 2 and self.media_policy == HITLESS:
+                wanted.media = HITLESS
+        elif self.stage in (QUEUED, TALKING):
+            customer = self.legs.get(PRIMARY_LEG)
+            if customer is not None and customer.joined:
+                wanted.music = {PRIMARY_LEG: self.music}
+        return wanted
+
+    def satisfied(self, wanted: Wanted) -> None:
+        """Asterisk does what was wanted: the edge is told, and may move the media."""
+        self.asterisk.succeeded()
+        there = tuple(leg.leg for leg in self.living() if leg.channel is not None and leg.channel.up)
+        if there and there != self.bridged_said and self.stage in (QUEUED, TALKING, FEATURE):
+            self.bridged_said = there
+            self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=list(there)))
+        if there and self.stage in (QUEUED, TALKING):
+            self.media.ask(wanted.media)
+        if self.recovering and there:
+            self.recovering = False
+            self.parts.acd.call_recovered(self.call)
+            self.note("whole again", legs=",".join(there))
+            self.parts.context.after(f"retired/{self.call}", RETIRED_LIMIT_S, self._end_retired)
+
+    def _end_retired(self) -> None:
+        for channel in self.retired:
+            self.parts.context.hang_up(channel)
+        self.retired.clear()
+
+    def channel_missing(self, leg: str) -> None:
+        """Asterisk has no such channel: its end was missed."""
+        found = self.legs.get(leg)
+        if found is not None and found.channel is not None:
+            self.channel_gone(found, 0, 0)
+
+    # --- the queue -----------------------------------------------------------------
+
+    def enter_queue(self, queue: str, media: str) -> None:
+        """A new caller for ``queue``."""
+        context = self.parts.context
+        config = self.parts.queue(queue)
+        self.queue, self.entered = queue, context.utc
+        self.media_policy = media or (config.media if config else HITLESS)
+        self.music = config.moh if config else self.music
+        value = self.record_value(QUEUED)
+        puts, compares = self._lend(value)
+        context.after(f"queued/{self.call}", QUEUE_ANSWER_LIMIT_S, self._queued)
+        self.parts.acd.caller_enters(
+            self.call, queue, self.entered, self.queue_priority, self.caller, puts, compares
+        )
+
+    def caller_queued(self, order: CallerQueued) -> None:
+        """The caller has his place."""
+        self.give_back(order.revision)
+        self._queued()
+
+    def _queued(self) -> None:
+        self.parts.context.cancel(f"queued/{self.call}")
+        if self.stage == SETUP:
+            self.stage = QUEUED
+            self.answered = self.answered or self.parts.context.utc
+            self.note("queued", queue=self.queue)
+            self.touch()
+
+    def queue_full(self, order: QueueFull) -> None:
+        """The queue does not take the caller."""
+        self.give_back(0)
+        self.parts.context.cancel(f"queued/{self.call}")
+        if self.stage not in (SETUP, QUEUED):
+            return
+        self.parts.context.count("node_callers_turned_away", why=order.why)
+        if order.why != "full":
+            self.note(
+                f"no queue {order.queue!r} is configured: the dialplan serves the caller", level="error"
+            )
+            self.to_dialplan(order.why)
+        elif order.action in ("", "busy"):
+            self.note("queue full", queue=order.queue)
+            self.end_leg(self.legs[PRIMARY_LEG], USER_BUSY, "queue full")
+            self.over("queue full")
+        else:
+            self.note("queue full", queue=order.queue, extension=order.action)
+            self.to_dialplan(order.why, self.context_name, order.action)
+
+    def _lend(self, value: RecordValue) -> tuple[tuple[Put, ...], tuple[Compare, ...]]:
+        puts, compares = self.parts.records.lend(self.call, value)
+        self.lent, self.lent_refused = (value if puts else None), False
+        return puts, compares
+
+    def puts_refused(self, current: tuple[KeyValue, ...]) -> None:
+        """Our record was not in the ACD's transaction."""
+        self.lent_refused = True
+        self.parts.records.refused_by_acd(self.call, current)
+
+    def give_back(self, revision: int) -> None:
+        """The ACD is done with the record it was lent."""
+        value, refused = self.lent, self.lent_refused
+        self.lent, self.lent_refused = None, False
+        if value is not None:
+            self.parts.records.given_back(self.call, value, 0 if refused else revision)
+
+    # --- attempts ------------------------------------------------------------------
+
+    def start_attempt(self, order: StartAttempt) -> None:
+        """The ACD wants an agent rung for this caller."""
+        attempt = order.attempt.attempt
+        known = self.attempts.get(attempt)
+        if self.stage not in (SETUP, QUEUED):
+            self.note("attempt not begun: the caller does not wait", attempt=attempt, stage=self.stage)
+            return
+        if known is not None and (leg := self.legs.get(known.leg)) is not None and leg.alive:
+            return
+        self.dialling.begin(order)
+
+    def cancel_attempt(self, order: CancelAttempt) -> None:
+        """The ACD has given the attempt up (its own part is done)."""
+        if order.why == "lost":
+            self.give_back(0)
+        attempt = self.attempts.get(order.attempt)
+        if attempt is None or attempt.state == ENDED:
+            return
+        attempt.state, attempt.outcome = ENDED, order.why
+        leg = self.legs.get(attempt.leg)
+        self.note("attempt given up", attempt=attempt.attempt, agent=attempt.agent, why=order.why)
+        if leg is not None and leg.alive:
+            self.end_leg(leg, NORMAL, order.why)
+        self.save()
+
+    def attempt_won(self, order: AttemptWon) -> None:
+        """The agent has the caller: connect them."""
+        self.give_back(order.revision)
+        attempt = self.attempts.get(order.attempt)
+        leg = self.legs.get(attempt.leg) if attempt else None
+        if attempt is None or leg is None or not leg.alive or self.stage == OVER:
+            self.note("won attempt has no leg any more", attempt=order.attempt)
+            self.parts.acd.conversation_ended(self.call, order.agent, "lost")
+            if self.stage == QUEUED:
+                self.requeue("the agent was gone before the caller was there")
+            return
+        self._connect(leg, attempt, order.certain)
+
+    def _connect(self, leg: Leg, attempt: Attempt, certain: bool) -> None:
+        self.parts.context.cancel(f"won/{self.call}")
+        attempt.state = "answered"
+        if self.stage != TALKING:
+            self.stage = TALKING
+            self.note("talking", agent=attempt.agent, leg=leg.leg, certain=certain)
+        self.touch()
+
+    def _connect_anyway(self, leg: Leg, attempt: Attempt) -> None:
+        """The ACD said nothing: certainty lost never keeps people apart."""
+        if leg.state == UP and leg.alive and self.stage in (SETUP, QUEUED):
+            self.note("connected without the ACD's word", level="warning", attempt=attempt.attempt)
+            self.give_back(0)
+            self._connect(leg, attempt, False)
+
+    def requeue(self, why: str) -> None:
+        """The caller waits again, before those who came after him."""
+        self.note("waits again, first in the queue", why=why)
+        self.stage = QUEUED
+        self.queue_priority += RECOVERED_PRIORITY
+        self.parts.acd.caller_enters(self.call, self.queue, self.entered, self.queue_priority, self.caller)
+        self.save()
+        self.touch()
+
+    def leg_rings(self, leg: Leg) -> None:
+        """The agent's phone rings."""
+        if leg.state not in ("trying", RINGING):
+            return
+        leg.state = RINGING
+        attempt = self.attempts.get(leg.attempt)
+        if attempt is not None and attempt.state == "intent":
+            attempt.state = RINGING
+            self.parts.acd.attempt_ringing(attempt.attempt)
+
+    def leg_answered(self, leg: Leg) -> None:
+        """The agent's phone was answered."""
+        if leg.state not in ("trying", RINGING):
+            return
+        leg.state = UP
+        self.touch()
+        attempt = self.attempts.get(leg.attempt)
+        if attempt is None:
+            self.stage = TALKING if self.stage in (SETUP, QUEUED) else self.stage
+            return
+        if attempt.state in ("answered", ENDED):
+            return
+        attempt.state = "answered"
+        value = self.record_value(TALKING)
+        self.parts.acd.attempt_answered(attempt.attempt, *self._lend(value))
+        self.parts.context.after(f"won/{self.call}", WON_LIMIT_S, lambda: self._connect_anyway(leg, attempt))
+
+    def leg_failed(self, leg: Leg, kind: str) -> None:
+        """An unanswered agent's leg came to nothing."""
+        leg.state = ENDED
+        self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
+        attempt = self.attempts.get(leg.attempt)
+        if attempt is None or attempt.state == ENDED:
+            return
+        attempt.state, attempt.outcome = ENDED, kind
+        self.note("attempt failed", attempt=attempt.attempt, agent=attempt.agent, kind=kind)
+        self.parts.acd.attempt_failed(attempt.attempt, kind)
+        self.save()
+
+    # --- phones, as the edge sees them ---------------------------------------------
+
+    def phone_gone(self, leg: Leg, frame: link.LegGone) -> None:
+        """The edge's word: this leg ended and will not come back."""
+        if not leg.alive:
+            return
+        self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
+        leg.by = frame.by or "phone"
+        if leg.leg == PRIMARY_LEG:
+            self._caller_gone(leg)
+            return
+        was, leg.state = leg.state, ENDED
+        self.hang_up_later(leg)
+        if was == UP and self.stage == TALKING:
+            self._agent_gone(leg)
+            return
+        leg.state = was
+        if was == UP:
+            kind = "reject"  # answered and hung up before the caller was there
+        elif frame.by == "timeout":
+            kind = "no-answer"
+        elif frame.by in ("edge", "app"):
+            kind = "canceled"
+        else:
+            cause = int(frame.cause) if frame.cause.isdigit() else 0
+            kind = failure_kind(frame.status, cause, by_phone=True)
+        self.leg_failed(leg, kind)
+
+    def _caller_gone(self, leg: Leg) -> None:
+        """The edge ends every other leg by itself."""
+        leg.state = ENDED
+        why = "abandoned" if self.stage in (SETUP, QUEUED) else "ended by the caller"
+        self.note("the caller is gone", by=leg.by, stage=self.stage)
+        for other in self.living():
+            if other.state == UP and self.stage == TALKING:
+                self.parts.acd.conversation_ended(self.call, other.agent, "caller")
+                other.by = "edge"
+                other.state = ENDED
+            elif not other.attempt:
+                other.state = ENDED
+        self.over(why)
+
+    def _agent_gone(self, leg: Leg) -> None:
+        """The agent hung up: the conversation is over, and with it the call."""
+        self.note("the agent is gone", agent=leg.agent, by=leg.by)
+        self.parts.acd.conversation_ended(self.call, leg.agent, "agent")
+        if len(self.talking()) >= 2:
+            self.save()
+            self.touch()
+            return
+        for other in self.living():
+            self.end_leg(other, NORMAL, "the other side hung up")
+        self.over("ended by the agent")
+
+    def phone_held(self, leg: Leg, held: bool) -> None:
+        """A phone put its far end on hold, or took it back."""
+        if leg.held == held or not leg.alive:
+            return
+        leg.held = held
+        self.note("held" if held else "taken back", leg=leg.leg)
+        if leg.agent and self.stage == TALKING:
+            self.parts.acd.conversation_hold(self.call, leg.agent, held)
+        self.save()
+        self.touch()
+
+    # --- channels, as Asterisk sees them -------------------------------------------
+
+    def channel_came(self, leg: Leg, channel: Channel) -> None:
+        """The leg has this channel now."""
+        leg.channel = channel
+        self.parts.index(channel.id, self, leg.leg)
+        self.touch()
+
+    def channel_up(self, leg: Leg) -> None:
+        """Asterisk says the channel is up."""
+        if leg.channel is None:
+            return
+        leg.channel.up = leg.channel.answered = True
+        if leg.channel.dialled:
+            self.leg_answered(leg)
+        self.touch()
+
+    def channel_gone(self, leg: Leg, status: int, cause: int) -> None:
+        """Asterisk has destroyed the channel."""
+        channel, leg.channel = leg.channel, None
+        if channel is not None:
+            self.parts.unindex(channel.id)
+        if not leg.alive or self.stage == OVER:
+            self.finish_if_empty()
+        elif self.stage == DIALPLAN and leg.leg == PRIMARY_LEG:
+            self.end_leg(leg, NORMAL, "the dialplan has ended")
+            self.over("ended in the dialplan")
+        elif channel is not None and channel.dialled and leg.state in ("trying", RINGING):
+            self._dial_ended(leg, status, cause)
+        else:
+            self._lost(leg, cause)
+
+    def _dial_ended(self, leg: Leg, status: int, cause: int) -> None:
+        """An unanswered leg failed. The edge's own word, if there is one, says more."""
+        if status < 400 and cause in (0, 16):
+            self._lost(leg, cause)
+            return
+        kind = failure_kind(status, cause, by_phone=False)
+
+        def no_more_words() -> None:
+            if leg.alive:
+                self.leg_failed(leg, kind)
+                self.touch()
+
+        name = f"lost/{self.call}/{leg.leg}"
+        self.parts.context.after(name, self.parts.context.timings.refusal_grace_s, no_more_words)
+
+    def _lost(self, leg: Leg, cause: int) -> None:
+        """Nobody announced this end: the edge keeps the phone and makes the leg again,
+        here or elsewhere, or it tells us that the person hung up."""
+        context = self.parts.context
+        self.note("channel went away unannounced", level="warning", leg=leg.leg, cause=cause)
+        context.count("node_legs_lost")
+        name, limit_s = f"lost/{self.call}/{leg.leg}", context.timings.lost_leg_limit_s
+
+        def give_up() -> None:
+            if leg.alive and leg.channel is None:
+                self.parts.give_up(self, leg.leg, "leg lost")
+
+        context.after(name, limit_s, give_up)
+        self.touch()

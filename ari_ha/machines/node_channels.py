@@ -1,0 +1,457 @@
+"""What Asterisk says: channels that come and go, its snapshot, its leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.ports.ari import AriDown, AriRefusedUs, AriSnapshot
+from ari_ha.machines.node_call import NodeCall
+from ari_ha.machines.node_call_base import CallFacts
+from ari_ha.machines.node_core import NodeCore
+from ari_ha.machines.node_features import begin_feature
+from ari_ha.machines.node_model import (
+    DIALPLAN,
+    RINGING,
+    UNKNOWN_MUSIC,
+    UP,
+    Channel,
+    ChannelName,
+    Leg,
+    parse_bridge_id,
+)
+from ari_ha.machines.node_resume import Arriving
+from ari_ha.wire import ari, link
+from ari_ha.wire.token import BadToken, LegToken, verify
+
+KINDS = ("trunk", "agent", "resume")
+UP_STATE = "Up"
+REFUSE_CAUSE = 34
+"""Congestion becomes 503: the edge asks another node."""
+HANGUP, DESTROY = "channels.hangup", "bridges.destroy"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A channel that entered the app, read from the dialplan's arguments."""
+
+    channel: ari.Channel
+    token: LegToken
+    epoch: Epoch
+    kind: str
+    verb: tuple[str, ...]
+
+
+class Channels:
+    """The Asterisk side of `NodeMachine`."""
+
+    def __init__(self, core: NodeCore, on_state: Callable[[], None], on_hello: Callable[[], None]) -> None:
+        self._core = core
+        self._context = core.context
+        self._on_state = on_state
+        self._on_hello = on_hello
+        self._suspects: dict[str, set[str]] = {HANGUP: set(), DESTROY: set()}
+        """Channels and bridges without a call, seen once."""
+        self._first = True
+
+    # --- events --------------------------------------------------------------------
+
+    def event(self, event: Any) -> None:
+        """One event of the websocket. Those not named here change nothing."""
+        match event:
+            case ari.StasisStart(channel=channel, args=args):
+                self._entered(channel, args)
+            case ari.ChannelStateChange(channel=channel):
+                self._state(channel)
+            case ari.ChannelDestroyed(channel=channel, cause=cause, tech_cause=status):
+                self._destroyed(channel.id, status, cause)
+            case ari.ChannelEnteredBridge(bridge=bridge, channel=channel) if channel is not None:
+                self._bridged(channel.id, bridge.id)
+            case ari.ChannelLeftBridge(bridge=bridge, channel=channel):
+                self._left(channel.id, bridge.id)
+            case ari.BridgeDestroyed(bridge=bridge):
+                self._bridge_gone(bridge.id)
+            case ari.ChannelDtmfReceived(channel=channel, digit=digit):
+                self._digit(channel.id, digit)
+            case ari.RawEvent(type=name):
+                self._context.count("node_ari_events_unknown", type=name[:40])
+
+    def _find(self, channel: str) -> tuple[NodeCall, Leg] | None:
+        found = self._core.by_channel.get(channel)
+        call = self._core.calls.get(found[0]) if found else None
+        leg = call.legs.get(found[1]) if call and found else None
+        if call is None or leg is None or leg.channel is None or leg.channel.id != channel:
+            return None
+        return call, leg
+
+    def _arriving(self, channel: str) -> tuple[Arriving, str] | None:
+        found = self._core.by_channel.get(channel)
+        arriving = self._core.resumes.by_call.get(found[0]) if found else None
+        if arriving is None or found is None or found[1] not in arriving.channels:
+            return None
+        return (arriving, found[1]) if arriving.channels[found[1]].id == channel else None
+
+    def _state(self, channel: ari.Channel) -> None:
+        if found := self._find(channel.id):
+            call, leg = found
+            if channel.state == UP_STATE:
+                call.channel_up(leg)
+            elif channel.state == "Ringing" and leg.channel and leg.channel.dialled:
+                call.leg_rings(leg)
+        elif arriving := self._arriving(channel.id):
+            one, name = arriving
+            if channel.state == UP_STATE:
+                one.channels[name].up = one.channels[name].answered = True
+                if one.channels[name].dialled:
+                    one.facts[name] = UP
+
+    def _destroyed(self, channel: str, status: int, cause: int) -> None:
+        self._suspects[HANGUP].discard(channel)
+        if found := self._find(channel):
+            call, leg = found
+            call.channel_gone(leg, status, cause)
+        elif arriving := self._arriving(channel):
+            one, name = arriving
+            del one.channels[name]
+        self._core.by_channel.pop(channel, None)
+
+    def _bridged(self, channel: str, bridge: str) -> None:
+        if (found := self._find(channel)) and found[1].channel:
+            found[1].channel.bridge = bridge
+
+    def _left(self, channel: str, bridge: str) -> None:
+        """Not asked for by us it is asked back; asked for, it is what we know already."""
+        if (found := self._find(channel)) and found[1].channel and found[1].channel.bridge == bridge:
+            found[1].channel.bridge = ""
+            found[0].touch()
+
+    def _bridge_gone(self, bridge: str) -> None:
+        parsed = parse_bridge_id(bridge)
+        call = self._core.calls.get(parsed[0]) if parsed else None
+        if call is not None and call.asterisk.bridge == bridge:
+            call.asterisk.bridge_exists = False
+            call.touch()
+
+    def _digit(self, channel: str, digit: str) -> None:
+        if found := self._find(channel):
+            call, leg = found
+            self._context.count("node_digits_heard")
+            call.say(link.DigitHeard(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit))
+
+    # --- entering ------------------------------------------------------------------
+
+    def _entered(self, channel: ari.Channel, args: Sequence[str]) -> None:
+        name = ChannelName.parse(channel.id)
+        if name is not None:
+            self._dialled_channel(channel, name)
+            return
+        entry = self._read(channel, args)
+        if entry is None:
+            return
+        if entry.kind == "resume":
+            self._resume_leg(entry)
+        else:
+            self._new_call(entry)
+
+    def _dialled_channel(self, channel: ari.Channel, name: ChannelName) -> None:
+        """A channel of ours: known, or of a call that is not here any more."""
+        if self._find(channel.id) is None and self._arriving(channel.id) is None:
+            self._context.note(
+                f"call/{name.call}", "a channel of ours without a call", level="warning", channel=channel.id
+            )
+            self._context.count("node_channels_orphaned")
+            self._context.hang_up(channel.id)
+        else:
+            self._state(channel)
+
+    def _read(self, channel: ari.Channel, args: Sequence[str]) -> Entry | None:
+        """Who this is, by the edge's signed word; None: a stranger, sent back."""
+        if args and args[0] in KINDS:
+            text, verb, said = (args[1] if len(args) > 1 else ""), tuple(args[2:]), args[0]
+        else:
+            text, verb, said = str(channel.channelvars.get("HA_TOKEN", "")), tuple(args), ""
+        try:
+            token = verify(text, self._core.config.header_key)
+            epoch = Epoch.parse(token.epoch)
+            if not token.call or not token.leg or token.kind not in KINDS:
+                raise BadToken(f"not for a node: {token.kind!r}")
+        except ValueError as error:
+            why = "no token" if not text else "bad token"
+            self._context.note(
+                "node", "a call that no edge vouches for: back to the dialplan", level="warning",
+                channel=channel.name, extension=channel.dialplan.exten, why=f"{why}: {error}",
+            )  # fmt: skip
+            self._context.count("node_foreign_calls", why=why)
+            self._context.ari(
+                f"hangup/{channel.id}", "channels.continueInDialplan", {"channelId": channel.id}
+            )
+            return None
+        return Entry(channel, token, epoch, said or token.kind, tuple(v for v in verb if v))
+
+    def _new_call(self, entry: Entry) -> None:
+        core, token, channel = self._core, entry.token, entry.channel
+        known = core.calls.get(token.call)
+        if known is not None and known.epoch == entry.epoch:
+            leg = known.legs.get(PRIMARY_LEG)
+            if known.stage == DIALPLAN and leg and leg.channel and leg.channel.id == channel.id:
+                known.note("back from the dialplan", verb=",".join(entry.verb))
+                known.stage = "setup"
+                self._carry_out(known, entry)
+                return
+        arriving = core.resumes.by_call.get(token.call)
+        newest = max(known.epoch if known else Epoch(0, 0), arriving.epoch if arriving else Epoch(0, 0))
+        if entry.epoch <= newest or entry.kind == "resume":
+            self._turn_away(entry, "stale")
+            return
+        if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:
+            self._turn_away(entry, "full")
+            return
+        if known is not None:
+            core.drop(known, f"superseded by epoch {entry.epoch}")
+        call = self._make(entry)
+        self._carry_out(call, entry)
+
+    def _turn_away(self, entry: Entry, why: str) -> None:
+        self._context.note(
+            f"call/{entry.token.call}", "channel not taken", level="warning", why=why, epoch=entry.token.epoch
+        )
+        self._context.count("node_channels_turned_away", why=why)
+        self._context.hang_up(entry.channel.id, REFUSE_CAUSE)
+
+    def _make(self, entry: Entry) -> NodeCall:
+        token, channel, context = entry.token, entry.channel, self._context
+        facts = CallFacts(
+            call=token.call, epoch=entry.epoch, caller=token.caller or channel.caller.number, did=token.did,
+            verb=(entry.kind, *entry.verb) if entry.kind == "agent" else entry.verb,
+            context=channel.dialplan.context, extension=channel.dialplan.exten,
+            priority=channel.dialplan.priority, started=context.utc,
+        )  # fmt: skip
+        call = NodeCall(self._core, facts)
+        role = "customer" if entry.kind == "trunk" else "user"
+        leg = call.add_leg(Leg(token.leg, role, state=UP))
+        up = channel.state == UP_STATE
+        leg.channel = Channel(channel.id, up=up, answered=up)
+        self._core.records.open(call.call)
+        self._core.begin(call)
+        call.note(
+            f"new {entry.kind} call", caller=facts.caller, did=facts.did, verb=",".join(entry.verb),
+            epoch=facts.epoch,
+        )  # fmt: skip
+        context.count("node_calls_started", kind=entry.kind)
+        return call
+
+    def _carry_out(self, call: NodeCall, entry: Entry) -> None:
+        """What the dialplan asked for."""
+        if entry.kind == "agent" and entry.token.did.startswith("*"):
+            begin_feature(call, entry.token)
+            return
+        match entry.verb:
+            case ("queue", name, *_):
+                call.enter_queue(name, "")
+            case ("through", name, *_):
+                call.enter_queue(name, "through")
+            case _:
+                text = ",".join(entry.verb) or "nothing"
+                call.note(f"the dialplan asks for {text!r}, which this app does not do", level="error")
+                self._context.count("node_verbs_unknown")
+                call.to_dialplan("unknown verb")
+
+    # --- moved calls ---------------------------------------------------------------
+
+    def _resume_leg(self, entry: Entry) -> None:
+        core, token = self._core, entry.token
+        known, arriving = core.calls.get(token.call), core.resumes.by_call.get(token.call)
+        newest = max(known.epoch if known else Epoch(0, 0), arriving.epoch if arriving else Epoch(0, 0))
+        if entry.epoch < newest or (known is not None and entry.epoch == known.epoch):
+            self._turn_away(entry, "stale")
+            return
+        retired = core.supersede(token.call) if known is not None else []
+        channel = Channel(entry.channel.id, up=entry.channel.state == UP_STATE)
+        channel.answered = channel.up
+        core.by_channel[channel.id] = (token.call, token.leg)
+        if not channel.up:
+            self._answer(channel, token.call)
+        arriving = core.resumes.takeover(token, entry.epoch, channel)
+        arriving.retired += retired
+        core.resumes.look(arriving)
+
+    def _answer(self, channel: Channel, call: str) -> None:
+        """At once: nothing is known yet, and nothing else need be for that."""
+
+        def told(outcome: Outcome) -> None:
+            if isinstance(outcome, Done):
+                channel.up = channel.answered = True
+                if found := self._core.calls.get(call):
+                    found.touch()
+
+        self._context.ari(f"answer/{channel.id}", "channels.answer", {"channelId": channel.id}, told)
+
+    # --- snapshot ------------------------------------------------------------------
+
+    def snapshot(self, event: AriSnapshot) -> None:
+        """What Asterisk has, after every (re)connect."""
+        state = self._context.ari_state
+        if state.incarnation and state.incarnation != event.incarnation:
+            self._gone("restarted")
+        new_life = state.incarnation != event.incarnation
+        state.up, state.incarnation = True, event.incarnation
+        state.missing, state.trouble, state.word = tuple(event.missing_modules), "", "up"
+        if event.missing_modules:
+            names = " ".join(event.missing_modules)
+            self._context.note(
+                "node", "Asterisk lacks modules: load them in modules.conf", level="error", modules=names
+            )
+        if new_life:
+            self._core.acd.asterisk_started(event.incarnation)
+            self._on_hello()
+        self._compare(event)
+        self._context.note(
+            "node", "Asterisk is up", incarnation=event.incarnation, channels=len(event.channels),
+            calls=len(self._core.calls), taken_up=len(self._core.resumes.by_call),
+        )  # fmt: skip
+        self._first = False
+        self._on_state()
+        self._arm_sweep()
+
+    def _compare(self, event: AriSnapshot) -> None:
+        """Channels we know and that are gone; channels we missed; who is in a bridge."""
+        present = {channel.id: channel for channel in event.channels}
+        members = {c: bridge.id for bridge in event.bridges for c in bridge.channels}
+        bridges = {bridge.id for bridge in event.bridges}
+        for ident in [c for c in self._core.by_channel if c not in present]:
+            self._destroyed(ident, 0, 0)
+        for call in self._core.calls.values():
+            call.asterisk.bridge_exists = call.asterisk.bridge in bridges
+            for leg in call.living():
+                if leg.channel is not None:
+                    leg.channel.bridge = members.get(leg.channel.id, "")
+            call.touch()
+        for channel in event.channels:
+            if channel.id in self._core.by_channel:
+                self._state(channel)
+            elif self._first:
+                self._adopt(channel, members.get(channel.id, ""))
+            elif self._ours(channel):
+                self._entered(channel, channel.dialplan.app_data.split(",")[1:])
+        for arriving in list(self._core.resumes.by_call.values()):
+            self._core.resumes.look(arriving)
+
+    def _ours(self, channel: ari.Channel) -> bool:
+        where = channel.dialplan
+        return where.app_name == "Stasis" and where.app_data.partition(",")[0] == self._core.config.app
+
+    def _adopt(self, channel: ari.Channel, bridge: str) -> None:
+        """A channel found at our own start: nothing is dropped, its call is rebuilt."""
+        name = ChannelName.parse(channel.id)
+        entry = None
+        if name is None:
+            if not self._ours(channel):
+                return
+            entry = self._read(channel, channel.dialplan.app_data.split(",")[1:])
+            if entry is None:
+                return
+            call, leg, epoch = entry.token.call, entry.token.leg, entry.epoch
+        else:
+            call, leg, epoch = name
+        arriving = self._core.resumes.adopt(call, epoch)
+        if arriving.epoch != epoch:
+            self._suspects[HANGUP].add(channel.id)
+            return
+        up = channel.state == UP_STATE
+        ringing = (entry is not None and entry.token.facts.get(leg) == RINGING and not bridge) or not up
+        arriving.facts[leg] = RINGING if ringing and leg != PRIMARY_LEG else UP
+        arriving.channels[leg] = Channel(
+            channel.id, up=up, answered=up or name is not None, bridge=bridge, music=UNKNOWN_MUSIC,
+            dialled=name is not None,
+        )  # fmt: skip
+        self._core.by_channel[channel.id] = (call, leg)
+        if entry is not None and leg == PRIMARY_LEG:
+            arriving.caller, arriving.did = entry.token.caller, entry.token.did
+            arriving.verb, arriving.context = entry.verb, channel.dialplan.context
+
+    def down(self, event: AriDown) -> None:
+        """The connection is gone; perhaps Asterisk is."""
+        state = self._context.ari_state
+        state.up = False
+        state.trouble = event.reason
+        state.word = "gone" if event.process_gone else "silent"
+        self._context.note(
+            "node", "Asterisk is away", level="warning", reason=event.reason, gone=event.process_gone
+        )
+        if event.process_gone:
+            self._gone(event.reason)
+        self._on_state()
+
+    def _gone(self, reason: str) -> None:
+        state = self._context.ari_state
+        if state.incarnation:
+            frame = link.AsteriskGone(incarnation=state.incarnation, reason=reason)
+            for peer in self._context.links:
+                self._context.tell(peer, frame)
+        self._context.note(
+            "node", "this life of Asterisk is over", level="warning", calls=len(self._core.calls),
+            incarnation=state.incarnation, reason=reason,
+        )  # fmt: skip
+        state.incarnation = ""
+        self._core.forget_all()
+        for suspects in self._suspects.values():
+            suspects.clear()
+
+    def refused_us(self, event: AriRefusedUs) -> None:
+        """Asterisk answers and does not want us: people must change something."""
+        state = self._context.ari_state
+        state.up, state.trouble, state.word = False, event.advice, "refuses us"
+        self._context.note("node", "ARI refuses us", level="error", status=event.status, advice=event.advice)
+        self._on_state()
+
+    # --- leftovers -----------------------------------------------------------------
+
+    def _arm_sweep(self) -> None:
+        self._context.after("sweep", self._context.timings.sweep_every_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Channels and bridges of ours that belong to no call: ended when seen twice."""
+        if not self._context.ari_state.up:
+            return
+        self._arm_sweep()
+        self._context.ari("sweep", "channels.list", {}, self._channels_listed)
+        self._context.ari("sweep", "bridges.list", {}, self._bridges_listed)
+
+    def _channels_listed(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, Done):
+            return
+        known = set(self._core.by_channel)
+        for call in self._core.calls.values():
+            known.update(call.retired)
+        for arriving in self._core.resumes.by_call.values():
+            known.update(arriving.retired)
+        lost = {
+            channel.id
+            for channel in outcome.value
+            if channel.id not in known and (ChannelName.parse(channel.id) or self._ours(channel))
+        }
+        self._end_suspects(lost, HANGUP, "channelId")
+
+    def _bridges_listed(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, Done):
+            return
+        lost = set()
+        for bridge in outcome.value:
+            parsed = parse_bridge_id(bridge.id)
+            if parsed is None or bridge.name != parsed[0]:
+                continue
+            call = self._core.calls.get(parsed[0])
+            arriving = parsed[0] in self._core.resumes.by_call
+            if not arriving and (call is None or call.asterisk.bridge != bridge.id):
+                lost.add(bridge.id)
+        self._end_suspects(lost, DESTROY, "bridgeId")
+
+    def _end_suspects(self, lost: set[str], operation: str, param: str) -> None:
+        for ident in lost & self._suspects[operation]:
+            self._context.note("node", "orphan ended", level="warning", what=ident, by=operation)
+            self._context.count("node_orphans_ended", operation=operation)
+            self._context.ari(f"hangup/{ident}", operation, {param: ident})
+        self._suspects[operation] = lost - self._suspects[operation]

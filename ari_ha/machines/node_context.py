@@ -1,0 +1,200 @@
+"""What all parts of the node machine share: the effects being gathered, timers,
+continuations that wait for an outcome, and the links."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Count, Done, Effect, Note, Outcome, OutcomeOf
+from ari_ha.core.ports.ari import AriCall
+from ari_ha.core.ports.link import SendLink
+from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.machines.node_config import NodeConfig
+from ari_ha.wire.keyspace import Keys
+from ari_ha.wire.link import EdgeCalls
+
+Then = Callable[[Outcome], None]
+ARI_LIMIT_S = 2.0
+STORE_LIMIT_S = 2.0
+
+
+@dataclass(slots=True)
+class EdgeLink:
+    """One edge that has a link to us."""
+
+    peer: str
+    vip: str = ""
+    sip: str = ""
+    hello: bool = False
+    calls: EdgeCalls | None = None
+    """Its last list of the calls we serve; None until it has sent one."""
+    calls_at: float = 0.0
+    opened: float = 0.0
+
+
+@dataclass(slots=True)
+class AriState:
+    """What is known of our Asterisk."""
+
+    up: bool = False
+    incarnation: str = ""
+    missing: tuple[str, ...] = ()
+    trouble: str = "not connected yet"
+    word: str = "gone"
+    """For people: up, silent, gone."""
+    adopting: bool = False
+    """After our own start: calls found in Asterisk are still being rebuilt."""
+
+
+class NodeContext:
+    """Shared by the node's parts; owned by `NodeMachine`."""
+
+    def __init__(self, config: NodeConfig, new_id: Callable[[], str], rand: Callable[[], float]) -> None:
+        self.config = config
+        self.timings = config.timings
+        self.keys = Keys(config.cluster)
+        self.new_id = new_id
+        self.rand = rand
+        self.now = 0.0
+        self.cause = ""
+        self.utc_offset_s: float | None = None
+        self.ari_state = AriState()
+        self.store_ok = False
+        self.links: dict[str, EdgeLink] = {}
+        self._out: list[Effect] = []
+        self._then: dict[str, Then] = {}
+        self._serial = 0
+        self._timers: list[tuple[float, int, str]] = []
+        self._armed: dict[str, tuple[int, Callable[[], None]]] = {}
+
+    @property
+    def utc(self) -> float:
+        """UTC seconds now; 0 before the first word about the time."""
+        return self.now + self.utc_offset_s if self.utc_offset_s is not None else 0.0
+
+    @property
+    def me(self) -> str:
+        """``name#incarnation``."""
+        return f"{self.config.node}#{self.ari_state.incarnation}"
+
+    # --- effects -------------------------------------------------------------------
+
+    def emit(self, effect: Effect) -> None:
+        """Adds an effect to the answer of the event being handled."""
+        self._out.append(effect)
+
+    def extend(self, effects: list[Effect]) -> None:
+        """Adds effects another machine decided."""
+        self._out.extend(effects)
+
+    def take_effects(self) -> list[Effect]:
+        """The effects gathered since the last call."""
+        out, self._out = self._out, []
+        return out
+
+    def note(self, subject: str, text: str, level: str = "info", **facts: Any) -> None:
+        """A line of the story."""
+        pairs = tuple((name, str(value)) for name, value in facts.items())
+        self.emit(Note(cause=self.cause, subject=subject, text=text, facts=pairs, level=level))
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        """Adds to a counter."""
+        self.emit(Count(name=name, by=by, labels=tuple(labels.items())))
+
+    def _tag(self, then: Then) -> str:
+        self._serial += 1
+        tag = f"node:{self._serial}"
+        self._then[tag] = then
+        return tag
+
+    def ari(self, lane: str, operation: str, params: Mapping[str, Any], then: Then | None = None) -> None:
+        """One ARI operation. Without ``then``: its outcome changes nothing."""
+        self.emit(
+            AriCall(
+                lane=lane,
+                cause=self.cause,
+                limit_s=ARI_LIMIT_S,
+                operation=operation,
+                params=dict(params),
+                tag=self._tag(then) if then else "",
+            )
+        )
+
+    def txn(self, lane: str, then: Then, **parts: Any) -> None:
+        """One etcd transaction."""
+        self.count("node_store_txns")
+        self.emit(StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts))
+
+    def read(self, lane: str, key: str, then: Then, limit_s: float = DEFAULT_EFFECT_LIMIT_S) -> None:
+        """One linearizable read."""
+        self.emit(StoreRead(lane=lane, cause=self.cause, limit_s=limit_s, key=key, tag=self._tag(then)))
+
+    def outcome(self, event: OutcomeOf) -> None:
+        """Gives an outcome to whoever waits for it."""
+        then = self._then.pop(getattr(event.effect, "tag", ""), None)
+        if then:
+            then(event.outcome)
+        elif not isinstance(event.outcome, Done):
+            self.count("node_effects_not_done", kind=type(event.effect).__name__)
+
+    def hang_up(self, channel: str, cause: int = 16) -> None:
+        """Asks Asterisk to end a channel; 404 means it has."""
+        self.ari(f"hangup/{channel}", "channels.hangup", {"channelId": channel, "reason_code": str(cause)})
+
+    # --- links ---------------------------------------------------------------------
+
+    def say(self, frame: Any, vip: str = "") -> bool:
+        """Sends a frame about a call to the edges that may serve it (all of ``vip``'s
+        pair; all of them while the pair is unknown). False: no link is up."""
+        peers = [link.peer for link in self.links.values() if not vip or not link.vip or link.vip == vip]
+        for peer in peers:
+            self.emit(SendLink(peer=peer, frame=frame))
+        return bool(peers)
+
+    def tell(self, peer: str, frame: Any) -> None:
+        """Sends a frame to one edge."""
+        if peer in self.links:
+            self.emit(SendLink(peer=peer, frame=frame))
+
+    # --- timers --------------------------------------------------------------------
+
+    def at(self, name: str, when: float, act: Callable[[], None]) -> None:
+        """Calls ``act`` at ``when``; a timer of the same name is replaced."""
+        self._serial += 1
+        self._armed[name] = (self._serial, act)
+        heapq.heappush(self._timers, (when, self._serial, name))
+
+    def after(self, name: str, delay_s: float, act: Callable[[], None]) -> None:
+        """Calls ``act`` after ``delay_s``; a timer of the same name is replaced."""
+        self.at(name, self.now + delay_s, act)
+
+    def armed(self, name: str) -> bool:
+        """Whether the timer is set."""
+        return name in self._armed
+
+    def cancel(self, name: str) -> None:
+        """Forgets the timer."""
+        self._armed.pop(name, None)
+
+    def cancel_all(self, prefix: str) -> None:
+        """Forgets every timer whose name begins so."""
+        for name in [name for name in self._armed if name.startswith(prefix)]:
+            del self._armed[name]
+
+    def deadline(self) -> float | None:
+        """The earliest timer."""
+        while self._timers and self._armed.get(self._timers[0][2], (0,))[0] != self._timers[0][1]:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def fire(self) -> None:
+        """Runs every timer that is due."""
+        while self._timers and self._timers[0][0] <= self.now:
+            _, serial, name = heapq.heappop(self._timers)
+            armed = self._armed.get(name)
+            if armed and armed[0] == serial:
+                del self._armed[name]
+                armed[1]()

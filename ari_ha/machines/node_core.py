@@ -1,0 +1,328 @@
+"""The calls of a node and how they come to an end here: found by id and by
+channel, moved away, given up, forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from ari_ha.core.ids import Epoch, NodeId
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreSnapshot
+from ari_ha.machines.acd import Acd
+from ari_ha.machines.node_call import NodeCall
+from ari_ha.machines.node_config import NodeConfig
+from ari_ha.machines.node_context import NodeContext
+from ari_ha.machines.node_desk import AcdDesk
+from ari_ha.machines.node_model import OVER
+from ari_ha.machines.node_records import Records, epoch_of
+from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import (
+    BadValue,
+    EdgeValue,
+    OwnerValue,
+    QueueConfigValue,
+    UserValue,
+    Value,
+    VipValue,
+    decode,
+)
+
+V = TypeVar("V", bound=Value)
+
+
+class NodeCore:
+    """Shared by the parts of `NodeMachine`; the calls' `Parts`."""
+
+    def __init__(self, config: NodeConfig, new_id: Callable[[], str], rand: Callable[[], float]) -> None:
+        self.config = config
+        self.context = NodeContext(config, new_id, rand)
+        self.records = Records(self.context)
+        self.calls: dict[str, NodeCall] = {}
+        self.by_channel: dict[str, tuple[str, str]] = {}
+        """channel -> (call, leg)"""
+        self.resumes = Resumes(self.context, self.records, self._resumed, self._refused)
+        self.acd = AcdDesk(
+            self.context,
+            Acd(
+                self.context.keys, NodeId(config.node, ""), new_id=new_id, rand=rand, settings=config.acd,
+                live_calls=self.live_calls,
+            ),
+        )  # fmt: skip
+        self.cordoned = False
+        self._queues: dict[str, QueueConfigValue] = {}
+        self._edges: dict[str, EdgeValue] = {}
+        self._vips: dict[str, VipValue] = {}
+        self._users: dict[str, UserValue] = {}
+        self._touched: dict[str, None] = {}
+        self.records.on_superseded = self._superseded
+        self.records.on_owner = self._owner_changed
+
+    # --- Parts ---------------------------------------------------------------------
+
+    def queue(self, name: str) -> QueueConfigValue | None:
+        """The queue's configuration, when it is known."""
+        return self._queues.get(name)
+
+    def device_of(self, user: str) -> str:
+        """The address of record an authenticated user's phone is registered under."""
+        known = self._users.get(user)
+        return (known.aor if known else "") or user
+
+    def edge_sip(self, call: NodeCall) -> str:
+        """Where a leg of the call is dialled: the edge that owns the call, else one
+        that is linked, else the first there is."""
+        owner = self.records.owner(call.call)
+        names = [owner.edge] if owner else []
+        if owner and (vip := self._vips.get(owner.vip)):
+            names.insert(0, vip.edge)
+        linked = self.context.links
+        listing = [peer for peer, edge in linked.items() if edge.calls and call.call in edge.calls.calls]
+        known = [name for name, _ in self.config.edges]
+        names += [*listing, *(name for name in known if name in linked), *linked, *known]
+        for name in names:
+            address = self._sip_of(name)
+            if address:
+                return address
+        return ""
+
+    def _sip_of(self, edge: str) -> str:
+        said = self.context.links[edge].sip if edge in self.context.links else ""
+        stored = self._edges.get(edge)
+        return said or (stored.sip if stored else "") or dict(self.config.edges).get(edge, "")
+
+    def touch(self, call: NodeCall) -> None:
+        """The call is settled at the end of this event."""
+        self._touched[call.call] = None
+
+    def index(self, channel: str, call: NodeCall, leg: str) -> None:
+        """Makes the call findable by a channel."""
+        self.by_channel[channel] = (call.call, leg)
+
+    def unindex(self, channel: str) -> None:
+        """The channel is gone."""
+        self.by_channel.pop(channel, None)
+
+    def give_up(self, call: NodeCall, leg: str, why: str) -> None:
+        """We cannot serve the call: its edge makes it again, here or elsewhere."""
+        frame = link.ResumeRefused(call=call.call, epoch=str(call.epoch), leg="", reason=f"{leg}: {why}")
+        call.say(frame)
+        self.context.count("node_calls_given_up", why=why)
+        self.drop(call, f"given up: {why}")
+
+    def finished(self, call: NodeCall) -> None:
+        """The call is over and nothing of it is left here."""
+        self._forget(call, discard=False)
+
+    # --- leaving -------------------------------------------------------------------
+
+    def drop(self, call: NodeCall, why: str) -> None:
+        """The call is not ours: its channels go, silently, and nothing is written."""
+        call.note("dropped", why=why)
+        self.context.count("node_calls_dropped")
+        for leg in call.legs.values():
+            if leg.channel is not None:
+                self.context.hang_up(leg.channel.id)
+        for channel in call.retired:
+            self.context.hang_up(channel)
+        self.acd.call_moved(call.call)
+        call.stage = OVER
+        self._forget(call, discard=True)
+
+    def _forget(self, call: NodeCall, discard: bool) -> None:
+        if self.calls.get(call.call) is not call:
+            return
+        del self.calls[call.call]
+        self._touched.pop(call.call, None)
+        for channel in [c for c, (owner, _) in self.by_channel.items() if owner == call.call]:
+            del self.by_channel[channel]
+        for family in ("settle", "media", "queued", "over", "retired", "stale", "feature", "won"):
+            self.context.cancel(f"{family}/{call.call}")
+        for family in ("lost", "end"):
+            self.context.cancel_all(f"{family}/{call.call}/")
+        if call.asterisk.bridge_exists:
+            bridge = call.asterisk.bridge
+            self.context.ari(f"hangup/{bridge}", "bridges.destroy", {"bridgeId": bridge})
+        self.records.close(call.call, discard)
+
+    def forget_all(self) -> None:
+        """Asterisk's life is over: its calls are the edge's to move. Nothing is ended,
+        nothing is written."""
+        for call in list(self.calls.values()):
+            call.asterisk.bridge_exists = False
+            call.stage = OVER
+            self._forget(call, discard=True)
+        for ident in list(self.resumes.by_call):
+            self.resumes.drop(ident)
+        self.by_channel.clear()
+
+    def moved(self, ident: str, epoch: Epoch, to: str) -> None:
+        """The call is served elsewhere under a higher epoch."""
+        call = self.calls.get(ident)
+        if call is not None and call.epoch < epoch:
+            self.drop(call, f"moved to {to} under {epoch}")
+        arriving = self.resumes.by_call.get(ident)
+        if arriving is not None and arriving.epoch < epoch:
+            self.resumes.drop(ident)
+            for channel in [*(c.id for c in arriving.channels.values()), *arriving.retired]:
+                self.by_channel.pop(channel, None)
+                self.context.hang_up(channel)
+
+    def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
+        if NodeId.parse(node).name != self.config.node:
+            self.moved(ident, epoch, node)
+
+    def _owner_changed(self, ident: str, owner: OwnerValue | None) -> None:
+        call = self.calls.get(ident)
+        if owner is None:
+            if call is not None and call.stage != OVER:
+                limit_s = self.context.timings.stale_limit_s
+                self.context.after(f"stale/{ident}", limit_s, lambda: self._owner_gone(ident))
+            return
+        self.context.cancel(f"stale/{ident}")
+        if call is not None:
+            call.vip = owner.vip
+        if NodeId.parse(owner.node).name != self.config.node:
+            self.moved(ident, epoch_of(owner.epoch), owner.node)
+
+    def _owner_gone(self, ident: str) -> None:
+        """Its edge has deleted the call: it ended, and we did not hear."""
+        call = self.calls.get(ident)
+        if call is None or self.records.owner(ident) is not None or self.listed(ident):
+            return
+        call.note("its edge has no such call any more", level="warning")
+        for leg in call.living():
+            leg.state, leg.by = "ended", "edge"
+            call.hang_up(leg)
+        call.over("ended at the edge")
+
+    def listed(self, ident: str) -> bool:
+        """Whether a linked edge says that we serve the call."""
+        return any(edge.calls and ident in edge.calls.calls for edge in self.context.links.values())
+
+    # --- taking up -----------------------------------------------------------------
+
+    def begin(self, call: NodeCall) -> None:
+        """A call is served here from now on."""
+        self.calls[call.call] = call
+        owner = self.records.owner(call.call)
+        if owner is not None and epoch_of(owner.epoch) <= call.epoch:
+            call.vip = owner.vip
+        for leg in call.legs.values():
+            if leg.channel is not None:
+                self.index(leg.channel.id, call, leg.leg)
+        for channel in call.retired:
+            self.by_channel.pop(channel, None)
+        self.touch(call)
+
+    def _resumed(self, arriving: Arriving) -> None:
+        call = rebuild(self, arriving)
+        bridges = {c.bridge for c in arriving.channels.values() if c.bridge}
+        call.asterisk.bridge_exists = call.asterisk.bridge in bridges
+        self.begin(call)
+        self.context.count("node_calls_resumed", kind=arriving.kind)
+        resume(call, arriving)
+
+    def _refused(self, arriving: Arriving, missing: str) -> None:
+        self.context.note(
+            f"call/{arriving.call}", "cannot be taken up", level="warning", missing=missing,
+            epoch=arriving.epoch,
+        )  # fmt: skip
+        self.context.count("node_resumes_refused")
+        for channel in [*(c.id for c in arriving.channels.values()), *arriving.retired]:
+            self.by_channel.pop(channel, None)
+            self.context.hang_up(channel)
+        self.context.say(
+            link.ResumeRefused(
+                call=arriving.call, epoch=str(arriving.epoch), leg=missing.partition(",")[0],
+                reason=f"no channel of {missing}",
+            )
+        )  # fmt: skip
+
+    def supersede(self, ident: str) -> list[str]:
+        """A newer epoch of a call we serve begins here: the old one's channels stay
+        until the new one is whole; returns them."""
+        call = self.calls.get(ident)
+        if call is None:
+            return []
+        channels = [leg.channel.id for leg in call.legs.values() if leg.channel] + call.retired
+        call.note("superseded by a newer epoch on this node")
+        call.asterisk.bridge_exists = False  # destroyed by the sweep, with its channels
+        call.stage = OVER
+        self._forget(call, discard=True)
+        return channels
+
+    # --- the ACD's question --------------------------------------------------------
+
+    def live_calls(self) -> dict[str, Collection[str]] | None:
+        """call -> agents with a living leg; None while it is not known."""
+        if not self.context.ari_state.up:
+            return None
+        live: dict[str, Collection[str]] = {
+            call.call: {leg.agent for leg in call.living() if leg.agent}
+            | {a.agent for a in call.attempts.values() if a.state in ("intent", "ringing")}
+            for call in self.calls.values()
+            if call.stage != OVER
+        }
+        for ident in self.resumes.by_call:
+            record = self.records.record(ident)
+            live[ident] = {a.agent for a in record.attempts.values()} if record else set()
+        return live
+
+    # --- the store -----------------------------------------------------------------
+
+    def store_event(self, event: StoreSnapshot | StoreChanged) -> None:
+        """News of the keys the node itself reads."""
+        seen = self.records.seen
+        if isinstance(event, StoreSnapshot):
+            for key in self._stale(event):
+                self._take(key, None)
+            for key, kv in event.items.items():
+                self._take(key, kv)
+            self.records.snapshot(event)
+            if self.records.seen and not seen:
+                self.resumes.records_seen()
+            return
+        self._take(event.key, event.value)
+        self.records.changed(event)
+        match self.context.keys.split(event.key):
+            case ("calls", ident, "record") if event.value is not None:
+                self.resumes.record_came(ident)
+
+    def _stale(self, event: StoreSnapshot) -> list[str]:
+        keys = self.context.keys
+        known = [keys.queue_config(q) for q in self._queues] + [keys.edge(e) for e in self._edges]
+        known += [keys.vip(v) for v in self._vips] + [keys.user(u) for u in self._users]
+        return [key for key in known if key.startswith(event.prefix) and key not in event.items]
+
+    def _take(self, key: str, kv: KeyValue | None) -> None:
+        match self.context.keys.split(key):
+            case ("queues", name, "config"):
+                self._keep(self._queues, name, kv, QueueConfigValue)
+            case ("edges", name):
+                self._keep(self._edges, name, kv, EdgeValue)
+            case ("vips", name):
+                self._keep(self._vips, name, kv, VipValue)
+            case ("users", name):
+                self._keep(self._users, name, kv, UserValue)
+
+    def _keep(self, table: dict[str, V], name: str, kv: KeyValue | None, kind: type[V]) -> None:
+        if kv is None:
+            table.pop(name, None)
+            return
+        try:
+            table[name] = decode(kv.value, kind, kv.key)
+        except BadValue as error:
+            self.context.note("store", "a value cannot be read", level="error", error=error)
+
+    def queue_names(self) -> list[str]:
+        """Queues that are configured."""
+        return list(self._queues)
+
+    # --- the end of an event -------------------------------------------------------
+
+    def take_touched(self) -> list[NodeCall]:
+        """Calls to settle."""
+        touched = [self.calls[ident] for ident in self._touched if ident in self.calls]
+        self._touched.clear()
+        return touched

@@ -1,0 +1,104 @@
+"""Ringing an agent: intent into the record, channel, dial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ari_ha.core.machine import Done, Outcome, Unknown
+from ari_ha.machines.acd_orders import StartAttempt
+from ari_ha.machines.node_model import NORMAL, Attempt, Channel, ChannelName, Leg, next_leg
+from ari_ha.machines.node_parts import Parts
+from ari_ha.wire.token import HEADER, LegToken, sign
+
+if TYPE_CHECKING:
+    from ari_ha.machines.node_call import NodeCall
+
+
+class Dialling:
+    """The legs a call dials."""
+
+    def __init__(self, parts: Parts, call: NodeCall) -> None:
+        self._parts = parts
+        self._call = call
+
+    def begin(self, order: StartAttempt) -> None:
+        """The intent is written first; the phone rings when it is stored, or may as
+        well be (the claim on the agent is the ACD's and was made before)."""
+        call, context = self._call, self._parts.context
+        value = order.attempt
+        name = next_leg([*call.legs_used])
+        attempt = Attempt(
+            value.attempt, order.agent, order.device, name,
+            started=value.started or context.utc,
+            deadline=value.deadline or context.utc + order.ring_timeout_s,
+        )  # fmt: skip
+        call.attempts.pop(value.attempt, None)
+        call.attempts[value.attempt] = attempt
+        leg = call.add_leg(Leg(name, "agent", agent=order.agent, attempt=value.attempt))
+        call.note(
+            "ringing an agent", agent=order.agent, device=order.device, leg=name, attempt=value.attempt,
+            again=order.again,
+        )  # fmt: skip
+        timeout_s = max(1.0, order.ring_timeout_s) + context.timings.dial_margin_s
+        call.save(lambda: self._dial(leg, attempt, timeout_s))
+
+    def _dial(self, leg: Leg, attempt: Attempt, timeout_s: float) -> None:
+        call, context = self._call, self._parts.context
+        if not leg.alive or leg.channel is not None or call.legs.get(leg.leg) is not leg or call.quiet():
+            return
+        address = self._parts.edge_sip(call)
+        if not address:
+            call.note("no edge to dial through", level="error")
+            call.leg_failed(leg, "unreachable")
+            return
+        channel = str(ChannelName(call.call, leg.leg, call.epoch))
+        token = LegToken(
+            kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
+            target=f"device:{attempt.device}", attempt=attempt.attempt, caller=call.caller,
+        )  # fmt: skip
+        leg.channel = Channel(channel, dialled=True, answered=True)
+        self._parts.index(channel, call, leg.leg)
+        lane = f"dial/{channel}"
+        create = {
+            "endpoint": f"PJSIP/{context.config.out_endpoint}/sip:{leg.leg}@{address}",
+            "app": context.config.app,
+            "appArgs": "dial",
+            "channelId": channel,
+            "variables": {
+                f"PJSIP_HEADER(add,{HEADER})": sign(token, context.config.header_key),
+                "HA_CALL": call.call,
+                "HA_LEG": leg.leg,
+                "HA_EPOCH": str(call.epoch),
+            },
+        }
+        context.ari(lane, "channels.create", create, lambda o: self._created(leg, channel, o))
+        dial = {"channelId": channel, "timeout": str(round(timeout_s))}
+        context.ari(lane, "channels.dial", dial, lambda o: self._dialled(leg, channel, o))
+
+    def _created(self, leg: Leg, channel: str, outcome: Outcome) -> None:
+        if isinstance(outcome, Done):
+            if not leg.alive:
+                self._parts.context.hang_up(channel)
+            return
+        self._failed(leg, channel, "channels.create", outcome)
+
+    def _dialled(self, leg: Leg, channel: str, outcome: Outcome) -> None:
+        if not isinstance(outcome, Done) and getattr(outcome, "reason", "") != "lane stopped":
+            self._failed(leg, channel, "channels.dial", outcome)
+
+    def _failed(self, leg: Leg, channel: str, what: str, outcome: Outcome) -> None:
+        """Not dialled. When that is not certain the phone may ring: its end is announced
+        and the channel ended."""
+        call, context = self._call, self._parts.context
+        call.note(f"{what} failed", level="warning", leg=leg.leg, outcome=outcome)
+        context.count("node_dials_failed")
+        was_alive = leg.alive
+        if was_alive and (isinstance(outcome, Unknown) or what == "channels.dial"):
+            call.end_leg(leg, NORMAL, "not dialled")
+            context.hang_up(channel)
+        self._parts.unindex(channel)
+        if leg.channel is not None and leg.channel.id == channel:
+            leg.channel = None
+        if was_alive:
+            call.leg_failed(leg, "unreachable")
+        call.finish_if_empty()

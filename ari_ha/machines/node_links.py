@@ -1,0 +1,279 @@
+"""The node link: what edges say, and what both sides compare when it comes up."""
+
+from __future__ import annotations
+
+from ari_ha.core.ids import Epoch
+from ari_ha.machines.acd_orders import ClaimDevice
+from ari_ha.machines.node_call import NodeCall
+from ari_ha.machines.node_context import EdgeLink
+from ari_ha.machines.node_core import NodeCore
+from ari_ha.machines.node_model import OVER, RINGING, UP, Leg
+from ari_ha.machines.node_records import epoch_of
+from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
+from ari_ha.wire import link
+
+LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
+FEATURES = ("queue", "through", "resume", "agent")
+
+
+class Links:
+    """The edge side of `NodeMachine`."""
+
+    def __init__(self, core: NodeCore) -> None:
+        self._core = core
+        self._context = core.context
+
+    # --- up and down ---------------------------------------------------------------
+
+    def up(self, peer: str) -> None:
+        """A link is open: we say who we are and what we have."""
+        self._context.links[peer] = EdgeLink(peer, opened=self._context.now)
+        self._context.note("node", "link up", edge=peer)
+        self.hello(peer)
+        self.state_to(peer)
+        self._calls_to(peer)
+        for call in self._core.calls.values():
+            if call.stage != OVER:
+                self._say_again(call)
+
+    def _say_again(self, call: NodeCall) -> None:
+        """What the edge may have missed while there was no link."""
+        for leg in call.legs.values():
+            if leg.announced and leg.channel is not None:
+                cause = call.ending.get(leg.leg, "16")
+                frame = link.EndLeg(
+                    call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, reason="said again"
+                )
+                call.say(frame)
+        if call.media.request:
+            call.media.ask_again()
+        if call.bridged_said:
+            call.bridged_said = ()
+            call.touch()
+
+    def down(self, peer: str, reason: str, clean: bool) -> None:
+        """The link is gone; no call is touched."""
+        self._context.links.pop(peer, None)
+        self._context.note("node", "link down", level="warning", edge=peer, reason=reason, clean=clean)
+
+    def hello(self, peer: str = "") -> None:
+        """Who we are, in which life of Asterisk."""
+        config = self._core.config
+        frame = link.NodeHello(
+            node=config.node, incarnation=self._context.ari_state.incarnation, version=config.version,
+            features=list(FEATURES),
+        )  # fmt: skip
+        for name in [peer] if peer else list(self._context.links):
+            self._context.tell(name, frame)
+
+    def state(self) -> link.NodeState:
+        """Whether we take calls."""
+        state = self._context.ari_state
+        return link.NodeState(
+            ready=self.ready, reason=self.reason, cordoned=self._core.cordoned, calls=len(self._core.calls),
+            asterisk=state.word,
+        )  # fmt: skip
+
+    @property
+    def ready(self) -> bool:
+        """ARI is connected, its snapshot is taken in, and nothing is missing."""
+        state = self._context.ari_state
+        return state.up and not state.missing
+
+    @property
+    def reason(self) -> str:
+        """Why not."""
+        state = self._context.ari_state
+        if not state.up:
+            return state.trouble
+        return f"Asterisk lacks {' '.join(state.missing)}" if state.missing else ""
+
+    def state_to(self, peer: str = "") -> None:
+        """Tells one edge, or all."""
+        frame = self.state()
+        for name in [peer] if peer else list(self._context.links):
+            self._context.tell(name, frame)
+
+    def _calls_to(self, peer: str) -> None:
+        calls = {
+            call.call: link.CallOnNode(
+                epoch=str(call.epoch),
+                legs={leg.leg: leg.channel.id for leg in call.living() if leg.channel is not None},
+            )
+            for call in self._core.calls.values()
+            if call.stage != OVER
+        }
+        for arriving in self._core.resumes.by_call.values():
+            legs = {leg: channel.id for leg, channel in arriving.channels.items()}
+            calls[arriving.call] = link.CallOnNode(epoch=str(arriving.epoch), legs=legs)
+        self._context.tell(peer, link.NodeCalls(calls=calls))
+
+    # --- frames --------------------------------------------------------------------
+
+    def frame(self, peer: str, frame: object) -> None:
+        """One frame of an edge."""
+        edge = self._context.links.get(peer)
+        match frame:
+            case link.EdgeHello():
+                if edge is not None:
+                    edge.vip, edge.hello = frame.vip, True
+                    edge.sip = getattr(frame, "sip", "")
+            case link.EdgeCalls():
+                self._edge_calls(peer, frame)
+            case link.CallMoved(call=ident, epoch=epoch, to_node=to):
+                self._core.moved(ident, epoch_of(epoch), to)
+            case link.Relinquish(call=ident, epoch=epoch):
+                self._relinquish(ident, epoch_of(epoch))
+            case link.ClaimAnswer():
+                self._core.acd.claim_answered(frame.attempt, frame.granted, frame.holder)
+            case link.MediaIs(call=ident):
+                call = self._call(ident, frame.epoch)
+                if call is not None and call.media.confirmed(frame):
+                    call.touch()
+            case link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit():
+                self._leg(frame)
+            case _:
+                self._context.count("node_frames_ignored", type=type(frame).__name__)
+
+    def _call(self, ident: str, epoch: str) -> NodeCall | None:
+        call = self._core.calls.get(ident)
+        if call is None or str(call.epoch) != epoch:
+            return None
+        return call
+
+    def _leg(self, frame: LegFrame) -> None:
+        arriving = self._core.resumes.by_call.get(frame.call)
+        if arriving is not None and str(arriving.epoch) == frame.epoch:
+            self._arriving_leg(arriving, frame)
+            return
+        call = self._call(frame.call, frame.epoch)
+        leg = call.legs.get(frame.leg) if call else None
+        if call is None or leg is None:
+            self._context.count("node_frames_stale", type=type(frame).__name__)
+            return
+        match frame:
+            case link.LegRinging():
+                call.leg_rings(leg)
+            case link.LegAnswered():
+                call.leg_answered(leg)
+            case link.LegGone():
+                call.phone_gone(leg, frame)
+                call.touch()
+            case link.LegHeld(held=held):
+                call.phone_held(leg, held)
+            case link.LegDigit(digit=digit):
+                call.note("digit by INFO", leg=leg.leg, digit=digit)
+
+    def _arriving_leg(self, arriving: Arriving, frame: object) -> None:
+        match frame:
+            case link.LegAnswered(leg=leg):
+                arriving.facts[leg] = UP
+            case link.LegHeld(leg=leg, held=held):
+                arriving.facts[leg] = HELD if held else UP
+            case link.LegGone(leg=leg, by=by):
+                arriving.facts.pop(leg, None)
+                arriving.ended[leg] = by or "phone"
+                arriving.channels.pop(leg, None)
+                self._core.resumes.look(arriving)
+
+    def _relinquish(self, ident: str, epoch: Epoch) -> None:
+        call = self._core.calls.get(ident)
+        if call is not None and call.epoch <= epoch:
+            self._core.drop(call, "relinquished")
+
+    # --- comparing -----------------------------------------------------------------
+
+    def _edge_calls(self, peer: str, frame: link.EdgeCalls) -> None:
+        edge = self._context.links.get(peer)
+        if edge is None:
+            return
+        edge.calls, edge.calls_at = frame, self._context.now
+        self._context.note("node", "the edge's list of our calls", edge=peer, calls=len(frame.calls))
+        self.compare(peer)
+
+    def compare(self, peer: str) -> None:
+        """The edge's list against what is here. Waits for Asterisk's own snapshot."""
+        edge = self._context.links.get(peer)
+        if edge is None or edge.calls is None or not self._context.ari_state.up:
+            return
+        for ident, fact in edge.calls.calls.items():
+            self._listed(peer, ident, fact)
+        for call in list(self._core.calls.values()):
+            if call.call not in edge.calls.calls and self._is_of(call, peer):
+                self._unlisted(call, peer)
+
+    def _listed(self, peer: str, ident: str, fact: link.CallAtEdge) -> None:
+        call, arriving = self._core.calls.get(ident), self._core.resumes.by_call.get(ident)
+        epoch = epoch_of(fact.epoch)
+        if arriving is not None and arriving.epoch >= epoch:
+            if arriving.kind == ADOPTION and arriving.epoch == epoch:
+                self._facts_for(arriving, fact)
+            return
+        if call is not None and call.epoch == epoch:
+            self._apply(call, fact)
+        elif call is None or call.epoch < epoch:
+            # a call we do not have, or have only under an older epoch
+            frame = link.ResumeRefused(call=ident, epoch=fact.epoch, leg="", reason="unknown call")
+            self._context.tell(peer, frame)
+
+    @staticmethod
+    def _state_of(leg: link.LegAtEdge) -> str:
+        if leg.state == RINGING:
+            return RINGING
+        return HELD if leg.held else UP
+
+    def _facts_for(self, arriving: Arriving, fact: link.CallAtEdge) -> None:
+        arriving.facts = {leg: self._state_of(value) for leg, value in fact.legs.items()}
+        arriving.edge_known = True
+        self._core.resumes.look(arriving)
+
+    def _apply(self, call: NodeCall, fact: link.CallAtEdge) -> None:
+        """The edge's facts of the legs, when frames were missed."""
+        for name, value in fact.legs.items():
+            leg = call.legs.get(name)
+            if leg is None or not leg.alive:
+                continue
+            if value.state != RINGING and leg.state == RINGING:
+                call.leg_answered(leg)
+            call.phone_held(leg, value.held)
+        for leg in call.living():
+            if leg.leg not in fact.legs and not self._young(leg):
+                gone = link.LegGone(call=call.call, leg=leg.leg, epoch=str(call.epoch), cause="16", by="edge")
+                call.phone_gone(leg, gone)
+        call.touch()
+
+    @staticmethod
+    def _young(leg: Leg) -> bool:
+        """Dialled just now: the edge may not know it yet."""
+        return leg.state == "trying"
+
+    def _is_of(self, call: NodeCall, peer: str) -> bool:
+        """Whether ``peer`` is the edge whose word about this call counts."""
+        owner = self._core.records.owner(call.call)
+        if owner is not None:
+            return owner.edge == peer
+        return not self._core.listed(call.call) and len(self._core.config.edges) <= 1
+
+    def _unlisted(self, call: NodeCall, peer: str) -> None:
+        """Its edge does not know it: dropped, unless that changes within the limit."""
+        if call.stage == OVER or call.facts.started > self._context.utc - 1.0:
+            return
+        epoch = call.epoch
+
+        def still() -> None:
+            found = self._core.calls.get(call.call)
+            if found is call and call.epoch == epoch and not self._core.listed(call.call):
+                self._core.drop(call, f"{peer} does not know it")
+
+        self._context.after(f"stale/{call.call}", self._context.timings.stale_limit_s, still)
+
+    # --- claims while the store is away --------------------------------------------
+
+    def claim(self, order: ClaimDevice) -> None:
+        """Asks the edge that holds the device; without a link nobody can say yes."""
+        frame = link.ClaimAgent(
+            agent=order.agent, device=order.device, attempt=order.attempt, call=order.call
+        )
+        call = self._core.calls.get(order.call)
+        if call is None or not call.say(frame):
+            self._core.acd.claim_answered(order.attempt, False, "")

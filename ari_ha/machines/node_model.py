@@ -1,0 +1,153 @@
+"""What a node knows of a call: its legs, their channels, what Asterisk was told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
+
+TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
+SETUP, QUEUED, TALKING, DIALPLAN, FEATURE, OVER = "setup", "queued", "talking", "dialplan", "feature", "ended"
+HITLESS, THROUGH = "hitless", "through"
+
+NO_MUSIC = ""
+UNKNOWN_MUSIC = "?"
+"""After a restart of the app: Asterisk does not say whether music plays."""
+
+NORMAL, USER_BUSY, NO_USER_RESPONSE, NO_ANSWER, CONGESTION = "16", "17", "18", "19", "34"
+"""Q.850 causes as the edge understands them."""
+
+
+class ChannelName(NamedTuple):
+    """The id of a channel we create: which leg of which call, decided under which epoch."""
+
+    call: str
+    leg: str
+    epoch: Epoch
+
+    def __str__(self) -> str:
+        return f"{self.call}.{self.leg}.{self.epoch}"
+
+    @classmethod
+    def parse(cls, text: str) -> ChannelName | None:
+        """The name in a channel id, or None when the id is not of our making."""
+        parts = text.rsplit(".", 3)
+        if len(parts) != 4 or parts[1][:1] != "a" or not parts[1][1:].isdigit():
+            return None
+        try:
+            return cls(parts[0], parts[1], Epoch.parse(f"{parts[2]}.{parts[3]}"))
+        except ValueError:
+            return None
+
+
+def bridge_id(call: str, epoch: Epoch) -> str:
+    """The id of a call's bridge under ``epoch``."""
+    return f"{call}.{epoch}"
+
+
+def parse_bridge_id(text: str) -> tuple[str, Epoch] | None:
+    """Call and epoch of a bridge of ours; None when it is not."""
+    call, dot, n = text.rpartition(".")
+    call, dot2, revision = call.rpartition(".")
+    if not dot or not dot2 or not call:
+        return None
+    try:
+        return call, Epoch.parse(f"{revision}.{n}")
+    except ValueError:
+        return None
+
+
+def next_leg(used: Sequence[str]) -> str:
+    """The next agent's leg: a number never used in this call."""
+    numbers = [int(leg[1:]) for leg in used if leg[:1] == "a" and leg[1:].isdigit()]
+    return f"a{max(numbers, default=0) + 1}"
+
+
+@dataclass(slots=True)
+class Channel:
+    """A leg's channel in Asterisk, as far as its replies and events told us."""
+
+    id: str
+    up: bool = False
+    answered: bool = False
+    """Asterisk was told to answer it, or it was us who dialled."""
+    bridge: str = ""
+    music: str = NO_MUSIC
+    dialled: bool = False
+
+
+@dataclass(slots=True)
+class Leg:
+    """One side of the call. The edge owns the facts of the phone; this is our copy."""
+
+    leg: str
+    role: str
+    state: str = TRYING
+    agent: str = ""
+    attempt: str = ""
+    held: bool = False
+    channel: Channel | None = None
+    announced: bool = False
+    """`EndLeg` was said."""
+    by: str = ""
+    """Who ended it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody is, or may soon be, on it."""
+        return self.state != ENDED
+
+    @property
+    def joined(self) -> bool:
+        """Whether it can hear and be heard in Asterisk now."""
+        return self.state == UP and self.channel is not None and self.channel.up
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One ringing of one agent for the call."""
+
+    attempt: str
+    agent: str
+    device: str
+    leg: str
+    state: str = "intent"
+    """intent, ringing, answered, ended"""
+    started: float = 0.0
+    deadline: float = 0.0
+    outcome: str = ""
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What Asterisk should be doing for a call."""
+
+    answer: tuple[str, ...] = ()
+    bridge: tuple[str, ...] = ()
+    """Legs that hear each other; empty or at least two."""
+    music: dict[str, str] = field(default_factory=dict)
+    """leg -> class of music"""
+    media: str = THROUGH
+
+
+def failure_kind(status: int, cause: int, by_phone: bool) -> str:
+    """What became of an unanswered attempt, in the ACD's words. ``status``: SIP, 0
+    when unknown; ``cause``: Q.850; ``by_phone``: the edge said the phone answered so."""
+    if status in (486, 600) or (not status and cause == 17):
+        return "busy" if by_phone else "edge-refused"
+    if status == 603 or (not status and cause == 21):
+        return "reject"
+    if status in (408, 480) or (not status and cause in (18, 19, 20)):
+        return "no-answer" if by_phone and status == 408 else "unreachable"
+    if status == 487:
+        return "canceled"
+    if status in (403, 481, 482):
+        return "edge-refused"
+    return "unreachable"
+
+
+def is_primary(leg: str) -> bool:
+    """Whether it is the customer's (or the dialling phone's) leg."""
+    return leg == PRIMARY_LEG

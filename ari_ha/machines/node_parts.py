@@ -1,0 +1,53 @@
+"""What a call needs of the node it is on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ari_ha.machines.node_context import NodeContext
+from ari_ha.machines.node_desk import AcdDesk
+from ari_ha.machines.node_records import Records
+from ari_ha.wire.keyspace import QueueConfigValue
+
+if TYPE_CHECKING:
+    from ari_ha.machines.node_call import NodeCall
+
+
+class Parts(Protocol):
+    """The node, as its calls see it."""
+
+    context: NodeContext
+    records: Records
+    acd: AcdDesk
+
+    def queue(self, name: str) -> QueueConfigValue | None:
+        """The queue's configuration, when it is known."""
+        ...
+
+    def device_of(self, user: str) -> str:
+        """The address of record of an authenticated user's phone."""
+        ...
+
+    def edge_sip(self, call: NodeCall) -> str:
+        """Where a leg of the call is dialled: host:port of its edge; empty: no edge."""
+        ...
+
+    def touch(self, call: NodeCall) -> None:
+        """The call changed: it is settled at the end of this event."""
+        ...
+
+    def index(self, channel: str, call: NodeCall, leg: str) -> None:
+        """Makes the call findable by a channel."""
+        ...
+
+    def unindex(self, channel: str) -> None:
+        """The channel is gone."""
+        ...
+
+    def give_up(self, call: NodeCall, leg: str, why: str) -> None:
+        """We cannot serve the call (any more): the edge is asked to make it again."""
+        ...
+
+    def finished(self, call: NodeCall) -> None:
+        """The call is over and nothing of it is left here."""
+        ...

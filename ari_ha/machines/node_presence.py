@@ -1,0 +1,105 @@
+"""``nodes/<node>``: the node's leased word about itself."""
+
+from __future__ import annotations
+
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.ports.store import KeyValue, LeaseState, Put, StoreChanged, StoreSnapshot
+from ari_ha.machines.node_core import NodeCore
+from ari_ha.machines.node_links import FEATURES, Links
+from ari_ha.wire.keyspace import BadValue, NodeValue, decode, encode
+
+RETRY_S = 1.0
+CALLS_EVERY_S = 2.0
+"""A change of nothing but the number of calls is written this often at most."""
+
+
+class Presence:
+    """Writes the key whenever it would say something new, and whenever it is not there
+    although the lease is held."""
+
+    def __init__(self, core: NodeCore, links: Links) -> None:
+        self._core = core
+        self._context = core.context
+        self._links = links
+        self._held = False
+        self._written: bytes = b""
+        self._written_at = 0.0
+        self._busy = False
+        self._said: tuple[object, ...] = ()
+        self._mine = core.context.keys.node(core.config.node)
+        self._first = True
+
+    def lease(self, event: LeaseState) -> None:
+        """The lease was got, renewed, or lost."""
+        if self._held and not event.held:
+            self._written = b""
+        self._held = event.held
+        if not event.held:
+            self._written = b""
+
+    def store(self, event: StoreSnapshot | StoreChanged) -> None:
+        """Our own key, as the store has it: after a quick restart it still says whether
+        we were cordoned; when somebody removed it, it is written again."""
+        if isinstance(event, StoreChanged):
+            if event.key == self._mine and event.value is None:
+                self._written = b""
+            return
+        if self._context.keys.prefix("nodes").startswith(event.prefix):
+            found = event.items.get(self._mine)
+            if found is None:
+                self._written = b""
+            elif self._first:
+                self._read(found)
+            self._first = False
+
+    def _read(self, kv: KeyValue) -> None:
+        try:
+            self._core.cordoned = decode(kv.value, NodeValue, kv.key).cordoned
+        except BadValue as error:
+            self._context.note("node", "our own key cannot be read", level="warning", error=error)
+
+    def value(self) -> NodeValue:
+        """What we say of ourselves."""
+        config, context = self._core.config, self._context
+        return NodeValue(
+            node=config.node, incarnation=context.ari_state.incarnation, sip=config.sip, link=config.link,
+            http=config.http, version=config.version, ready=self._links.ready, reason=self._links.reason,
+            cordoned=self._core.cordoned, calls=len(self._core.calls), features=list(FEATURES),
+        )  # fmt: skip
+
+    def update(self) -> None:
+        """Called at the end of every event: tells edges and the store what changed."""
+        value = self.value()
+        said = (value.ready, value.reason, value.cordoned, value.incarnation)
+        if said != self._said:
+            self._said = said
+            self._links.state_to()
+            self._context.note(
+                "node", "ready" if value.ready else "not ready", reason=value.reason, cordoned=value.cordoned
+            )
+            self._written_at = 0.0
+        data = encode(value)
+        if not self._held or self._busy or data == self._written or not self._context.store_ok:
+            return
+        due = self._written_at + CALLS_EVERY_S
+        if self._written and self._written_at and self._context.now < due:
+            if not self._context.armed("presence"):
+                self._context.at("presence", due, lambda: None)
+            return
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        self._busy = True
+
+        def written(outcome: Outcome) -> None:
+            self._busy = False
+            if isinstance(outcome, Done):
+                self._written, self._written_at = data, self._context.now
+            else:
+                self._busy = True
+                self._context.after("presence-retry", RETRY_S, self._again)
+
+        self._context.txn("presence", written, puts=(Put(self._mine, data, leased=True),))
+
+    def _again(self) -> None:
+        self._busy = False

@@ -1,0 +1,357 @@
+"""Taking up a call that is already going on: after a takeover, or after a restart
+of the app. Channels are collected, the record is found, and the call is rebuilt
+from the record and the edge's facts; where they differ the facts are true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.machines.node_call import NodeCall
+from ari_ha.machines.node_call_base import CONTINUE, CallFacts
+from ari_ha.machines.node_context import NodeContext
+from ari_ha.machines.node_model import (
+    ENDED,
+    FEATURE,
+    HITLESS,
+    NORMAL,
+    QUEUED,
+    RINGING,
+    TALKING,
+    THROUGH,
+    UP,
+    Attempt,
+    Channel,
+    Leg,
+)
+from ari_ha.machines.node_parts import Parts
+from ari_ha.machines.node_records import Records
+from ari_ha.wire.keyspace import RecordValue
+from ari_ha.wire.token import LegToken
+
+HELD = "held"
+TAKEOVER, ADOPTION = "takeover", "adoption"
+
+
+@dataclass(slots=True)
+class Arriving:
+    """A call being taken up."""
+
+    call: str
+    epoch: Epoch
+    kind: str
+    facts: dict[str, str]
+    """leg -> ringing, up, held: legs that live, as the edge says (or, in an adoption
+    before the edge has spoken, as the channels look)"""
+    ended: dict[str, str]
+    since: float
+    caller: str = ""
+    did: str = ""
+    verb: tuple[str, ...] = ()
+    context: str = ""
+    channels: dict[str, Channel] = field(default_factory=dict)
+    record: RecordValue | None = None
+    record_known: bool = False
+    edge_known: bool = False
+    retired: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is waited for is here."""
+        return self.record_known and self.edge_known and all(leg in self.channels for leg in self.facts)
+
+
+class Resumes:
+    """Calls being taken up, by id. ``done`` gets each with its rebuilt call;
+    ``refused`` each that cannot be: (arriving, leg missing)."""
+
+    def __init__(
+        self,
+        context: NodeContext,
+        records: Records,
+        done: Callable[[Arriving], None],
+        refused: Callable[[Arriving, str], None],
+    ) -> None:
+        self._context = context
+        self._records = records
+        self._done = done
+        self._refused = refused
+        self.by_call: dict[str, Arriving] = {}
+
+    def takeover(self, token: LegToken, epoch: Epoch, channel: Channel) -> Arriving:
+        """A leg of a moved call has come; true when the epoch is the newest seen."""
+        arriving = self.by_call.get(token.call)
+        if arriving is None or arriving.epoch < epoch:
+            retired = list(arriving.retired) if arriving else []
+            if arriving is not None:
+                retired += [c.id for c in arriving.channels.values()]
+            arriving = Arriving(
+                token.call, epoch, TAKEOVER, dict(token.facts), dict(token.ended), self._context.now,
+                caller=token.caller, did=token.did, edge_known=True, retired=retired,
+            )  # fmt: skip
+            self._begin(arriving, self._context.timings.resume_limit_s)
+        arriving.channels[token.leg] = channel
+        arriving.facts.setdefault(token.leg, UP)
+        return arriving
+
+    def adopt(self, call: str, epoch: Epoch) -> Arriving:
+        """A call found in Asterisk after a restart of the app."""
+        arriving = self.by_call.get(call)
+        if arriving is None or arriving.epoch < epoch:
+            arriving = Arriving(call, epoch, ADOPTION, {}, {}, self._context.now)
+            self._begin(arriving, self._context.timings.adopt_limit_s)
+        return arriving
+
+    def _begin(self, arriving: Arriving, limit_s: float) -> None:
+        self.by_call[arriving.call] = arriving
+        self._context.after(f"resume/{arriving.call}", limit_s, lambda: self._limit(arriving))
+        self._find_record(arriving)
+
+    def _find_record(self, arriving: Arriving) -> None:
+        """Mirror first; a linearizable read when it is not there; not for long."""
+        context, records = self._context, self._records
+        record = records.record(arriving.call)
+        if record is not None or (arriving.kind == ADOPTION and records.seen):
+            arriving.record, arriving.record_known = record, True
+            return
+        limit_s = context.timings.record_limit_s
+        if arriving.kind == TAKEOVER and context.store_ok:
+            key = context.keys.record(arriving.call)
+            context.read(f"resume/{arriving.call}", key, lambda o: self._read(arriving, o), limit_s)
+        if arriving.kind == TAKEOVER:
+            name = f"resume-record/{arriving.call}"
+            context.after(name, limit_s, lambda: self._no_record(arriving))
+
+    def _read(self, arriving: Arriving, outcome: Outcome) -> None:
+        if arriving.record_known:
+            return
+        if isinstance(outcome, Done):
+            for kv in outcome.value:
+                if kv.key == self._context.keys.record(arriving.call):
+                    self._records.learn(arriving.call, kv)
+        arriving.record = self._records.record(arriving.call)
+        arriving.record_known = True
+        self.look(arriving)
+
+    def _no_record(self, arriving: Arriving) -> None:
+        if not arriving.record_known:
+            arriving.record = self._records.record(arriving.call)
+            arriving.record_known = True
+            self.look(arriving)
+
+    def record_came(self, call: str) -> None:
+        """The mirror has (or is known not to have) the record now."""
+        arriving = self.by_call.get(call)
+        if arriving is not None and not arriving.record_known:
+            arriving.record, arriving.record_known = self._records.record(call), True
+            self.look(arriving)
+
+    def records_seen(self) -> None:
+        """The whole mirror is there."""
+        for call in list(self.by_call):
+            self.record_came(call)
+
+    def look(self, arriving: Arriving) -> None:
+        """Goes on when all is there."""
+        if self.by_call.get(arriving.call) is arriving and arriving.complete:
+            self._end(arriving)
+            self._done(arriving)
+
+    def _limit(self, arriving: Arriving) -> None:
+        if self.by_call.get(arriving.call) is not arriving:
+            return
+        self._end(arriving)
+        missing = sorted(leg for leg in arriving.facts if leg not in arriving.channels)
+        if arriving.kind == ADOPTION and not (arriving.edge_known and missing):
+            # nobody can say more: what is in Asterisk is what there is
+            arriving.record = arriving.record or self._records.record(arriving.call)
+            for leg in [leg for leg in arriving.facts if leg not in arriving.channels]:
+                del arriving.facts[leg]
+            self._done(arriving)
+            return
+        self._refused(arriving, ",".join(missing))
+
+    def _end(self, arriving: Arriving) -> None:
+        self.by_call.pop(arriving.call, None)
+        self._context.cancel(f"resume/{arriving.call}")
+        self._context.cancel(f"resume-record/{arriving.call}")
+
+    def drop(self, call: str) -> Arriving | None:
+        """Forgets a call being taken up."""
+        arriving = self.by_call.get(call)
+        if arriving is not None:
+            self._end(arriving)
+        return arriving
+
+
+# --- rebuilding --------------------------------------------------------------------------
+
+
+def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
+    """The call as it was, from the record and the edge's facts."""
+    record = arriving.record or RecordValue(call=arriving.call, epoch="", node="")
+    call = NodeCall(
+        parts,
+        CallFacts(
+            call=arriving.call, epoch=arriving.epoch, caller=record.caller or arriving.caller,
+            did=record.did or arriving.did, verb=tuple(record.verb) or arriving.verb,
+            context=record.context or arriving.context, extension=record.extension,
+            priority=record.priority, started=record.started or parts.context.utc,
+        ),
+    )  # fmt: skip
+    call.queue, call.queue_priority, call.entered = record.queue, record.queue_priority, record.entered
+    call.answered, call.variables = record.answered, dict(record.variables)
+    call.ending = dict(record.ending)
+    config = parts.queue(record.queue) if record.queue else None
+    call.music = config.moh if config else call.music
+    call.media_policy = THROUGH if record.want_media == THROUGH and arriving.record else HITLESS
+    call.retired = list(arriving.retired)
+    call.legs_used.update(record.legs)
+    for value in record.attempts.values():
+        call.attempts[value.attempt] = Attempt(
+            value.attempt, value.agent, value.device, value.leg, value.state, value.started,
+            value.deadline, value.outcome,
+        )  # fmt: skip
+        call.legs_used.add(value.leg)
+    _add_legs(call, arriving, record)
+    return call
+
+
+def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
+    by_leg = {a.leg: a for a in call.attempts.values()}
+    for name, fact in arriving.facts.items():
+        known = record.legs.get(name)
+        attempt = by_leg.get(name)
+        role = known.role if known else ("customer" if name == PRIMARY_LEG else "agent")
+        leg = Leg(
+            name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD,
+            agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
+            attempt=attempt.attempt if attempt else "",
+        )  # fmt: skip
+        call.add_leg(leg)
+        channel = arriving.channels.get(name)
+        if channel is not None:
+            leg.channel = channel
+        if attempt is not None:
+            attempt.state = RINGING if leg.state == RINGING else "answered"
+    for attempt in call.attempts.values():
+        if attempt.state in ("intent", RINGING, "answered") and attempt.leg not in call.legs:
+            attempt.state = ENDED
+    for leg in arriving.ended:
+        call.legs_used.add(leg)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the record says was going on, against the facts."""
+
+    stage: str
+    alive: dict[str, str]
+    """attempt -> ringing or up"""
+    ended: tuple[str, ...]
+    """attempts whose legs people ended meanwhile"""
+    talking: tuple[str, ...]
+    lost_agents: tuple[str, ...]
+    """agents who were talking and whose legs are gone, ended by nobody"""
+    left_agents: tuple[str, ...]
+    """agents who were talking and hung up meanwhile"""
+
+
+def compare(call: NodeCall, arriving: Arriving) -> Past:
+    """Decides which stage the call is in now."""
+    record = arriving.record
+    alive, ended, lost, left = {}, [], [], []
+    attempts = record.attempts.values() if record else ()
+    open_ = [a for a in attempts if a.state in ("intent", RINGING, "answered")]
+    for value in open_:
+        leg = call.legs.get(value.leg)
+        if leg is not None and leg.alive:
+            alive[value.attempt] = UP if leg.state == UP else RINGING
+        elif value.leg in arriving.ended:
+            ended.append(value.attempt)
+            if value.state == "answered":
+                left.append(value.agent)
+        elif value.state == "answered":
+            lost.append(value.agent)
+    agents_up = [leg for leg in call.living() if leg.leg != PRIMARY_LEG and leg.state == UP]
+    if arriving.record is not None and record.stage == "dialplan":
+        stage = "dialplan"
+    elif arriving.record is not None and record.verb[:1] == ["agent"]:
+        stage = FEATURE
+    elif agents_up:
+        stage = TALKING
+    else:
+        stage = QUEUED
+    talking = tuple(leg.agent for leg in agents_up if leg.agent)
+    return Past(stage, alive, tuple(ended), talking, tuple(lost), tuple(left))
+
+
+def resume(call: NodeCall, arriving: Arriving) -> None:
+    """Sets the rebuilt call going again."""
+    past = compare(call, arriving)
+    parts, context = call.parts, call.parts.context
+    parts.records.open(call.call)
+    record = arriving.record
+    call.note(
+        "taken up", why=arriving.kind, epoch=call.epoch, stage=past.stage, facts=dict(arriving.facts),
+        ended=dict(arriving.ended), record=bool(record), was_on=record.node if record else "",
+        after_ms=round((context.now - arriving.since) * 1000),
+    )  # fmt: skip
+    call.stage = past.stage if past.stage in (TALKING, FEATURE) else QUEUED
+    call.media.want = ""
+    call.media.there = ""
+    call.recovering = True
+    primary = call.legs.get(PRIMARY_LEG)
+    if primary is None or PRIMARY_LEG in call.ending:
+        _nobody_to_serve(call)
+        return
+    parts.acd.caller_resumed(
+        call.call, call.queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
+        ended=past.ended, talking=past.talking, from_node=record.node if record else "",
+    )  # fmt: skip
+    if past.stage == "dialplan" or (record is None and len(call.living()) == 1):
+        _into_dialplan(call, record)
+        return
+    if past.stage == FEATURE:
+        call.end_leg(primary, NORMAL, "feature code interrupted")
+        call.over("interrupted")
+        return
+    call.save()
+    if past.stage == QUEUED and record is not None and record.stage == TALKING:
+        _agents_gone(call, past)
+    call.touch()
+
+
+def _nobody_to_serve(call: NodeCall) -> None:
+    """The customer is gone, or was being sent away: end what is left."""
+    for leg in call.living():
+        call.end_leg(leg, call.ending.get(leg.leg, NORMAL), "the call was ending")
+    call.over("ended meanwhile")
+
+
+def _into_dialplan(call: NodeCall, record: RecordValue | None) -> None:
+    """Where the dialplan had it; without any record: where its number leads."""
+    if record is None:
+        call.note("no record: the dialplan serves the caller anew", level="warning")
+        call.to_dialplan("no record", call.context_name, call.facts.did)
+    elif record.ending:
+        _nobody_to_serve(call)
+    elif record.variables.get(CONTINUE) == "extension":
+        call.to_dialplan("resumed", record.context, record.extension)
+    else:
+        call.to_dialplan("resumed")
+
+
+def _agents_gone(call: NodeCall, past: Past) -> None:
+    """Two were talking; only the customer is left."""
+    for agent in past.left_agents:
+        call.parts.acd.conversation_ended(call.call, agent, "agent")
+    for agent in past.lost_agents:
+        call.parts.acd.conversation_ended(call.call, agent, "lost")
+    if past.lost_agents and call.queue:
+        call.requeue("the agent's leg was lost")
+        return
+    call.end_leg(call.legs[PRIMARY_LEG], NORMAL, "the other side hung up")
+    call.over("ended by the agent")

@@ -1,0 +1,141 @@
+"""Settings of a node app (``settings.json``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ari_ha.machines.acd_orders import AcdSettings
+from ari_ha.machines.node_config import NodeTimings
+from ari_ha.runtime.settings import SettingsError, check_lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Etcd:
+    """Where etcd is and who we are there."""
+
+    endpoints: tuple[str, ...]
+    """host:port of each member: the client goes round them when one is away."""
+    ca_file: str = ""
+    """Path. Authority of the members' certificates; empty: no TLS."""
+    cert_file: str = ""
+    """Path. Our certificate."""
+    key_file: str = ""
+    """Path. Its key."""
+    lease_ttl_s: int = 10
+    """Seconds. Longer than an election and a few lost keep-alives together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ari:
+    """The Asterisk beside us."""
+
+    url: str = "http://127.0.0.1:8088"
+    """URL of Asterisk's HTTP server. Loopback: ARI is for the app and nobody else."""
+    username: str = "ari-ha"
+    """Name. The user in ari.conf."""
+    password_file: str
+    """Path. Read at every connect, so that a changed password needs no restart."""
+    app: str = "ari-ha"
+    """Name. The Stasis application the dialplan names; one process only may use it."""
+    ping_every_ms: int = 250
+    """Milliseconds. Four chances to answer within the silence limit."""
+    silence_limit_ms: int = 1000
+    """Milliseconds. Longer than any pause of an Asterisk that still serves calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asterisk:
+    """Asterisk's process."""
+
+    pid_file: str = "/run/asterisk/asterisk.pid"
+    """Path. Its end is known in the same millisecond; empty: never for certain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Where edges connect to."""
+
+    listen: str
+    """host:port on the network of edges and nodes."""
+    ca_file: str
+    """Path. Authority of the edges' certificates."""
+    cert_file: str
+    """Path. Our certificate; its name is ours on the link."""
+    key_file: str
+    """Path. Its key."""
+    silence_limit_ms: int = 1000
+    """Milliseconds an edge may be silent before its link counts as closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """An edge known without asking etcd."""
+
+    name: str
+    """Its name, as in its certificate."""
+    sip: str
+    """host:port where nodes send INVITEs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """The app's HTTP interface."""
+
+    listen: str = "127.0.0.1:8089"
+    """host:port."""
+    token_file: str = ""
+    """Path of the bearer token; empty: only /metrics, /healthz and /readyz are served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """One node app."""
+
+    cluster: str
+    """Name of the cluster: the part of the key space this node lives in."""
+    node: str
+    """This node's name."""
+    etcd: Etcd
+    """etcd."""
+    ari: Ari
+    """ARI."""
+    asterisk: Asterisk = Asterisk()
+    """Asterisk's process."""
+    link: Link
+    """The node link."""
+    sip_address: str
+    """host:port of Asterisk's SIP listener on the network of edges and nodes."""
+    edges: tuple[Edge, ...] = ()
+    """Edges in order of preference: agents can be dialled without etcd."""
+    header_key_file: str
+    """Path. Key of the signed header between edges and nodes."""
+    http: Http = Http()
+    """HTTP interface."""
+    trunk_context: str = "from-trunk"
+    """Dialplan context of numbers: where a caller goes on when nothing else is known."""
+    fallback_label: str = "apology"
+    """Dialplan label that serves a caller the app cannot serve."""
+    calls_max: int = 1_000
+    """Calls at once; a further one is refused to the edge, which asks another node."""
+    timings: NodeTimings = NodeTimings()
+    """Limits and periods."""
+    acd: AcdSettings = field(default_factory=AcdSettings)
+    """The ACD's limits and periods."""
+
+    def check(self) -> None:
+        """Refuses timings that do not add up."""
+        timings = self.timings
+        if timings.record_limit_s >= timings.resume_limit_s:
+            raise SettingsError(
+                f"timings.record_limit_s is {timings.record_limit_s} s: a moved call is refused after"
+                f" timings.resume_limit_s ({timings.resume_limit_s} s). Make the first much smaller."
+            )
+        if timings.refusal_grace_s >= timings.lost_leg_limit_s:
+            raise SettingsError("timings.refusal_grace_s must be shorter than timings.lost_leg_limit_s")
+        check_lease(
+            "etcd.lease_ttl_s",
+            ttl_ms=self.etcd.lease_ttl_s * 1000,
+            renew_every_ms=self.etcd.lease_ttl_s * 1000 // 3,
+            election_ms=1000,
+            fence_ms=500,
+        )
