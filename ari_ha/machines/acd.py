@@ -103,6 +103,8 @@ class Acd:
     def asterisk_started(self, incarnation: str, now: float, utc: float) -> list[Effect]:
         """This node has a new incarnation; its old calls are forgotten, not ended."""
         self._desk.begin(now, utc)
+        if incarnation == self._desk.me.incarnation:
+            return self._step()
         self._desk.me = NodeId(self._desk.me.name, incarnation)
         for call in list(self._calls.callers):
             self._calls.forget(call)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
+from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.machine import (
     DeadlineReached,
     Done,
@@ -24,6 +24,7 @@ from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, WallClock
 from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import (
     Compare,
+    KeyValue,
     LeaseState,
     Put,
     StoreChanged,
@@ -56,7 +57,7 @@ from ari_ha.wire.keyspace import (
 EARLY_EVENTS_MAX = 4_000
 """SIP bytes kept while the calls are still being read back from etcd."""
 VIP_RETRY_S = 0.3
-FAMILIES = ("vips", "nodes", "calls", "bindings", "users", "secret", "trunks", "dialogs")
+FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs")
 """Prefixes the process mirrors for this machine; all must be read before it serves."""
 
 
@@ -77,9 +78,12 @@ class EdgeMachine:
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
         self.serving = False
-        self._claims: dict[str, str] = {}
-        """device -> attempt that may ring it"""
         self._vip_asked = False
+        self._vip_holder = ("", 0)
+        self._edges: set[str] = set()
+        """Edges whose leased key is in etcd"""
+        self._seen: set[str] = set()
+        self._told_standby = False
         self._routes: dict[type[Event], Callable[[Any], None]] = {
             SipBytes: self._sip_bytes,
             SipFlowClosed: self._flow_closed,
@@ -314,43 +318,67 @@ class EdgeMachine:
 
     def _take_vip(self) -> None:
         """Writes our name at the address: its revision is the first half of our epochs,
-        and every later write of ours compares it."""
+        and every later write of ours compares it. Taken only when it is nobody's, was
+        ours (we are restarted), or its edge's own leased key is gone."""
         context, config = self.context, self.context.config
-        if context.edge_revision or self._vip_asked or not context.utc:
-            context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
-            if context.edge_revision or self._vip_asked:
-                context.cancel("vip")
+        if context.edge_revision or self._vip_asked:
+            return
+        context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
+        if not context.utc or "vips" not in self._seen or "edges" not in self._seen:
+            return
+        holder, revision = self._vip_holder
+        if holder not in ("", config.edge) and holder in self._edges:
+            if not self._told_standby:
+                self._told_standby = True
+                context.note("edge", "standing by: another edge is active", vip=config.vip, active=holder)
             return
         self._vip_asked = True
+        key = context.keys.vip(config.vip)
         value = VipValue(edge=config.edge, since=context.utc, process=config.process)
 
         def taken(outcome: Outcome) -> None:
             self._vip_asked = False
             if isinstance(outcome, Done) and isinstance(outcome.value, TxnResult) and outcome.value.succeeded:
+                context.cancel("vip")
                 context.edge_revision = outcome.value.revision
                 context.note("edge", "active", vip=config.vip, revision=context.edge_revision)
                 self._maybe_serve()
-            else:
-                context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
 
-        context.txn("vip", taken, puts=(Put(context.keys.vip(config.vip), encode(value)),))
+        context.txn("vip", taken, compares=(Compare(key, revision),), puts=(Put(key, encode(value)),))
+
+    def _authority_stored(self, key: str, item: KeyValue | None) -> None:
+        """Who holds our address, and which edges live."""
+        parts = self.context.keys.split(key)
+        if parts[:1] == ("edges",):
+            (self._edges.add if item else self._edges.discard)(parts[1])
+        elif key == self.context.keys.vip(self.context.config.vip):
+            try:
+                holder = decode(item.value, VipValue, key).edge if item else ""
+            except BadValue:
+                holder = ""
+            self._vip_holder = (holder, item.mod_revision if item else 0)
+            if item and 0 < self.context.edge_revision < item.mod_revision:
+                self.context.note("edge", "another edge took our address", level="error", by=holder)
+                self.context.count("edge_replaced")
 
     def _snapshot(self, event: StoreSnapshot) -> None:
         parts = self.context.keys.split(event.prefix)
         family = parts[0] if parts else ""
+        self._seen.add(family)
+        if family == "edges":
+            self._edges.clear()
         for key, item in event.items.items():
             self.registrar.stored(key, item)
+            self._authority_stored(key, item)
+        if family in ("vips", "edges"):
+            self._take_vip()
         if not self.serving:
             self._read[family] = {key: item.value for key, item in event.items.items()}
             self._maybe_serve()
 
     def _changed(self, event: StoreChanged) -> None:
         self.registrar.stored(event.key, event.value)
-        vip = self.context.keys.vip(self.context.config.vip)
-        if event.key == vip and event.value and self.context.edge_revision:
-            if event.value.mod_revision > self.context.edge_revision:
-                self.context.note("edge", "another edge took our address", level="error")
-                self.context.count("edge_replaced")
+        self._authority_stored(event.key, event.value)
 
     def _maybe_serve(self) -> None:
         """Begins to serve when we are active and every stored call has been read."""
@@ -433,6 +461,3 @@ class EdgeMachine:
             "waiting_for_a_node": self.takeover.waiting_count(),
             "sip": dict(context.sip.counters),
         }
-
-
-__all__ = ["FAMILIES", "Compare", "EdgeMachine", "Epoch", "NodeId"]

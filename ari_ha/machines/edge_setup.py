@@ -24,6 +24,8 @@ TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
 """Answers of a node to a new call that say something of the node, not of the
 caller's wish; 480 and 603 are what Asterisk says before its app is registered."""
 NUMBER_MAX_CHARS = 64
+FALLBACK_HEADER = "X-ARI-HA-Fallback"
+"""``no``: the dialplan's own fallback is not wanted (asterisk-conf/extensions.conf)."""
 
 
 class Setup:
@@ -197,16 +199,22 @@ class Setup:
             context.sip.invite(
                 half.key,
                 flow=Flow(listener, "udp", host, port),
-                target=f"sip:{call.did or 's'}@{host}:{port}",
+                target=f"sip:{call.did or 'none'}@{host}:{port}",
                 from_=f"<sip:{caller}@{config.core_host}>",
-                to=f"<sip:{call.did or 's'}@{host}>",
+                to=f"<sip:{call.did or 'none'}@{host}>",
                 sdp=half.local_sdp(),
-                headers=((HEADER, sign(token, config.header_key)),),
+                headers=((HEADER, sign(token, config.header_key)), *self._fallback(kind, name)),
                 now=context.now,
             )
 
         body = self.create_body(tag, half.side, config.core_interface)
         context.ng(call.call, "create", body, opened)
+
+    def _fallback(self, kind: str, name: str) -> tuple[tuple[str, str], ...]:
+        """While another node could serve, this one's dialplan must refuse at once when
+        its app is not there, instead of serving the caller by itself."""
+        others = [n for n in self._watch.usable() if n.config.name != name and not n.cordoned]
+        return ((FALLBACK_HEADER, "no"),) if kind == "resume" or others else ()
 
     def half_ringing(self, call: EdgeCall, half: NodeLeg) -> None:
         """The node has the call and has not answered it."""

@@ -76,7 +76,7 @@ def is_child() -> bool:
     return BEAT_FD_VARIABLE in os.environ
 
 
-def start_heartbeat(every_ms: int = SuperviseSettings.beat_every_ms) -> asyncio.Task[None] | None:
+def start_heartbeat(every_ms: int = SuperviseSettings().beat_every_ms) -> asyncio.Task[None] | None:
     """Beats from the running loop from now on; nothing without a parent."""
     fd = os.environ.get(BEAT_FD_VARIABLE)
     if fd is None:

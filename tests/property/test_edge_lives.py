@@ -57,7 +57,8 @@ class Life:
     def dial(self, which: int) -> None:
         call, node = self._serving(which)
         if call and call.primary and call.primary.state == "up":
-            self.world.dial(node, call, f"a{len(call.tombstones) + len(call.legs)}", ("1001", "1002")[which % 2])
+            leg = f"a{len(call.tombstones) + len(call.legs)}"
+            self.world.dial(node, call, leg, ("1001", "1002")[which % 2])
 
     def answer(self, which: int) -> None:
         for phone in self.world.phones.values():
