@@ -205,8 +205,7 @@ class _Link(asyncio.Protocol):
 
     # --- asyncio -----------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._heard_at = self._loop.time()
         _tune(transport.get_extra_info("socket"), self._owner.settings.silence_limit_ms)
