@@ -96,8 +96,9 @@ class Acd:
     def outcome(self, event: OutcomeOf, now: float, utc: float) -> list[Effect]:
         """The outcome of one of our effects."""
         self._desk.begin(now, utc)
-        for key in self._writes.outcome(event):
-            self._changed(key)
+        learnt = self._writes.outcome(event)
+        self._desk.changed.update(learnt)
+        self._desk.match_wanted = self._desk.match_wanted or bool(learnt)
         return self._step()
 
     def asterisk_started(self, incarnation: str, now: float, utc: float) -> list[Effect]:

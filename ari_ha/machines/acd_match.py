@@ -69,6 +69,8 @@ class Matcher:
             return not self.attempts.callers[entry.call].attempt and self.desk.is_me(entry.node)
         if self.desk.away or self.desk.is_me(entry.node):
             return False
+        if view.seen("calls") and not view.call_exists(entry.call):
+            return False
         owner = view.owner(entry.call)
         return view.node_ready(entry.node) and (owner is None or not owner.moving)
 

@@ -303,6 +303,8 @@ class Writes:
         learnt: list[str] = []
         if isinstance(outcome, Done) and isinstance(outcome.value, TxnResult):
             learnt = self._learn(effect, outcome.value)
+            for key in learnt:
+                self.touched(key)
         if op is None or op.state != "sent":
             return learnt
         if isinstance(outcome, Done):
