@@ -70,6 +70,7 @@ class EdgeMachine:
         self.context = EdgeContext(config, new_id, rand)
         self.calls = Calls(self.context)
         self.watch = NodeWatch(self.context, self._node_lost, self._node_back, self._app_absent)
+        self.context.asterisk_gone = self.watch.gone
         self.registrar = Registrar(self.context)
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar)
         self.takeover = Takeover(self.context, self.calls, self.setup)
@@ -379,6 +380,8 @@ class EdgeMachine:
     def _changed(self, event: StoreChanged) -> None:
         self.registrar.stored(event.key, event.value)
         self._authority_stored(event.key, event.value)
+        if event.value:
+            self.calls.record_stored(event.key, event.value.value)
 
     def _maybe_serve(self) -> None:
         """Begins to serve when we are active and every stored call has been read."""

@@ -15,7 +15,7 @@ from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, Phone
 from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, ng_body, wanted_graph
 from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import OwnerValue, encode
+from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode
 
 MEDIA_RETRY_S = 0.1
 MEDIA_FAILURES_MAX = 20
@@ -198,9 +198,12 @@ class Calls:
             self.on_leg_ended_in_move(call)
 
     def end_half(self, call: EdgeCall, half: NodeLeg, status: int = 487) -> None:
-        """Ends a dialog with a node. Its tag may serve again."""
-        if half.state != "ended":
-            half.state = "ended"
+        """Ends a dialog with a node, silently where its Asterisk is gone (an INVITE still
+        being repeated would reach the next one). Its tag may serve again."""
+        half.state = "ended"
+        if self._context.asterisk_gone(half.node):
+            self._context.sip.forget(half.key)
+        else:
             self._context.sip.hangup(half.key, self._context.now, status=status)
         self.by_key.pop(half.key, None)
         call.free_tag(half.tag)
@@ -247,6 +250,23 @@ class Calls:
         if leg and leg.alive:
             status = int(frame.cause) if frame.cause.isdigit() and int(frame.cause) >= 300 else 0
             self.end_leg(call, leg, "app", frame.cause, status)
+
+    def record_stored(self, key: str, raw: bytes) -> None:
+        """The app's record: ends it decided on count as announced even when its link is
+        down (written before the act)."""
+        parts = self._context.keys.split(key)
+        call = self.by_id.get(parts[1]) if len(parts) == 3 and parts[2] == "record" else None
+        if call is None or b'"ending"' not in raw:
+            return
+        try:
+            record = decode(raw, RecordValue, key)
+        except BadValue as error:
+            self._context.note(f"call/{parts[1]}", "unreadable record", level="error", error=error)
+            return
+        for leg, cause in record.ending.items():
+            known = call.legs.get(leg)
+            if known and known.alive:
+                self.announced_end(link.EndLeg(call=call.call, leg=leg, epoch=record.epoch, cause=cause))
 
     def media_wanted(self, frame: link.WantMedia) -> None:
         """The app says which media state it needs; answered when it is there."""

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import Count, Done, Effect, Note, Outcome, OutcomeOf
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
@@ -45,6 +46,8 @@ class EdgeContext:
         """mod_revision of our vip key; 0 until we are the active edge."""
         self.store_ok = False
         self.media_ok = True
+        self.asterisk_gone: Callable[[NodeId], bool] = lambda node: False
+        """Whether that life of a node's Asterisk is certainly over"""
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}
         self._serial = 0

@@ -283,6 +283,10 @@ class Setup:
             self._refuse(event, 481, "stale_dial")
             return
         known = call.legs.get(token.leg)
+        if token.leg in call.announced:
+            # the app gave the attempt up before its INVITE came: the link is quicker
+            self._refuse(event, 487, "attempt_given_up")
+            return
         if known is not None or token.leg in call.tombstones or call.primary is None:
             self._refuse(event, 486 if known and known.alive else 487, "leg_exists")
             return

@@ -40,6 +40,8 @@ class WatchedNode:
     probe_n: int = 0
     lost_at: float = 0.0
     lost_why: str = ""
+    lost_for_certain: bool = False
+    """Its process is gone; False: it may only be silent, and wake again."""
 
     @property
     def id(self) -> NodeId:
@@ -103,14 +105,14 @@ class NodeWatch:
         """The node's kernel says no process listens: Asterisk is gone."""
         node = self.nodes.get(name)
         if node and node.state != LOST:
-            self.lose(node, "asterisk gone (refused)")
+            self.lose(node, "asterisk gone (refused)", certain=True)
 
     def asterisk_gone(self, name: str, incarnation: str, reason: str) -> None:
         """The app's word: this life of Asterisk is over."""
         node = self.nodes.get(name)
         if node and node.state != LOST and incarnation in ("", node.incarnation):
             node.app_ready = False
-            self.lose(node, f"asterisk gone (app: {reason})")
+            self.lose(node, f"asterisk gone (app: {reason})", certain=True)
 
     def app_state(self, name: str, ready: bool, reason: str, cordoned: bool, asterisk: str) -> None:
         """The app's readiness."""
@@ -134,7 +136,7 @@ class NodeWatch:
             return
         if node.incarnation and incarnation and node.incarnation != incarnation:
             if node.state != LOST:
-                self.lose(node, "asterisk restarted")
+                self.lose(node, "asterisk restarted", certain=True)
         if incarnation:
             node.incarnation = incarnation
 
@@ -219,9 +221,18 @@ class NodeWatch:
             return True
         return False
 
-    def lose(self, node: WatchedNode, why: str) -> None:
+    def gone(self, ident: NodeId) -> bool:
+        """Whether that life of the node's Asterisk is certainly over."""
+        node = self.nodes.get(ident.name)
+        if node is None:
+            return True
+        if node.incarnation and ident.incarnation and ident.incarnation != node.incarnation:
+            return True
+        return node.state == LOST and node.lost_for_certain
+
+    def lose(self, node: WatchedNode, why: str, certain: bool = False) -> None:
         """The node's Asterisk no longer serves its calls."""
-        node.lost_at, node.lost_why = self._context.now, why
+        node.lost_at, node.lost_why, node.lost_for_certain = self._context.now, why, certain
         self._set(node, LOST, why)
         self._on_lost(node, why)
 

@@ -89,9 +89,12 @@ class Takeover:
 
     def _unannounced(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
         leg = call.legs.get(half.leg)
-        if call.ended or not leg or not leg.alive or half.leg in call.announced:
+        if call.ended or not leg or not leg.alive:
             return
         if call.halves.get(half.leg) is not half:
+            return
+        if half.leg in call.announced:
+            self._calls.end_leg(call, leg, "app", "16")
             return
         self._context.count("edge_unannounced_ends")
         self._context.note(
@@ -245,11 +248,7 @@ class Takeover:
     def _leave(self, call: EdgeCall, half: NodeLeg) -> None:
         """Ends a dialog at a node that may be dead or hung: the BYE is repeated for half
         a minute (RFC 3261 §17.1.2); later than that `CallMoved` does it."""
-        context = self._context
-        half.state = "ended"
-        context.sip.hangup(half.key, context.now, status=487)
-        self._calls.by_key.pop(half.key, None)
-        call.free_tag(half.tag)
+        self._calls.end_half(call, half)
 
     def _finished(self, call: EdgeCall) -> None:
         self._waiting.pop(call.call, None)

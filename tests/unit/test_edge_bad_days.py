@@ -11,11 +11,12 @@ from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.probe import ProbeRefused
 from ari_ha.core.ports.sip import SipBytes
-from ari_ha.core.ports.store import StoreReach
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire import link
+from ari_ha.wire.keyspace import RecordValue, encode
 from ari_ha.wire.token import HEADER, LegToken, sign
 from tests.support.edge_world import EDGE_PUBLIC, KEY, EdgeWorld, Party, digest_header, kill
 from tests.unit.test_edge_machine import talking
@@ -267,3 +268,34 @@ def test_a_stalled_edge_does_not_judge(world):
 def test_every_story_line_names_its_subject(world):
     talking(world)
     assert all(isinstance(note, Note) and note.subject for note in world.notes)
+
+
+def test_an_attempt_given_up_before_its_invite_came_rings_nobody(world):
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=str(call.epoch), cause="16"))
+    world.dial(node, call, "a1", "1001")
+    assert node.of(sip.LegFailed)[-1].status == 487
+    assert not phone.of(sip.InviteReceived) and "1001" not in world.edge.calls.device_of
+
+
+def test_an_end_in_the_record_counts_while_the_link_is_down(world):
+    _, call, node, phone, _ = talking(world)
+    world.post(LinkDown(peer=node.name, reason="closed"))
+    ending = {"a1": "16", "c": "16"}
+    record = RecordValue(call=call.call, epoch=str(call.epoch), node=node.name, ending=ending)
+    key = world.keys.record(call.call)
+    world.post(StoreChanged(key=key, value=KeyValue(key, encode(record), 999), revision=999))
+    world.settle()
+    world.run(0.5)
+    assert phone.of(sip.LegEnded) and world.edge.calls.by_id == {}
+
+
+def test_nothing_is_said_to_an_asterisk_that_is_gone(world):
+    _, call, node, _, _ = talking(world)
+    kill(world, node.name)
+    world.run(0.5)
+    sent = len(world.sip_log)
+    world.run(35.0, step=0.1)
+    assert [entry for entry in world.sip_log[sent:] if entry[2] == node.host] == []
