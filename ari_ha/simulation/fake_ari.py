@@ -185,7 +185,9 @@ class FakeAri:
         ident = str(params.get("bridgeId") or asterisk._new_id())
         if ident in asterisk.bridges:
             return Refused("Bridge with id already exists", 409)
-        bridge = asterisk.bridges[ident] = Bridge(ident, str(params.get("type") or "mixing"))
+        bridge = asterisk.bridges[ident] = Bridge(
+            ident, str(params.get("type") or "mixing"), name=str(params.get("name") or "")
+        )
         asterisk._emit(ari.BridgeCreated(bridge=asterisk._bridge_model(bridge)))
         return Done(asterisk._bridge_model(bridge))
 

@@ -54,6 +54,10 @@ class Channel:
     plays: dict[str, float] = field(default_factory=dict)
     rtp: tuple[str, int] = ("", 0)
     remote: tuple[str, int] | None = None
+    app_data: str = ""
+    """The arguments of Stasis() while it runs there."""
+    tech_cause: int = 0
+    """The SIP status it ended with."""
     app_wants_it: bool = False
     """A hangup was asked for by the app, not by the far end."""
 
@@ -66,6 +70,7 @@ class Bridge:
     kind: str
     channels: list[str] = field(default_factory=list)
     music: bool = False
+    name: str = ""
 
     @property
     def gives_digits(self) -> bool:
@@ -132,13 +137,25 @@ class FakeAsterisk(SipProcess):
             name=f"PJSIP/edge-{channel.ident}",
             state=channel.state,
             caller=ari.CallerID(number=channel.caller),
-            dialplan=ari.DialplanCEP(context=channel.context, exten=channel.extension, priority=2),
+            dialplan=self._place(channel),
             channelvars=shown,
         )
+
+    @staticmethod
+    def _place(channel: Channel) -> ari.DialplanCEP:
+        """Where it is in the dialplan; one the app created is in none."""
+        if not channel.incoming:
+            return ari.DialplanCEP(app_name="AppDial2", app_data="(Outgoing Line)")
+        name = "Stasis" if channel.in_app else "Wait"
+        return ari.DialplanCEP(
+            context=channel.context, exten=channel.extension, priority=2, app_name=name,
+            app_data=channel.app_data if channel.in_app else "1",
+        )  # fmt: skip
 
     def _bridge_model(self, bridge: Bridge) -> ari.Bridge:
         return ari.Bridge(
             id=bridge.ident,
+            name=bridge.name,
             bridge_type=bridge.kind,
             technology="simple_bridge",
             channels=list(bridge.channels),
@@ -156,6 +173,8 @@ class FakeAsterisk(SipProcess):
             case sip.LegAnswered(leg=leg, sdp=sdp):
                 self._answered(leg, sdp)
             case sip.LegFailed(leg=leg, status=status):
+                if leg in self.channels:
+                    self.channels[leg].tech_cause = status
                 self._gone(leg, STATUS_TO_CAUSE.get(status, 38))
             case sip.LegCancelled(leg=leg):
                 self._gone(leg, 127)
@@ -223,7 +242,7 @@ class FakeAsterisk(SipProcess):
             self.pump()
 
     def _enter_app(self, channel: Channel, args: list[str]) -> None:
-        channel.in_app = True
+        channel.in_app, channel.app_data = True, ",".join([APP, *args])
         self._emit(ari.StasisStart(application=APP, args=args, channel=self._model(channel)))
 
     def _rings(self, leg: str) -> None:
@@ -260,7 +279,11 @@ class FakeAsterisk(SipProcess):
         if channel.in_app:
             channel.in_app = False
             self._emit(ari.StasisEnd(application=APP, channel=self._model(channel)))
-        self._emit(ari.ChannelDestroyed(cause=cause, cause_txt=str(cause), channel=self._model(channel)))
+        self._emit(
+            ari.ChannelDestroyed(
+                cause=cause, cause_txt=str(cause), tech_cause=channel.tech_cause, channel=self._model(channel)
+            )
+        )
 
     def _reinvited(self, leg: str, sdp: str | None) -> None:
         channel = self.channels.get(leg)

@@ -161,7 +161,13 @@ class Faults:
         if not asterisk.running:
             return
         asterisk.stop_politely()
-        self.cluster.world.after(0.05, asterisk.in_life(asterisk.kill))
+
+        def gone() -> None:
+            asterisk.kill()
+            if not self.active:
+                self._boot(node)
+
+        self.cluster.world.after(0.05, asterisk.in_life(gone))
         self._later(0.5, 4.0, lambda: self._boot(node))
 
     def _asterisk_freeze(self, node: Node) -> None:

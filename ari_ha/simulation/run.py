@@ -26,6 +26,8 @@ COME_TOGETHER_S = 8.0
 GO_HOME_S = 3.0
 STALE_S = 30.0
 """Nothing may be left of a call this long after it."""
+SWEPT_S = 210.0
+"""Records of no call are gone by then (a node looks every minute and waits for two)."""
 
 
 @dataclass
@@ -109,6 +111,9 @@ def _run(
         # somebody called, or was rung, after the others had been sent home
         world.run_until(world.now + STALE_S)
     checkers.final()
+    if checkers.records_left():
+        world.run_until(world.now + SWEPT_S)
+        checkers.swept()
 
 
 def _draw_shape(world: World) -> Shape:
