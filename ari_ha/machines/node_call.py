@@ -18,6 +18,7 @@ from ari_ha.machines.node_model import (
     ENDED,
     FEATURE,
     HITLESS,
+    LOST,
     NORMAL,
     OVER,
     QUEUED,
@@ -81,15 +82,18 @@ class NodeCall(CallBase):
                 for leg in self.living()
                 if leg.channel is not None and not leg.channel.answered and not leg.channel.dialled
             )
-        talking = self.talking() if self.stage == TALKING else []
-        if len(talking) >= 2:
-            wanted.bridge = tuple(leg.leg for leg in talking)
-            wanted.music = {
-                leg.leg: self.music
-                for leg in talking
-                if not leg.held and any(other.held for other in talking if other is not leg)
-            }
-            if len(talking) == 2 and self.media_policy == HITLESS:
+        people = self.people() if self.stage == TALKING else []
+        if len(people) >= 2:
+            # some of them may have no channel yet, or none any more: the others wait in silence
+            there = [leg for leg in people if leg.joined]
+            if len(there) >= 2:
+                wanted.bridge = tuple(leg.leg for leg in there)
+                wanted.music = {
+                    leg.leg: self.music
+                    for leg in there
+                    if not leg.held and any(other.held for other in people if other is not leg)
+                }
+            if len(people) == 2 and self.media_policy == HITLESS:
                 wanted.media = HITLESS
         elif self.stage in (QUEUED, TALKING):
             customer = self.legs.get(PRIMARY_LEG)
@@ -244,6 +248,22 @@ class NodeCall(CallBase):
             self.give_back(0)
             self._connect(leg, attempt, False)
 
+    def redial_failed(self, attempt: Attempt) -> None:
+        """The lost agent could not be reached again."""
+        if attempt.state != LOST or self.stage == OVER:
+            return
+        attempt.state, attempt.outcome = ENDED, LOST
+        self.parts.context.cancel(f"won/{self.call}")
+        leg = self.legs.get(attempt.leg)
+        if leg is not None and leg.alive:
+            self.end_leg(leg, NORMAL, "not reached again")
+        self.parts.acd.conversation_ended(self.call, attempt.agent, "lost")
+        if self.queue:
+            self.requeue("the agent's leg was lost")
+            return
+        self.end_leg(self.legs[PRIMARY_LEG], NORMAL, "the other side was lost")
+        self.over("agent lost")
+
     def requeue(self, why: str) -> None:
         """The caller waits again, before those who came after him."""
         self.note("waits again, first in the queue", why=why)
@@ -275,6 +295,10 @@ class NodeCall(CallBase):
             return
         if attempt.state in ("answered", ENDED):
             return
+        if attempt.state == LOST:
+            self._connect(leg, attempt, True)
+            self.save()
+            return
         attempt.state = "answered"
         value = self.record_value(TALKING)
         self.parts.acd.attempt_answered(attempt.attempt, *self._lend(value))
@@ -286,6 +310,9 @@ class NodeCall(CallBase):
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
         attempt = self.attempts.get(leg.attempt)
         if attempt is None or attempt.state == ENDED:
+            return
+        if attempt.state == LOST:
+            self.redial_failed(attempt)
             return
         attempt.state, attempt.outcome = ENDED, kind
         self.note("attempt failed", attempt=attempt.attempt, agent=attempt.agent, kind=kind)
@@ -338,7 +365,7 @@ class NodeCall(CallBase):
         """The agent hung up: the conversation is over, and with it the call."""
         self.note("the agent is gone", agent=leg.agent, by=leg.by)
         self.parts.acd.conversation_ended(self.call, leg.agent, "agent")
-        if len(self.talking()) >= 2:
+        if len(self.people()) >= 2:
             self.save()
             self.touch()
             return

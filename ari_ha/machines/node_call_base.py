@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import Done, InvariantBroken, Outcome
-from ari_ha.machines.node_model import DIALPLAN, ENDED, HITLESS, OVER, SETUP, Attempt, Leg
+from ari_ha.machines.node_model import DIALPLAN, ENDED, HITLESS, OVER, SETUP, UP, Attempt, Leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Act
 from ari_ha.wire import link
@@ -106,12 +106,12 @@ class CallBase:
         """Legs somebody is, or may soon be, on."""
         return [leg for leg in self.legs.values() if leg.alive]
 
-    def talking(self) -> list[Leg]:
-        """Legs that hear and are heard in Asterisk now, and whose attempt was won."""
+    def people(self) -> list[Leg]:
+        """Legs with a person who has answered and, if an agent, has won the caller."""
         return [
             leg
             for leg in self.living()
-            if leg.joined
+            if leg.state == UP
             and (leg.attempt not in self.attempts or self.attempts[leg.attempt].state == "answered")
         ]
 

@@ -15,6 +15,7 @@ from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_features import begin_feature
 from ari_ha.machines.node_model import (
     DIALPLAN,
+    NO_MUSIC,
     RINGING,
     UNKNOWN_MUSIC,
     UP,
@@ -55,6 +56,8 @@ class Channels:
         self._on_hello = on_hello
         self._suspects: dict[str, set[str]] = {HANGUP: set(), DESTROY: set()}
         """Channels and bridges without a call, seen once."""
+        self._hangups: dict[str, int] = {}
+        """Channels being hung up, and the cause."""
         self._first = True
 
     # --- events --------------------------------------------------------------------
@@ -68,6 +71,10 @@ class Channels:
                 self._state(channel)
             case ari.ChannelDestroyed(channel=channel, cause=cause, tech_cause=status):
                 self._destroyed(channel.id, status, cause)
+            case ari.ChannelHangupRequest(channel=channel, cause=cause):
+                self._hangups[channel.id] = cause
+            case ari.StasisEnd(channel=channel):
+                self._left_stasis(channel.id)
             case ari.ChannelEnteredBridge(bridge=bridge, channel=channel) if channel is not None:
                 self._bridged(channel.id, bridge.id)
             case ari.ChannelLeftBridge(bridge=bridge, channel=channel):
@@ -110,6 +117,7 @@ class Channels:
 
     def _destroyed(self, channel: str, status: int, cause: int) -> None:
         self._suspects[HANGUP].discard(channel)
+        self._hangups.pop(channel, None)
         if found := self._find(channel):
             call, leg = found
             call.channel_gone(leg, status, cause)
@@ -117,6 +125,19 @@ class Channels:
             one, name = arriving
             del one.channels[name]
         self._core.by_channel.pop(channel, None)
+
+    def _left_stasis(self, channel: str) -> None:
+        """For a channel that came in, the last we hear of it: its subscription ends
+        here. One that we dialled is still to be destroyed, and that event says why; one
+        that went on in the dialplan was subscribed to on purpose."""
+        cause = self._hangups.pop(channel, 0)
+        if found := self._find(channel):
+            call, leg = found
+            if leg.channel and not leg.channel.dialled and call.stage != DIALPLAN:
+                self._destroyed(channel, 0, cause)
+        elif arriving := self._arriving(channel):
+            if not arriving[0].channels[arriving[1]].dialled:
+                self._destroyed(channel, 0, cause)
 
     def _bridged(self, channel: str, bridge: str) -> None:
         if (found := self._find(channel)) and found[1].channel:
@@ -158,7 +179,12 @@ class Channels:
 
     def _dialled_channel(self, channel: ari.Channel, name: ChannelName) -> None:
         """A channel of ours: known, or of a call that is not here any more."""
-        if self._find(channel.id) is None and self._arriving(channel.id) is None:
+        found = self._find(channel.id)
+        if found is not None:
+            call, leg = found
+            call.dialling.entered(leg)
+            self._state(channel)
+        elif self._arriving(channel.id) is None:
             self._context.note(
                 f"call/{name.call}", "a channel of ours without a call", level="warning", channel=channel.id
             )
@@ -364,8 +390,8 @@ class Channels:
         ringing = (entry is not None and entry.token.facts.get(leg) == RINGING and not bridge) or not up
         arriving.facts[leg] = RINGING if ringing and leg != PRIMARY_LEG else UP
         arriving.channels[leg] = Channel(
-            channel.id, up=up, answered=up or name is not None, bridge=bridge, music=UNKNOWN_MUSIC,
-            dialled=name is not None,
+            channel.id, up=up, answered=up or name is not None, bridge=bridge,
+            music=UNKNOWN_MUSIC if up else NO_MUSIC, dialled=name is not None,
         )  # fmt: skip
         self._core.by_channel[channel.id] = (call, leg)
         if entry is not None and leg == PRIMARY_LEG:
@@ -399,6 +425,7 @@ class Channels:
         self._core.forget_all()
         for suspects in self._suspects.values():
             suspects.clear()
+        self._hangups.clear()
 
     def refused_us(self, event: AriRefusedUs) -> None:
         """Asterisk answers and does not want us: people must change something."""

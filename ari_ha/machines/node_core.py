@@ -13,7 +13,7 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_desk import AcdDesk
-from ari_ha.machines.node_model import OVER
+from ari_ha.machines.node_model import LOST, OVER
 from ari_ha.machines.node_records import Records, epoch_of
 from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
 from ari_ha.wire import link
@@ -138,7 +138,7 @@ class NodeCore:
             del self.by_channel[channel]
         for family in ("settle", "media", "queued", "over", "retired", "stale", "feature", "won"):
             self.context.cancel(f"{family}/{call.call}")
-        for family in ("lost", "end"):
+        for family in ("lost", "end", "dial"):
             self.context.cancel_all(f"{family}/{call.call}/")
         if call.asterisk.bridge_exists:
             bridge = call.asterisk.bridge
@@ -260,7 +260,7 @@ class NodeCore:
             return None
         live: dict[str, Collection[str]] = {
             call.call: {leg.agent for leg in call.living() if leg.agent}
-            | {a.agent for a in call.attempts.values() if a.state in ("intent", "ringing")}
+            | {a.agent for a in call.attempts.values() if a.state in ("intent", "ringing", LOST)}
             for call in self.calls.values()
             if call.stage != OVER
         }

@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING
 
 from ari_ha.core.machine import Done, Outcome, Unknown
 from ari_ha.machines.acd_orders import StartAttempt
-from ari_ha.machines.node_model import NORMAL, Attempt, Channel, ChannelName, Leg, next_leg
+from ari_ha.machines.node_model import LOST, NORMAL, Attempt, Channel, ChannelName, Leg, next_leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire.token import HEADER, LegToken, sign
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
+
+
+REDIAL_LIMIT_S = 10.0
+"""An agent whose leg was lost is rung again this long; then his caller is first in the queue."""
+ENTER_LIMIT_S = 0.5
+"""A created channel that has not been seen to enter Stasis is dialled after this."""
 
 
 class Dialling:
@@ -20,6 +26,8 @@ class Dialling:
     def __init__(self, parts: Parts, call: NodeCall) -> None:
         self._parts = parts
         self._call = call
+        self._timeouts: dict[str, int] = {}
+        """Channels that were created and not dialled yet, and Asterisk's limit for each."""
 
     def begin(self, order: StartAttempt) -> None:
         """The intent is written first; the phone rings when it is stored, or may as
@@ -41,6 +49,27 @@ class Dialling:
         )  # fmt: skip
         timeout_s = max(1.0, order.ring_timeout_s) + context.timings.dial_margin_s
         call.save(lambda: self._dial(leg, attempt, timeout_s))
+
+    def redial(self, attempt: Attempt) -> None:
+        """The leg of an agent in conversation was lost with its node, ended by nobody:
+        the same agent is rung again for this attempt; the caller hears music meanwhile."""
+        call, context = self._call, self._parts.context
+        attempt.leg, attempt.state = next_leg([*call.legs_used]), LOST
+        attempt.deadline = context.utc + REDIAL_LIMIT_S
+        leg = call.add_leg(Leg(attempt.leg, "agent", agent=attempt.agent, attempt=attempt.attempt))
+        call.note("ringing the agent again", agent=attempt.agent, leg=leg.leg, attempt=attempt.attempt)
+        context.count("node_agents_redialled")
+        self.watch_redial(attempt, False)
+        call.save(lambda: self._dial(leg, attempt, REDIAL_LIMIT_S + context.timings.dial_margin_s))
+
+    def watch_redial(self, attempt: Attempt, failed: bool) -> None:
+        """Being rung again has a limit; ``failed``: it is over already."""
+        call = self._call
+        if failed:
+            call.redial_failed(attempt)
+        else:
+            context = self._parts.context
+            context.after(f"won/{call.call}", REDIAL_LIMIT_S, lambda: call.redial_failed(attempt))
 
     def _dial(self, leg: Leg, attempt: Attempt, timeout_s: float) -> None:
         call, context = self._call, self._parts.context
@@ -71,19 +100,36 @@ class Dialling:
                 "HA_EPOCH": str(call.epoch),
             },
         }
+        self._timeouts[channel] = round(timeout_s)
         context.ari(lane, "channels.create", create, lambda o: self._created(leg, channel, o))
-        dial = {"channelId": channel, "timeout": str(round(timeout_s))}
-        context.ari(lane, "channels.dial", dial, lambda o: self._dialled(leg, channel, o))
 
     def _created(self, leg: Leg, channel: str, outcome: Outcome) -> None:
-        if isinstance(outcome, Done):
-            if not leg.alive:
-                self._parts.context.hang_up(channel)
+        context = self._parts.context
+        if not isinstance(outcome, Done):
+            self._timeouts.pop(channel, None)
+            self._failed(leg, channel, "channels.create", outcome)
+        elif not leg.alive:
+            self._timeouts.pop(channel, None)
+            context.hang_up(channel)
+        elif channel in self._timeouts:
+            # its StasisStart says when; a missed one must not leave the phone silent
+            name = f"dial/{self._call.call}/{channel}"
+            context.after(name, ENTER_LIMIT_S, lambda: self.entered(leg))
+
+    def entered(self, leg: Leg) -> None:
+        """The channel is in Stasis now: before that ARI refuses to dial it (409)."""
+        channel = leg.channel.id if leg.channel is not None else ""
+        timeout_s = self._timeouts.pop(channel, None)
+        self._parts.context.cancel(f"dial/{self._call.call}/{channel}")
+        if timeout_s is None or not leg.alive:
             return
-        self._failed(leg, channel, "channels.create", outcome)
+        params = {"channelId": channel, "timeout": str(timeout_s)}
+        self._parts.context.ari(
+            f"dial/{channel}", "channels.dial", params, lambda o: self._dialled(leg, channel, o)
+        )
 
     def _dialled(self, leg: Leg, channel: str, outcome: Outcome) -> None:
-        if not isinstance(outcome, Done) and getattr(outcome, "reason", "") != "lane stopped":
+        if not isinstance(outcome, Done):
             self._failed(leg, channel, "channels.dial", outcome)
 
     def _failed(self, leg: Leg, channel: str, what: str, outcome: Outcome) -> None:

@@ -51,7 +51,7 @@ def feature_done(call: NodeCall, result: VerbResult) -> None:
     context = call.parts.context
     context.cancel(f"feature/{call.call}")
     good = 200 <= result.status < 300
-    call.note("feature done", status=result.status, text=result.text, agent=result.agent)
+    call.note("feature done", status=result.status, answer=result.text, agent=result.agent)
     context.count("node_features_done", status=str(result.status))
     leg = call.legs.get(PRIMARY_LEG)
     if leg is None or not leg.alive or leg.channel is None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 
 TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
+LOST = "lost"
+"""An attempt whose agent was in conversation and whose leg is being made again."""
 SETUP, QUEUED, TALKING, DIALPLAN, FEATURE, OVER = "setup", "queued", "talking", "dialplan", "feature", "ended"
 HITLESS, THROUGH = "hitless", "through"
 
@@ -114,7 +116,7 @@ class Attempt:
     device: str
     leg: str
     state: str = "intent"
-    """intent, ringing, answered, ended"""
+    """intent, ringing, answered, lost, ended"""
     started: float = 0.0
     deadline: float = 0.0
     outcome: str = ""

@@ -13,9 +13,11 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_model import (
+    DIALPLAN,
     ENDED,
     FEATURE,
     HITLESS,
+    LOST,
     NORMAL,
     QUEUED,
     RINGING,
@@ -33,6 +35,9 @@ from ari_ha.wire.token import LegToken
 
 HELD = "held"
 TAKEOVER, ADOPTION = "takeover", "adoption"
+ANSWERED = "answered"
+OPEN_STATES = ("intent", RINGING, ANSWERED, LOST)
+"""States of an attempt that is not over."""
 
 
 @dataclass(slots=True)
@@ -234,10 +239,12 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         channel = arriving.channels.get(name)
         if channel is not None:
             leg.channel = channel
-        if attempt is not None:
-            attempt.state = RINGING if leg.state == RINGING else "answered"
+        if attempt is not None and leg.state == UP:
+            attempt.state = ANSWERED
+        elif attempt is not None:
+            attempt.state = LOST if attempt.state in (ANSWERED, LOST) else RINGING
     for attempt in call.attempts.values():
-        if attempt.state in ("intent", RINGING, "answered") and attempt.leg not in call.legs:
+        if attempt.state in OPEN_STATES and attempt.leg not in call.legs:
             attempt.state = ENDED
     for leg in arriving.ended:
         call.legs_used.add(leg)
@@ -257,35 +264,41 @@ class Past:
     """agents who were talking and whose legs are gone, ended by nobody"""
     left_agents: tuple[str, ...]
     """agents who were talking and hung up meanwhile"""
+    unwilling: tuple[str, ...]
+    """attempts of lost agents who turned down being rung again"""
 
 
 def compare(call: NodeCall, arriving: Arriving) -> Past:
     """Decides which stage the call is in now."""
     record = arriving.record
-    alive, ended, lost, left = {}, [], [], []
+    alive: dict[str, str] = {}
+    ended, lost, left, unwilling = [], [], [], []
     attempts = record.attempts.values() if record else ()
-    open_ = [a for a in attempts if a.state in ("intent", RINGING, "answered")]
-    for value in open_:
+    for value in [a for a in attempts if a.state in OPEN_STATES]:
         leg = call.legs.get(value.leg)
         if leg is not None and leg.alive:
             alive[value.attempt] = UP if leg.state == UP else RINGING
         elif value.leg in arriving.ended:
             ended.append(value.attempt)
-            if value.state == "answered":
+            if value.state == ANSWERED:
                 left.append(value.agent)
-        elif value.state == "answered":
+            elif value.state == LOST:
+                unwilling.append(value.attempt)
+        elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
     agents_up = [leg for leg in call.living() if leg.leg != PRIMARY_LEG and leg.state == UP]
-    if arriving.record is not None and record.stage == "dialplan":
-        stage = "dialplan"
-    elif arriving.record is not None and record.verb[:1] == ["agent"]:
+    if record is not None and record.stage == DIALPLAN:
+        stage = DIALPLAN
+    elif record is not None and record.verb[:1] == ["agent"]:
         stage = FEATURE
     elif agents_up:
         stage = TALKING
+    elif record is not None and record.stage == TALKING and not left:
+        stage = TALKING  # alone: the agent is rung again
     else:
         stage = QUEUED
     talking = tuple(leg.agent for leg in agents_up if leg.agent)
-    return Past(stage, alive, tuple(ended), talking, tuple(lost), tuple(left))
+    return Past(stage, alive, tuple(ended), talking, tuple(lost), tuple(left), tuple(unwilling))
 
 
 def resume(call: NodeCall, arriving: Arriving) -> None:
@@ -309,9 +322,9 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         return
     parts.acd.caller_resumed(
         call.call, call.queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
-        ended=past.ended, talking=past.talking, from_node=record.node if record else "",
+        ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
     )  # fmt: skip
-    if past.stage == "dialplan" or (record is None and len(call.living()) == 1):
+    if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):
         _into_dialplan(call, record)
         return
     if past.stage == FEATURE:
@@ -319,8 +332,13 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.over("interrupted")
         return
     call.save()
-    if past.stage == QUEUED and record is not None and record.stage == TALKING:
-        _agents_gone(call, past)
+    for attempt in [a for a in call.attempts.values() if a.state == LOST or a.attempt in past.unwilling]:
+        attempt.state = LOST
+        call.dialling.watch_redial(attempt, attempt.attempt in past.unwilling)
+    if past.left_agents and past.stage == QUEUED:
+        _agents_left(call, past)
+    elif past.lost_agents and not past.talking:
+        _agents_lost(call, past)
     call.touch()
 
 
@@ -344,14 +362,16 @@ def _into_dialplan(call: NodeCall, record: RecordValue | None) -> None:
         call.to_dialplan("resumed")
 
 
-def _agents_gone(call: NodeCall, past: Past) -> None:
-    """Two were talking; only the customer is left."""
+def _agents_left(call: NodeCall, past: Past) -> None:
+    """The agent hung up while the call moved: the conversation is over."""
     for agent in past.left_agents:
         call.parts.acd.conversation_ended(call.call, agent, "agent")
-    for agent in past.lost_agents:
-        call.parts.acd.conversation_ended(call.call, agent, "lost")
-    if past.lost_agents and call.queue:
-        call.requeue("the agent's leg was lost")
-        return
     call.end_leg(call.legs[PRIMARY_LEG], NORMAL, "the other side hung up")
     call.over("ended by the agent")
+
+
+def _agents_lost(call: NodeCall, past: Past) -> None:
+    """The agent's leg went with the node, ended by nobody: he is rung again."""
+    for attempt in [a for a in call.attempts.values() if a.agent in past.lost_agents]:
+        call.dialling.redial(attempt)
+        return
