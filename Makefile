@@ -72,7 +72,7 @@ chaos: $(VENV)/.made ## every fault against every state of a call, judged at the
 
 bench: $(VENV)/.made ## measure, and write a report with machine and versions
 	@docker/bootstrap && docker/lab up && mkdir -p reports
-	@$(RUN)/ari-ha bench
+	@$(RUN)/ari-ha bench --json reports/bench.json
 
 lint: $(VENV)/.made ## ruff, and the rules about who may import whom
 	@$(RUN)/ruff check .

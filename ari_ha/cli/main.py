@@ -22,7 +22,7 @@ app = typer.Typer(
 for _module in (status, calls, agents, explain, doctor, config, run, simulate):
     _module.register(app)
 
-for _name in ("ari_ha.cli.chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):
+for _name in ("ari_ha.cli.bench", "ari_ha.cli.chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):
     if importlib.util.find_spec(_name) is not None:
         importlib.import_module(_name).register(app)
 

@@ -28,6 +28,8 @@ Instant = float
 """Seconds on one process's monotonic clock."""
 
 DEFAULT_EFFECT_LIMIT_S = 2.0
+LANE_STOPPED = "lane stopped"
+"""Reason of the `Refused` that effects behind a failed one of their lane come back with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

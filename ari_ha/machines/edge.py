@@ -288,6 +288,8 @@ class EdgeMachine:
             text = "media relay answers" if event.reachable else "media relay away: new calls get 503"
             context.note("edge", text, level=level, why=event.why)
         context.media_ok = event.reachable
+        if event.reachable:
+            self.calls.media_back()
 
     # --- etcd ----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
-from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.machine import Done, Outcome, Unknown, Unreachable
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
@@ -18,7 +18,9 @@ from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode
 
 MEDIA_RETRY_S = 0.1
-MEDIA_FAILURES_MAX = 20
+MEDIA_RETRY_MAX_S = 2.0
+MEDIA_FAILURES_TOLD = 10
+DELETE_TRIES_MAX = 50
 STORE_RETRY_S = 0.5
 CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
@@ -124,22 +126,28 @@ class Calls:
         tags = {leg: half.tag for leg, half in call.halves.items() if half.state == "up"}
         changed = state != call.media.state
         call.media.state = state
-        commands = call.media.change_to(wanted_graph(state, up, tags))
+        steps: list[tuple[str, dict[str, object], str]] = [
+            ("create answer", {"from-tag": tag, "sdp": sdp}, tag) for tag, sdp in call.media.untaught()
+        ]
+        graph = call.media.change_to(wanted_graph(state, up, tags))
+        steps += [(command, ng_body(call.call, hears), "") for command, hears in graph]
         if changed:
             self._context.note(f"call/{call.call}", f"media {state}")
             if not call.lost:
                 self.touch(call)
-        if not commands:
+        if not steps:
             if then:
                 then()
             return
-        pending = [len(commands)]
+        pending = [len(steps)]
 
-        def settled(outcome: Outcome) -> None:
+        def settled(outcome: Outcome, tag: str) -> None:
             pending[0] -= 1
             if not isinstance(outcome, Done):
                 call.media.doubtful = True
-            if pending[0]:
+                if tag:
+                    call.media.not_taught(tag)
+            if pending[0] or call.ended:
                 return
             if call.media.doubtful:
                 self._media_again(call, then)
@@ -148,18 +156,28 @@ class Calls:
                 if then:
                     then()
 
-        for command, hears in commands:
-            body = ng_body(call.call, hears)
-            self._context.ng(call.call, command, body, settled)
+        for command, body, tag in steps:
+            self._context.ng(call.call, command, body, lambda outcome, tag=tag: settled(outcome, tag))
+
+    def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
+        """The far end of ``tag`` has this SDP; rtpengine is told until it confirms."""
+        call.media.remote[tag] = sdp
+        call.media.taught.pop(tag, None)
+        self.apply_media(call)
+
+    def media_back(self) -> None:
+        """rtpengine answers again: everything that was not confirmed is said again."""
+        for call in list(self.by_id.values()):
+            if call.media.doubtful:
+                call.media.failures = 0
+                self.apply_media(call)
 
     def _media_again(self, call: EdgeCall, then: Callable[[], None] | None) -> None:
         call.media.failures += 1
         self._context.count("edge_media_retries")
-        if call.media.failures > MEDIA_FAILURES_MAX:
-            self._context.note(f"call/{call.call}", "rtpengine keeps refusing", level="error")
-            call.media.failures = 0
-            return
-        when = self._context.now + MEDIA_RETRY_S
+        if call.media.failures == MEDIA_FAILURES_TOLD:
+            self._context.note(f"call/{call.call}", "rtpengine does not confirm the media", level="error")
+        when = self._context.now + min(MEDIA_RETRY_S * call.media.failures, MEDIA_RETRY_MAX_S)
         self._context.at(f"media/{call.call}", when, lambda: self.apply_media(call, then))
 
     # --- endings -------------------------------------------------------------------
@@ -207,6 +225,7 @@ class Calls:
             self._context.sip.hangup(half.key, self._context.now, status=status)
         self.by_key.pop(half.key, None)
         call.free_tag(half.tag)
+        call.media.forget_tag(half.tag)
         if call.halves.get(half.leg) is half:
             del call.halves[half.leg]
 
@@ -224,7 +243,7 @@ class Calls:
             call.move = None
         for name in ("media", "move", "bye", "answer"):
             context.cancel(f"{name}/{call.call}")
-        context.ng(call.call, "delete", {})
+        self._delete_media(call.call)
         for leg in call.legs.values():
             self.by_key.pop(leg.key, None)
         self.by_id.pop(call.call, None)
@@ -236,6 +255,16 @@ class Calls:
         context.count("edge_calls_ended")
         self.on_finished(call)
         self.flush()
+
+    def _delete_media(self, ident: str, tried: int = 0) -> None:
+        """Gives the call's ports back; asked again until rtpengine has answered."""
+
+        def deleted(outcome: Outcome) -> None:
+            if isinstance(outcome, Unreachable | Unknown) and tried < DELETE_TRIES_MAX:
+                when = self._context.now + MEDIA_RETRY_MAX_S
+                self._context.at(f"delete/{ident}", when, lambda: self._delete_media(ident, tried + 1))
+
+        self._context.ng(ident, "delete", {}, deleted)
 
     # --- what the app says ---------------------------------------------------------
 

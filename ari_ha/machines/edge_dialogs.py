@@ -126,10 +126,10 @@ class Dialogs:
         """Tells rtpengine where, and in which direction, the phone takes audio."""
         try:
             leg.side = AudioSide.of(sdp)
-            body = {"from-tag": leg.leg, "sdp": narrowed(sdp, leg.side)}
+            known = narrowed(sdp, leg.side)
         except (NoCommonCodec, SdpError):
             return False
-        self._context.ng(call.call, "create answer", body)
+        self._calls.teach(call, leg.leg, known)
         return True
 
     # --- endings -------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
-from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import AudioSide, EdgeCall, NoCommonCodec, NodeLeg, PhoneLeg, narrowed
@@ -95,12 +95,23 @@ class Setup:
                 self._media_failed(call, leg, outcome)
                 return
             if remote:
-                body = {"from-tag": leg.leg, "sdp": narrowed(remote, leg.side)}
-                context.ng(call.call, "create answer", body)
+                self._calls.teach(call, leg.leg, narrowed(remote, leg.side))
             then()
 
         body = self.create_body(leg.leg, leg.side, context.config.public_interface)
-        context.ng(call.call, "create", body, opened)
+        self._create(call, body, opened)
+
+    def _create(self, call: EdgeCall, body: dict[str, object], then: Callable[[Outcome], None]) -> None:
+        """Asks rtpengine for a port. A create that was only stopped by an earlier failure
+        of its lane was never tried: it is asked again."""
+
+        def done(outcome: Outcome) -> None:
+            if isinstance(outcome, Refused) and outcome.reason == LANE_STOPPED and not call.ended:
+                self._create(call, body, then)
+            else:
+                then(outcome)
+
+        self._context.ng(call.call, "create", body, done)
 
     def create_body(self, tag: str, side: AudioSide, interface: str) -> dict[str, object]:
         """NG ``create``: one codec and telephone-event, on the network the far end is on."""
@@ -208,7 +219,7 @@ class Setup:
             )
 
         body = self.create_body(tag, half.side, config.core_interface)
-        context.ng(call.call, "create", body, opened)
+        self._create(call, body, opened)
 
     def _fallback(self, kind: str, name: str) -> tuple[tuple[str, str], ...]:
         """While another node could serve, this one's dialplan must refuse at once when
@@ -246,8 +257,7 @@ class Setup:
         try:
             if sdp:
                 half.side = AudioSide.of(sdp)
-                body = {"from-tag": half.tag, "sdp": narrowed(sdp, half.side)}
-                self._context.ng(call.call, "create answer", body)
+                self._calls.teach(call, half.tag, narrowed(sdp, half.side))
         except (NoCommonCodec, SdpError) as error:
             self._context.note(f"call/{call.call}", "node answered with odd SDP", level="error", error=error)
 
@@ -326,12 +336,11 @@ class Setup:
             if not self._take_port(outcome, half):
                 self._calls.end_leg(call, leg, "edge", "34", 503)
                 return
-            body = {"from-tag": half.tag, "sdp": narrowed(offer, half.side)}
-            context.ng(call.call, "create answer", body)
+            self._calls.teach(call, half.tag, narrowed(offer, half.side))
             self._open_phone_media(call, leg, "", lambda: self._ring_phone(call, leg, binding))
 
         body = self.create_body(half.tag, half.side, context.config.core_interface)
-        context.ng(call.call, "create", body, half_opened)
+        self._create(call, body, half_opened)
 
     def _same_side(self, call: EdgeCall) -> AudioSide:
         """The payload numbers the caller uses: one codec and one telephone-event
@@ -389,7 +398,7 @@ class Setup:
             self._calls.end_leg(call, leg, "edge", "", 488)
             return
         leg.state = "up"
-        context.ng(call.call, "create answer", {"from-tag": leg.leg, "sdp": narrowed(sdp or "", leg.side)})
+        self._calls.teach(call, leg.leg, narrowed(sdp or "", leg.side))
 
         def tell_node() -> None:
             half = call.halves.get(leg.leg)

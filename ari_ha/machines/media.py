@@ -56,8 +56,12 @@ class CallMedia:
     applied: set[Hears] = field(default_factory=set)
     doubtful: bool = False
     """A command of the last change failed or was never answered."""
-    in_flight: int = 0
     failures: int = 0
+    """Rounds in a row that rtpengine did not confirm"""
+    remote: dict[str, str] = field(default_factory=dict)
+    """tag -> SDP of the far end that rtpengine must know"""
+    taught: dict[str, str] = field(default_factory=dict)
+    """tag -> SDP it has confirmed, or is being told"""
 
     def change_to(self, wanted: set[Hears]) -> list[tuple[str, Hears]]:
         """Commands that lead to ``wanted``: ``("connect"|"unsubscribe", (x, y))`` in
@@ -69,6 +73,22 @@ class CallMedia:
         return [("connect", hears) for hears in sorted(plus)] + [
             ("unsubscribe", hears) for hears in sorted(minus)
         ]
+
+    def untaught(self) -> list[tuple[str, str]]:
+        """Far ends rtpengine has to be told of (again); they count as told from now."""
+        due = [(tag, sdp) for tag, sdp in self.remote.items() if self.taught.get(tag) != sdp]
+        self.taught.update(due)
+        return due
+
+    def not_taught(self, tag: str) -> None:
+        """The telling failed, or nobody knows: it is said again."""
+        self.taught.pop(tag, None)
+        self.doubtful = True
+
+    def forget_tag(self, tag: str) -> None:
+        """The dialog behind the tag has ended."""
+        self.remote.pop(tag, None)
+        self.taught.pop(tag, None)
 
     def assume(self, graph: set[Hears]) -> None:
         """What rtpengine probably has, after a restart of ours: everything wanted is

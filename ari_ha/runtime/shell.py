@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from ari_ha.core.machine import (
+    LANE_STOPPED,
     Count,
     DeadlineReached,
     Done,
@@ -299,7 +300,7 @@ class Shell:
             if not isinstance(outcome, Done):
                 stopped, lane.waiting = lane.waiting, deque()
                 for behind in stopped:
-                    self._outcome(behind, Refused("lane stopped"))
+                    self._outcome(behind, Refused(LANE_STOPPED))
         # No await since the queue was seen empty: nothing can slip in between.
         del self._lanes[name]
 

@@ -299,3 +299,36 @@ def test_nothing_is_said_to_an_asterisk_that_is_gone(world):
     sent = len(world.sip_log)
     world.run(35.0, step=0.1)
     assert [entry for entry in world.sip_log[sent:] if entry[2] == node.host] == []
+
+
+def test_rtpengine_away_for_seconds_learns_everything_afterwards(world):
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001")
+    ringing = phone.of(sip.InviteReceived)[-1]
+    refused: list[str] = []
+    world.ng_refuse = lambda command: bool(refused.append(command.command) or True)
+    phone.sip.answer(ringing.leg, phone.sdp(), world.now)
+    world.settle()
+    world.run(4.0)
+    assert "create answer" in refused
+    world.ng_refuse = lambda command: False
+    learned = len(world.ng)
+    world.run(3.0)
+    taught = {c.body["from-tag"] for c in world.ng[learned:] if c.command == "create answer"}
+    assert "a1" in taught
+    n = node.name
+    assert {("a1", f"a1@{n}.1"), (f"a1@{n}.1", "a1")} <= world.hears[call.call]
+
+
+def test_a_delete_nobody_answered_is_said_again(world):
+    key, call = world.call_in()
+    world.ng_refuse = lambda command: command.command == "delete"
+    world.carrier.sip.hangup(key, world.now)
+    world.settle()
+    world.run(1.0)
+    assert call.call in world.hears
+    world.ng_refuse = lambda command: False
+    world.run(5.0)
+    assert call.call not in world.hears
