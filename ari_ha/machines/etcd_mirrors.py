@@ -163,7 +163,9 @@ class Mirrors:
             # Until now the stream had nothing to say: its silence begins here.
             self._heard_at, self._asked_at = now, None
         self._watched[mirror.watch_id] = mirror
-        request = wire.watch_create(mirror.prefix, mirror.position, mirror.watch_id)
+        # From the last known revision, not the one after it (known changes are dropped):
+        # etcd answers no progress request while a watch begins in the future.
+        request = wire.watch_create(mirror.prefix, max(mirror.position - 1, 1), mirror.watch_id)
         self._calls.out.append(wire.StreamSend(stream=self._stream, request=request))
 
     # -- what the stream says

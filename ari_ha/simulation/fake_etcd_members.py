@@ -29,7 +29,7 @@ class FakeStream:
     """One Watch stream: its watchers and what is on its way to the client."""
 
     endpoint: str
-    watchers: dict[int, list[Any]] = field(default_factory=dict)  # id -> [prefix, position]
+    watchers: dict[int, list[Any]] = field(default_factory=dict)  # id -> [prefix, next, start]
     last_at: Instant = 0.0
 
 
@@ -227,14 +227,19 @@ class FakeMembers:
             return
         if request.HasField("create_request"):
             create = request.create_request
-            stream.watchers[create.watch_id] = [create.key.decode(), create.start_revision]
+            start = create.start_revision
+            # It may begin at the very revision of the compaction.
+            after = start + 1 if start == self.etcd.compacted else start
+            stream.watchers[create.watch_id] = [create.key.decode(), after, start]
             response = pb.WatchResponse(header=self._header(), watch_id=create.watch_id, created=True)
             self._say(number, response, now)
         elif request.HasField("cancel_request"):
             stream.watchers.pop(request.cancel_request.watch_id, None)
         else:
             self._pump(number, now, all_of_it=True)
-            if stream.watchers:
+            # As etcd 3.5: silent while a watch begins in the future.
+            ahead = any(start > self.etcd.revision for _, _, start in stream.watchers.values())
+            if number in self._streams and stream.watchers and not ahead:
                 self._say(number, pb.WatchResponse(header=self._header(), watch_id=-1), now)
 
     def _pump(self, number: int, now: Instant, *, all_of_it: bool = False) -> None:
@@ -249,7 +254,7 @@ class FakeMembers:
             self._pump_one(number, watch_id, watcher, now, all_of_it)
 
     def _pump_one(self, number: int, watch_id: int, watcher: list[Any], now: Instant, whole: bool) -> None:
-        prefix, position = watcher
+        prefix, position, _ = watcher
         try:
             changes = self.etcd.changes(prefix, position)
         except Compacted:

@@ -66,7 +66,8 @@ class Member:
             return
         self._container = f"ari-ha-test-etcd-{uuid.uuid4().hex[:8]}"
         command = ["docker", "run", "-d", "--rm", "--network=host", f"--name={self._container}"]
-        command += [f"--volume={self.data.parent}:{self.data.parent}", IMAGE, *args]
+        command += [f"--volume={place}:{place}" for place in (self.data.parent, self.tls) if place]
+        command += [IMAGE, *args]
         subprocess.run(command, check=True, capture_output=True)
 
     def kill(self) -> None:
@@ -94,13 +95,16 @@ class Member:
 class Cluster:
     """Some members that know each other."""
 
-    def __init__(self, size: int, extra: tuple[str, ...] = (), tls: Path | None = None) -> None:
+    def __init__(
+        self, size: int, extra: tuple[str, ...] = (), tls: Path | None = None, started: bool = True
+    ) -> None:
         self.data = Path(tempfile.mkdtemp(prefix="ari-ha-etcd-"))
         self.members = [Member(f"m{n}", self.data, extra, tls) for n in range(size)]
         peers = ",".join(f"{member.name}={member.peer}" for member in self.members)
         for member in self.members:
             member.peers = peers
-            member.start()
+            if started:
+                member.start()
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -7,7 +7,15 @@ from random import Random
 import pytest
 
 from ari_ha.core.machine import DeadlineReached, Refused, Unreachable
-from ari_ha.core.ports.store import LeaseState, Put, StoreReach, StoreRead, StoreSnapshot, StoreTxn
+from ari_ha.core.ports.store import (
+    LeaseState,
+    Put,
+    StoreChanged,
+    StoreReach,
+    StoreRead,
+    StoreSnapshot,
+    StoreTxn,
+)
 from ari_ha.machines.etcd_client import EtcdClient, EtcdTimings
 from ari_ha.wire import etcd as wire
 from ari_ha.wire.etcd import Failure, Trouble
@@ -169,7 +177,7 @@ def test_silence_of_the_watch_is_asked_about_and_then_ends_the_member():
     assert b.client.endpoint is None and b.resets == ["a:1"]
 
 
-@pytest.mark.parametrize(("version", "resumes_at"), [("3.6.1", 51), ("3.4.23", 11)])
+@pytest.mark.parametrize(("version", "resumes_at"), [("3.6.1", 50), ("3.4.23", 10)])
 def test_progress_moves_the_resume_point_only_where_it_is_sound(version, resumes_at):
     b = Bench().adopt(version=version)
     b.mirrored()
@@ -180,6 +188,22 @@ def test_progress_moves_the_resume_point_only_where_it_is_sound(version, resumes
     assert b.sent[-1].create_request.start_revision == resumes_at
 
 
+def test_a_resumed_watch_begins_at_a_known_revision_and_tells_nothing_twice():
+    b = Bench().adopt()
+    watch_id = b.mirrored()
+    kv = pb.KeyValue(key=b"/m/a", value=b"1", mod_revision=11)
+    b.revision = 12
+    b.said(watch_id=watch_id, events=[pb.Event(kv=kv)])
+    b.feed(wire.StreamEnded(stream=b.stream, why=failed(Trouble.LOST)))
+    b.answer(b.well(), "Range", "b:1")
+    create = b.sent[-1].create_request
+    assert create.start_revision == 11
+    later = pb.KeyValue(key=b"/m/b", value=b"2", mod_revision=12)
+    b.said(watch_id=create.watch_id, created=True)
+    b.said(watch_id=create.watch_id, events=[pb.Event(kv=kv), pb.Event(kv=later)])
+    assert [e.key for e in b.told if isinstance(e, StoreChanged)] == ["/m/a", "/m/b"]
+
+
 def test_compaction_reads_the_prefix_again():
     b = Bench().adopt()
     watch_id = b.mirrored()
@@ -187,7 +211,7 @@ def test_compaction_reads_the_prefix_again():
     b.revision = 40
     b.answer(b.well(), "Range")
     assert [e.revision for e in b.told if isinstance(e, StoreSnapshot)] == [10, 40]
-    assert b.sent[-1].create_request.start_revision == 41
+    assert b.sent[-1].create_request.start_revision == 40
 
 
 def test_another_cluster_behind_the_same_address_is_noticed():
