@@ -57,6 +57,7 @@ def run(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Measure the same calls without a fault first.")
     ] = True,
+    codec: Annotated[str, typer.Option("--codec", help="What customers offer: pcma or pcmu.")] = "pcma",
     settings: SettingsFile = DEFAULT_SETTINGS,
 ) -> None:
     """Strike calls and report what their far ends noticed. Exit status 1 when a call did not survive."""
@@ -73,6 +74,7 @@ def run(
         fail(f"the lab cannot run here: {why}", quiet)
     try:
         stage = Stage(settings, (lambda _: None) if quiet else say)
+        stage.codec = codec
         versions, machine = _versions(stage.lab.versions()), _machine()
 
         def write(runs: Sequence[Mapping[str, Any]]) -> None:

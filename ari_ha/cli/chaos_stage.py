@@ -62,6 +62,8 @@ class Stage:
         )
         self.lab = Lab()
         self.say = say
+        self.codec = "pcma"
+        """What customers offer."""
 
     # --- looking ---
 
@@ -242,7 +244,9 @@ class Stage:
         for queue, number in (("support", support), ("sales", sales)):
             if number:
                 first = f"1555{serial:03}{len(pairs) // 40}"
-                idents = self.far.place(DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS)
+                idents = self.far.place(
+                    DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS, codec=self.codec
+                )
                 callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
                 pairs += [Pair(ident, caller, state) for ident, caller in zip(idents, callers, strict=True)]
         until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)

@@ -6,7 +6,7 @@ Every request carries ``Authorization: Bearer <token>``. Times are UTC seconds.
 |---|---|
 | GET /health | who we are, how busy |
 | GET /calls · GET /calls/{id} | calls; one with its SIP messages |
-| POST /calls {did, from, n, spacing_ms, hangup_after_s, event_pt} | customers call |
+| POST /calls {did, from, n, spacing_ms, hangup_after_s, event_pt, codec} | customers call |
 | POST /calls/{id}/{hangup,hold,unhold,dtmf,info,answer,reject} | orders to any call, customer's or phone's |
 | GET /phones · GET /phones/{user} | registrations and manners |
 | POST /phones/{user}/{register,unregister,manner,power,dial} | orders to a phone |
@@ -28,6 +28,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ari_ha.farend import rtp
 from ari_ha.farend.call import Call
 from ari_ha.farend.farends import CARRIER, FarEnds
 from ari_ha.farend.network import Driver
@@ -36,6 +37,7 @@ from ari_ha.sip import LocalError
 
 CALLS_PER_REQUEST_MAX = 500
 BODY_MAX_BYTES = 262_144
+CODECS = {"pcma": rtp.PT_PCMA, "pcmu": rtp.PT_PCMU}
 MODES = ("answer", "ring", "busy", "reject", "unavailable")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -164,6 +166,7 @@ class Api:
                 first if count == 1 else f"{first}{index:03}",
                 driver.now,
                 event_pt=int(body.get("event_pt", 101)),
+                codec=CODECS[str(body.get("codec", "pcma"))],
                 hangup_after_s=body.get("hangup_after_s"),
             )
             driver.flush()

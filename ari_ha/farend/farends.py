@@ -20,6 +20,8 @@ CARRIER = "carrier"
 CARRIER_HERTZ, PHONE_HERTZ = 400, 1_000
 CARRIER_CALLS_MAX = 2_000
 REGISTER_SPACING_S = 0.02
+GOODBYE_S = 1.0
+"""Time for BYE to be sent again where it got lost."""
 
 
 def _new_id() -> str:
@@ -49,6 +51,15 @@ class FarEnds:
         for index, user in enumerate(self.settings.phones):
             self.drivers[user] = driver_for(self._phone(index, user))
         await asyncio.gather(*(driver.open() for driver in self.drivers.values()))
+
+    async def hang_up(self) -> None:
+        """Ends every living call politely, so that nobody else has to find out that we are gone."""
+        living = [(driver, call) for driver, call in self.calls() if call.living]
+        for driver, call in living:
+            driver.agent.hangup(call, driver.now)
+            driver.flush()
+        if living:
+            await asyncio.sleep(GOODBYE_S)
 
     def close(self) -> None:
         """Closes everything."""

@@ -27,6 +27,7 @@ async def serve(settings: FarEndSettings, stop: asyncio.Event) -> None:
             flush=True,
         )
         await stop.wait()
+        await ends.hang_up()
     finally:
         await runner.cleanup()
         ends.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ari_ha.farend import rtp
 from ari_ha.farend.call import (
     Call,
     Description,
@@ -167,11 +168,13 @@ class UserAgent:
         now: float,
         *,
         event_pt: int = 101,
+        codec: int = rtp.PT_PCMA,
         hangup_after_s: float | None = None,
     ) -> Call:
         """Calls ``number`` through the proxy."""
         call = self._new_call("out", number, caller, self._new_id())
         call.ours.event_pt = event_pt
+        call.ours.codec = codec
         call.hangup_after_s = hangup_after_s
         self.endpoint.invite(
             call.leg,
