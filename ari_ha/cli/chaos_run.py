@@ -21,7 +21,7 @@ MOVING = ("asterisk-kill", "asterisk-stop", "asterisk-restart-now", "asterisk-fr
 MEND_AFTER_S = {"app-freeze": 3.0, "etcd-quorum-loss": 6.0}
 """Faults that are mended while the run still watches, after this long."""
 DURING = ("", "hangup-caller", "hangup-agent")
-BASELINE_S = 4.0
+BASELINE_S = 2.0
 PROBE_EVERY_S = 0.35
 PROBE_LIMIT_S = 30.0
 STEADY_S = 1.5
@@ -150,7 +150,7 @@ class Run:
         struck: Struck,
         *,
         moved: bool,
-        at_least_s: float = STEADY_S,
+        at_least_s: float = 0.0,
     ) -> None:
         """Sends digits from both ends until a node has heard them of every call; then a steady while more."""
         heard: dict[tuple[str, str], float] = {}
@@ -161,17 +161,20 @@ class Run:
             if pair.state in VOICE_STATES:
                 digits[pair.agent_call] = DIGIT_OF_AGENT
         mend_after_s = MEND_AFTER_S.get(self.fault)
-        end = time.monotonic() + PROBE_LIMIT_S
-        steady = time.monotonic() + at_least_s
-        while time.monotonic() < end and (time.monotonic() < steady or wanted - heard.keys()):
-            if wanted - heard.keys():
-                steady = max(steady, time.monotonic() + STEADY_S)
-            began = time.monotonic()
+        begin = time.monotonic()
+        while time.monotonic() < begin + PROBE_LIMIT_S:
+            round_began = time.monotonic()
             self.stage.far.digits(digits)
             self._collect(heard, verdicts, since, moved)
             if mend_after_s is not None and time.time() - since > mend_after_s:
                 self._mend(struck)
-            time.sleep(max(0.0, PROBE_EVERY_S - (time.monotonic() - began)))
+            if not wanted - heard.keys() and time.monotonic() >= begin + at_least_s:
+                break
+            time.sleep(max(0.0, PROBE_EVERY_S - (time.monotonic() - round_began)))
+        if mend_after_s is not None:
+            time.sleep(max(0.0, since + mend_after_s - time.time()))
+            self._mend(struck)
+        time.sleep(STEADY_S)  # nothing but voices: digits take their place where Asterisk passes them on
         for verdict in verdicts.values():
             times = [heard.get((verdict.pair.customer, leg)) for leg in self._legs(verdict.pair)]
             known = [at for at in times if at is not None]

@@ -180,7 +180,7 @@ class Stage:
         self._phones_on_hook(wanted)
 
     def _phones_on_hook(self, agents: Sequence[str]) -> None:
-        """Waits for the short calls of feature codes to be ended; hangs up the phone where that takes long."""
+        """Waits for the short calls of feature codes to end; hangs up the phone where that takes long."""
         try:
             until("no agent's phone is in a call", 3, lambda: not self.far.calls(living="1"))
         except StageError:
