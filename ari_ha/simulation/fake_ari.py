@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.simulation.fake_asterisk import PLAY_S, Bridge, Channel, FakeAsterisk
+from ari_ha.simulation.fake_asterisk import PLAY_S, VERBS, Bridge, Channel, FakeAsterisk
 from ari_ha.wire import ari
 
 NORMAL_CAUSE = 16
@@ -46,6 +46,10 @@ class FakeAri:
             "channels.dial": self._dial,
         }
         self._others: dict[str, Callable[[Params], Outcome]] = {
+            "applications.subscribe": self._application,
+            "applications.unsubscribe": self._application,
+            "applications.get": self._application,
+            "applications.filter": self._application,
             "channels.list": lambda params: Done([asterisk._model(c) for c in asterisk.channels.values()]),
             "channels.create": self._create,
             "bridges.list": lambda params: Done(
@@ -105,10 +109,11 @@ class FakeAri:
         channel.context = str(params.get("context") or channel.context)
         channel.extension = str(params.get("extension") or channel.extension)
         asterisk._emit(ari.StasisEnd(application="ari-ha", channel=asterisk._model(channel)))
-        if channel.context == "from-trunk" and params.get("context"):
+        if params.get("label") == "apology":
+            asterisk.apologise(channel)
+        elif channel.context == "from-trunk" and params.get("extension"):
             # From the top of the dialplan: it asks the app again.
-            verb = {"6000": "queue,support", "6001": "through,support"}.get(channel.extension, "")
-            asterisk._ask_app(channel, "trunk", verb, "")
+            asterisk._ask_app(channel, "trunk", VERBS.get(channel.extension, ""), "")
         else:
             asterisk._hang_up(channel, NORMAL_CAUSE)
         return Done(None)
@@ -177,6 +182,13 @@ class FakeAri:
         if not self.asterisk.dial(channel, DEFAULT_DIAL_S if timeout is None else float(timeout)):
             return Refused("Dialing failed", 500)
         return Done(None)
+
+    def _application(self, params: Params) -> Outcome:
+        """The fake tells its one app everything anyway."""
+        source = str(params.get("eventSource") or "")
+        if source.startswith("channel:") and source.partition(":")[2] not in self.asterisk.channels:
+            return Refused("Event source does not exist", 422)
+        return Done(ari.Application(name=str(params.get("applicationName", ""))))
 
     # -- bridges
 

@@ -29,6 +29,7 @@ STATUS_TO_CAUSE = {404: 1, 408: 18, 480: 19, 486: 17, 487: 127, 488: 58, 503: 34
 CHANNEL_VARIABLES = ("HA_CALL", "HA_LEG", "HA_EPOCH")
 REFUSED_CAUSE, NORMAL_CAUSE = 34, 16
 PLAY_S = 0.5
+SORRY_S = 2.0
 VERBS = {"6000": "queue,support", "6001": "through,support"}
 
 Sink = Callable[[ari.Event], None]
@@ -229,12 +230,16 @@ class FakeAsterisk(SipProcess):
                     self._fallback(channel, kind, verb, asked + 1)
                 self.pump()
                 return
-            self.apologies.append(channel.variables["HA_TOKEN"])
-            self._answer(channel)
+            self.apologise(channel)
             self.pump()
-            self.world.after(PLAY_S, self.in_life(lambda: self._apologised(channel)))
 
         self.world.after(1.0, self.in_life(ask))
+
+    def apologise(self, channel: Channel) -> None:
+        """The dialplan's last word: it answers, says sorry, hangs up."""
+        self.apologies.append(channel.variables["HA_TOKEN"])
+        self._answer(channel)
+        self.world.after(SORRY_S, self.in_life(lambda: self._apologised(channel)))
 
     def _apologised(self, channel: Channel) -> None:
         if channel.ident in self.channels:

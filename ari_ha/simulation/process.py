@@ -96,10 +96,10 @@ class Process:
         """Alive and not frozen."""
         return self.state == RUNNING
 
-    def in_life(self, act: Callable[[], None]) -> Callable[[], None]:
-        """``act`` bound to this life: it does nothing in a later one, and waits while
-        the process is frozen."""
-        life = self.life
+    def in_life(self, act: Callable[[], None], life: int | None = None) -> Callable[[], None]:
+        """``act`` bound to this life (or to ``life``): it does nothing in a later one,
+        and waits while the process is frozen."""
+        life = self.life if life is None else life
 
         def run() -> None:
             if self.life != life or self.state == DEAD:
@@ -299,12 +299,12 @@ class MachineProcess(Process):
                 limit.cancel()
                 settle(outcome)
 
-        in_life = self.in_life
+        in_life, life = self.in_life, self.life
         limit_s = effect.limit_s / self.clock.rate
         limit = self.world.after(
             limit_s, in_life(lambda: once(Unknown(f"no outcome within {effect.limit_s:g} s")))
         )
-        self._perform(self, effect, lambda outcome: in_life(lambda: once(outcome))())
+        self._perform(self, effect, lambda outcome: in_life(lambda: once(outcome), life)())
 
     def _outcome(self, effect: Effect, outcome: Outcome) -> None:
         if not isinstance(outcome, Done) and self.world.tell:

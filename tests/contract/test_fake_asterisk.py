@@ -124,9 +124,28 @@ def test_without_an_app_the_dialplan_asks_again_and_then_says_sorry(bench: Bench
     bench.edge.invite("leg")
     bench.run(2.9)
     assert not bench.edge.of(sip.LegAnswered)
-    bench.run(2.0)
+    bench.run(3.0)
     assert bench.edge.of(sip.LegAnswered) and bench.edge.of(sip.LegEnded)
     assert bench.asterisk.apologies == ["token"]
+
+
+def test_a_channel_sent_back_goes_where_it_is_told(bench: Bench) -> None:
+    bench.register()
+    channel = bench.incoming()
+    where = {"channelId": channel, "context": "from-trunk", "extension": "6000"}
+    assert isinstance(bench.do("channels.continueInDialplan", **where, priority="1"), Done)
+    assert len(bench.named("StasisEnd")) == 1 and len(bench.named("StasisStart")) == 2
+    assert isinstance(bench.do("channels.continueInDialplan", **where, label="apology"), Done)
+    bench.run(3.0)
+    assert bench.asterisk.apologies == ["token"] and bench.edge.of(sip.LegEnded)
+
+
+def test_a_channel_sent_on_with_nothing_left_is_hung_up(bench: Bench) -> None:
+    bench.register()
+    channel = bench.incoming()
+    bench.do("channels.answer", channelId=channel)
+    bench.do("channels.continueInDialplan", channelId=channel)
+    assert bench.asterisk.channels == {} and bench.edge.of(sip.LegEnded)
 
 
 def test_an_app_that_comes_in_time_gets_the_waiting_call(bench: Bench) -> None:

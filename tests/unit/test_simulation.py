@@ -1,0 +1,361 @@
+"""The simulator's own parts: time, shell, store, network, links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from ari_ha.core.machine import (
+    DeadlineReached,
+    Done,
+    Effect,
+    Event,
+    OutcomeOf,
+    Refused,
+    ShellStall,
+    Unknown,
+    Unreachable,
+)
+from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
+from ari_ha.core.ports.store import (
+    Compare,
+    Delete,
+    LeaseState,
+    Put,
+    StoreChanged,
+    StoreReach,
+    StoreRead,
+    StoreSnapshot,
+    StoreTxn,
+)
+from ari_ha.simulation.fake_store import Store, StoreClient
+from ari_ha.simulation.links import NodeLink
+from ari_ha.simulation.process import MachineProcess
+from ari_ha.simulation.world import Clock, Network, World
+from ari_ha.wire import link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Go(Event):
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act(Effect):
+    name: str
+
+
+class Recorder:
+    """A machine that does what it is told and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.wants: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        self.heard.append(event)
+        if isinstance(event, DeadlineReached):
+            self.wants = None
+        return list(event.effects) if isinstance(event, Go) else []
+
+    def deadline(self) -> float | None:
+        return self.wants
+
+    def check(self) -> None:
+        pass
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.heard if isinstance(event, kind)]
+
+
+class Bench:
+    """One process whose effects are settled as the test says."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.world = World(seed)
+        self.network = Network(self.world)
+        self.performed: list[str] = []
+        self.outcomes: dict[str, Any] = {}
+        self.process = self.make("p", "host")
+        self.process.start()
+
+    def make(self, name: str, host: str) -> MachineProcess:
+        return MachineProcess(
+            self.world, name, host, make=lambda process: Recorder(), perform=self._perform,
+            perform_now=lambda process, effect: None, instant=(),
+        )  # fmt: skip
+
+    def _perform(self, process: MachineProcess, effect: Effect, settle: Any) -> None:
+        name = getattr(effect, "name", "")
+        self.performed.append(name)
+        outcome = self.outcomes.get(name, Done())
+        if outcome is not None:
+            self.world.after(0.01, lambda: settle(outcome))
+
+    @property
+    def machine(self) -> Recorder:
+        return self.process.machine  # type: ignore[return-value]
+
+    def go(self, *effects: Effect) -> None:
+        self.process.post(Go(effects=effects))
+
+    def run(self, for_s: float = 1.0) -> None:
+        self.world.run_until(self.world.now + for_s)
+
+    def outcomes_of(self, *names: str) -> list[str]:
+        found = {event.effect.name: type(event.outcome).__name__ for event in self.machine.of(OutcomeOf)}
+        return [found[name] for name in names]
+
+
+def test_happenings_come_in_order_and_may_be_called_off() -> None:
+    world, seen = World(1), []
+    world.after(2.0, lambda: seen.append("late"))
+    off = world.after(1.5, lambda: seen.append("never"))
+    world.after(1.0, lambda: seen.append("early"))
+    off.cancel()
+    world.run_until(3.0)
+    assert seen == ["early", "late"] and world.now == 3.0
+
+
+def test_a_process_has_its_own_clocks() -> None:
+    world = World(1)
+    clock = Clock(world, rate=1.01, wall_offset_s=5.0)
+    before = clock.monotonic(), clock.utc()
+    world.run_until(100.0)
+    assert clock.monotonic() - before[0] == pytest.approx(101.0)
+    assert clock.utc() - before[1] == pytest.approx(100.0)
+    assert clock.true(clock.monotonic()) == pytest.approx(world.now)
+
+
+def test_a_lane_runs_in_order_and_stops_at_the_first_that_is_not_done() -> None:
+    bench = Bench()
+    bench.outcomes["b"] = Refused("no")
+    bench.go(*(Act(lane="one", name=name) for name in "abcd"), Act(lane="two", name="e"))
+    bench.run()
+    assert bench.performed == ["a", "e", "b"]
+    assert bench.outcomes_of(*"abcde") == ["Done", "Refused", "Refused", "Refused", "Done"]
+    bench.go(Act(lane="one", name="f"))
+    bench.run()
+    assert bench.outcomes_of("f") == ["Done"]
+
+
+def test_an_effect_without_an_answer_becomes_unknown_at_its_limit() -> None:
+    bench = Bench()
+    bench.outcomes["a"] = None
+    bench.go(Act(lane="one", name="a", limit_s=0.5), Act(lane="one", name="b"))
+    bench.run(0.4)
+    assert not bench.machine.of(OutcomeOf)
+    bench.run(0.2)
+    assert isinstance(bench.machine.of(OutcomeOf)[0].outcome, Unknown)
+
+
+def test_one_deadline_at_a_time() -> None:
+    bench = Bench()
+    bench.machine.wants = bench.process.clock.monotonic() + 0.5
+    bench.go()
+    bench.run(0.4)
+    assert not bench.machine.of(DeadlineReached)
+    bench.run(0.2)
+    assert len(bench.machine.of(DeadlineReached)) == 1
+
+
+def test_a_frozen_process_hears_everything_when_it_thaws_and_that_it_stood() -> None:
+    bench = Bench()
+    bench.go(Act(lane="one", name="a", limit_s=9.0))
+    bench.world.run_until(0.005)
+    bench.process.freeze()
+    bench.process.deliver(Go())
+    bench.run(2.0)
+    assert len(bench.machine.heard) == 1
+    bench.process.thaw()
+    bench.run(0.1)
+    assert bench.machine.of(ShellStall)[0].lag_s == pytest.approx(2.0, abs=0.01)
+    assert len(bench.machine.of(Go)) == 2 and bench.outcomes_of("a") == ["Done"]
+
+
+def test_a_killed_process_gets_nothing_of_its_earlier_life() -> None:
+    bench = Bench()
+    bench.go(Act(lane="one", name="a"))
+    bench.world.run_until(0.001)
+    bench.process.kill()
+    bench.process.start()
+    bench.run()
+    assert bench.performed == ["a"] and not bench.machine.heard
+
+
+def test_the_network_cuts_one_way_or_both() -> None:
+    bench, arrived = Bench(), []
+    bench.network.cut_off("a", ["b"], both_ways=False)
+    bench.network.datagram("a", "b", lambda: arrived.append("a>b"))
+    bench.network.datagram("b", "a", lambda: arrived.append("b>a"))
+    bench.run()
+    assert arrived == ["b>a"]
+    bench.network.heal("a")
+    bench.network.datagram("a", "b", lambda: arrived.append("a>b"))
+    bench.run()
+    assert arrived == ["b>a", "a>b"]
+
+
+class StoreBench(Bench):
+    """The same process with a client of the store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store(self.world, self.network)
+        self.store.put("/x/before", b"1")
+        self.client = StoreClient(self.store, self.process, ["/x/"], ttl_s=3.0)
+        self.run(0.5)
+
+    def _perform(self, process: MachineProcess, effect: Effect, settle: Any) -> None:
+        if isinstance(effect, StoreTxn | StoreRead):
+            self.client.perform(effect, settle)
+        else:
+            super()._perform(process, effect, settle)
+
+    def txn(self, **parts: Any) -> Any:
+        self.go(StoreTxn(lane="store", **parts))
+        self.run(2.5)
+        return self.machine.of(OutcomeOf)[-1].outcome
+
+
+def test_a_client_says_reach_snapshot_and_lease_and_then_every_change() -> None:
+    bench = StoreBench()
+    assert bench.machine.of(StoreReach) == [StoreReach(reachable=True)]
+    (snapshot,) = bench.machine.of(StoreSnapshot)
+    assert list(snapshot.items) == ["/x/before"]
+    assert bench.machine.of(LeaseState)[0].held
+    bench.store.put("/x/after", b"2")
+    bench.store.put("/y/other", b"3")
+    bench.run()
+    assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/after"]
+
+
+def test_transactions_compare_and_show_what_stood_in_the_way() -> None:
+    bench = StoreBench()
+    first = bench.txn(compares=(Compare("/x/k", 0),), puts=(Put("/x/k", b"a"),))
+    assert first.value.succeeded
+    second = bench.txn(compares=(Compare("/x/k", 0),), puts=(Put("/x/k", b"b"),))
+    assert not second.value.succeeded and second.value.current[0].value == b"a"
+    third = bench.txn(
+        compares=(Compare("/x/k", first.value.revision),), deletes=(Delete("/x/", prefix=True),)
+    )
+    assert third.value.succeeded and not bench.store.keys
+
+
+def test_a_transaction_may_be_applied_and_its_outcome_unknown() -> None:
+    bench = StoreBench()
+    bench.store.reply_lost = 1.0
+    assert isinstance(bench.txn(puts=(Put("/x/k", b"a"),)), Unknown)
+    assert bench.store.keys["/x/k"].value == b"a"
+    bench.store.reply_lost, bench.store.request_lost = 0.0, 1.0
+    assert isinstance(bench.txn(puts=(Put("/x/l", b"a"),)), Unknown)
+    assert "/x/l" not in bench.store.keys
+
+
+def test_away_is_noticed_late_and_what_was_missed_comes_afterwards() -> None:
+    bench = StoreBench()
+    bench.network.cut_off("host", ["etcd"])
+    bench.store.put("/x/missed", b"1")
+    bench.run(2.0)
+    assert not bench.machine.of(StoreReach)[-1].reachable
+    assert isinstance(bench.txn(puts=(Put("/x/k", b"a"),)), Unreachable)
+    bench.network.heal()
+    bench.run(1.0)
+    assert bench.machine.of(StoreReach)[-1].reachable
+    assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/missed"]
+
+
+def test_after_a_compaction_the_prefix_is_read_again() -> None:
+    bench = StoreBench()
+    bench.network.cut_off("host", ["etcd"])
+    bench.store.put("/x/missed", b"1")
+    bench.store.put("/x/more", b"1")
+    bench.store.compact(bench.store.revision - 1)
+    bench.run(2.0)
+    bench.network.heal()
+    bench.run(1.0)
+    assert set(bench.machine.of(StoreSnapshot)[-1].items) == {"/x/before", "/x/missed", "/x/more"}
+
+
+def test_a_lease_dies_with_its_holder_and_its_keys_with_it() -> None:
+    bench = StoreBench()
+    bench.txn(puts=(Put("/x/mine", b"a", leased=True),))
+    bench.run(10.0)
+    assert "/x/mine" in bench.store.keys
+    bench.process.kill()
+    bench.run(4.0)
+    assert "/x/mine" not in bench.store.keys
+
+
+def test_a_lease_cut_off_is_known_to_be_lost_before_the_server_drops_it() -> None:
+    bench = StoreBench()
+    bench.txn(puts=(Put("/x/mine", b"a", leased=True),))
+    bench.network.cut_off("host", ["etcd"])
+    for _ in range(50):
+        bench.run(0.1)
+        lost = not bench.machine.of(LeaseState)[-1].held
+        assert lost or "/x/mine" in bench.store.keys
+    assert lost
+
+
+class LinkBench(Bench):
+    def __init__(self) -> None:
+        super().__init__()
+        self.edge, self.app = self.make("edge1", "edge1"), self.make("ast1", "ast1")
+        self.edge.start()
+        self.app.start()
+        self.link = NodeLink(self.world, self.network, self.edge, self.app)
+        self.run()
+
+    @staticmethod
+    def heard(process: MachineProcess) -> Recorder:
+        return process.machine  # type: ignore[return-value]
+
+
+def test_a_link_opens_carries_frames_in_order_and_closes_with_its_process() -> None:
+    bench = LinkBench()
+    assert bench.heard(bench.edge).of(LinkUp) == [LinkUp(peer="ast1")]
+    for n in range(20):
+        bench.link.send(bench.app, link.NodeState(calls=n))
+    bench.run()
+    assert [e.frame.calls for e in bench.heard(bench.edge).of(LinkReceived)] == list(range(20))
+    bench.app.kill()
+    bench.run()
+    (down,) = bench.heard(bench.edge).of(LinkDown)
+    assert down.clean
+
+
+def test_silence_breaks_a_link_for_both_ends_and_loses_what_was_said() -> None:
+    bench = LinkBench()
+    bench.network.cut_off("ast1", ["edge1"])
+    bench.link.send(bench.app, link.NodeState(calls=1))
+    bench.run(2.0)
+    assert [event.clean for event in bench.heard(bench.edge).of(LinkDown)] == [False]
+    assert [event.clean for event in bench.heard(bench.app).of(LinkDown)] == [False]
+    bench.network.heal()
+    bench.run(2.0)
+    assert len(bench.heard(bench.edge).of(LinkUp)) == 2
+    assert not bench.heard(bench.edge).of(LinkReceived)
+
+
+def test_a_short_cut_only_delays() -> None:
+    bench = LinkBench()
+    bench.network.cut_off("ast1", ["edge1"])
+    bench.link.send(bench.app, link.NodeState(calls=1))
+    bench.run(0.3)
+    bench.network.heal()
+    bench.run(0.5)
+    assert not bench.heard(bench.edge).of(LinkDown)
+    assert len(bench.heard(bench.edge).of(LinkReceived)) == 1
+
+
+def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() -> None:
+    bench = LinkBench()
+    bench.app.freeze()
+    bench.run(2.0)
+    assert [event.clean for event in bench.heard(bench.edge).of(LinkDown)] == [False]
+    bench.app.thaw()
+    bench.run(0.1)
+    assert [event.clean for event in bench.heard(bench.app).of(LinkDown)] == [True]
