@@ -147,8 +147,8 @@ async def test_losing_one_member_loses_no_event_and_no_lease(cluster, fault):
     for party in (watcher, writing):
         assert party.of(LeaseState)[-1].held
         if "kill" in fault:
-            # A leader that wakes up may revoke leases renewed at its successor: etcd
-            # before 3.4.29 and 3.5.11. It is told, and the lease is taken anew.
+            # A leader that wakes up may revoke leases renewed at its successor (seen
+            # with etcd 3.4.23). It is told, and the lease is taken anew.
             assert len({state.lease for state in party.of(LeaseState)}) == 1
         assert len(party.of(StoreSnapshot)) == 1
         await party.store.close()
