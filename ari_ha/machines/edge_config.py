@@ -43,6 +43,9 @@ class EdgeTimings:
     """A node app away for longer: its calls are moved while they still run."""
     ring_limit_s: float = 180.0
     """Longest ringing of a phone; the app's own limit is shorter."""
+    session_expires_s: int = 600
+    """RFC 4028 session interval asked of phones: a phone that vanished without BYE is
+    noticed at its next refresh, and its agent is free again."""
     registration_s: int = 120
     """Registration interval granted at most; short, so a lost phone is noticed."""
     registration_min_s: int = 10

@@ -361,6 +361,7 @@ class Setup:
             from_=f"<sip:{caller}@{config.public_host}>",
             to=f"<sip:{leg.aor}@{config.realm}>",
             sdp=leg.local_sdp(),
+            session_expires=context.timings.session_expires_s,
             now=context.now,
         )
         leg.state = "ringing"
