@@ -143,8 +143,7 @@ class Attempts:
 
     def readopt(self, attempt: Attempt) -> None:
         """Makes the store say what is so: the agent talks in this conversation."""
-        facts = Facts(attempt=attempt.attempt, call=attempt.call, queue=attempt.queue, node=str(self.desk.me))
-        self._agent_only("adopt", attempt.call, attempt.agent, "adopt", facts)
+        self._submit("adopt", attempt.call, attempt.agent, lambda: self._plan_answer(attempt))
 
     # --- attempts ----------------------------------------------------------------------
 
@@ -293,27 +292,40 @@ class Attempts:
         )  # fmt: skip
 
     def _plan_answer(self, attempt: Attempt) -> Plan | Not:
-        """Agent ringing -> talking and the caller's place gone. An agent whose attempt
-        was taken back meanwhile still wins when he and the caller are both free."""
+        """The agent talks, the caller's place is gone, and nobody else is offered him. An
+        agent whose attempt was taken back meanwhile still wins when both are free."""
         view, keys = self.desk.view, self.desk.keys
         if attempt.closing:
             return Not("the conversation is over")
         facts = Facts(attempt=attempt.attempt, call=attempt.call, queue=attempt.queue, node=str(self.desk.me))
         new = self._change(attempt.agent, "answer", facts)
-        entry, entry_key = view.entry(attempt.call), view.entry_key(attempt.call)
-        if isinstance(new, Not) and not new.already:
-            agent = view.agent(attempt.agent)
-            if agent is None or agent.work not in ("idle", "acw") or agent.intent == "logged_out":
-                return new
-            if not attempt.told and (entry is None or entry.attempt not in ("", attempt.attempt)):
-                return new
+        if isinstance(new, Not) and not new.already and self._may_adopt(attempt):
             new = self._change(attempt.agent, "adopt", facts)
-        if isinstance(new, Not):
+        if isinstance(new, Not) and not new.already:
             return new
-        writes: dict[str, Value | None] = {keys.agent(attempt.agent): new}
+        writes: dict[str, Value | None] = {} if isinstance(new, Not) else {keys.agent(attempt.agent): new}
+        entry_key = view.entry_key(attempt.call)
         if entry_key:
             writes[entry_key] = None
-        return Plan(writes, "agent answers")
+        for name, other in view.agents_of(attempt.call):
+            if name != attempt.agent and other.work in OFFERED:
+                freed = self._change(name, "release", self._facts(other))
+                if not isinstance(freed, Not):
+                    writes[keys.agent(name)] = freed
+        if not writes:
+            return Not("talks already", already=True)
+        reads = (keys.agent(attempt.agent), *self.place_read(attempt.call, attempt.queue))
+        return Plan(writes, "agent answers", reads)
+
+    def _may_adopt(self, attempt: Attempt) -> bool:
+        """Whether an agent whose attempt is not his any more may have the caller still."""
+        agent, entry = self.desk.view.agent(attempt.agent), self.desk.view.entry(attempt.call)
+        if agent is None or (agent.intent == "logged_out" and not attempt.told):
+            return False
+        same_call = agent.attempt is not None and agent.attempt.call == attempt.call
+        if agent.work not in ("idle", "acw") and not (agent.work in OFFERED and same_call):
+            return False
+        return attempt.told or (entry is not None and entry.attempt in ("", attempt.attempt))
 
     def _answer_done(self, attempt: Attempt, result: Result) -> None:
         self._tell_extras(attempt.call, result)
@@ -321,7 +333,9 @@ class Attempts:
             return
         if result.ok:
             self._won(attempt, result.revision, certain=not result.local)
-        elif not attempt.told:
+        elif attempt.told:
+            self._won(attempt, 0, certain=False)
+        else:
             self._drop(attempt)
             self._cancel(attempt, "lost")
 

@@ -54,6 +54,8 @@ class Calls(Attempts):
         entry = view.value(key)
         if caller.leaving:
             return Not("the caller left")
+        if any(agent.work in IN_CALL for _, agent in view.agents_of(caller.call)):
+            return Not("talks to an agent", already=True)
         if entry is None:
             entry = WaitingValue(
                 call=caller.call, queue=caller.queue, entered=caller.entered, priority=caller.priority,

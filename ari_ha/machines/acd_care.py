@@ -254,9 +254,7 @@ class Care:
         if desk.away or self.writes.has(call_lock(entry.call)):
             return
         if entry.call in self.attempts.callers:
-            if entry.attempt and not self._attempt_lives(entry):
-                if self._suspect.mark(f"offer/{entry.attempt}", now) >= desk.settings.reserve_ttl_s:
-                    self._submit_place(entry, lambda: self.attempts.place_freed(entry.call, entry.attempt))
+            self._own_place(entry)
             return
         owner = desk.view.owner(entry.call)
         mine = desk.is_me(entry.node) and (owner is None or (desk.is_me(owner.node) and not owner.moving))
@@ -267,6 +265,17 @@ class Care:
         if self._suspect.mark(f"place/{entry.call}", now) >= self._ghost_grace():
             key = desk.keys.waiting(entry.queue, entry.call)
             self._submit_place(entry, lambda: {key: None})
+
+    def _own_place(self, entry: WaitingValue) -> None:
+        """A caller of ours: offered to nobody, or talking already?"""
+        desk, now = self.desk, self.desk.now
+        known = self.attempts.attempts.get(self.attempts.callers[entry.call].attempt)
+        if known is not None and known.state == "won":
+            if self._suspect.mark(f"twice/{entry.call}", now) > 0:
+                self.attempts.readopt(known)
+        elif entry.attempt and not self._attempt_lives(entry):
+            if self._suspect.mark(f"offer/{entry.attempt}", now) >= desk.settings.reserve_ttl_s:
+                self._submit_place(entry, lambda: self.attempts.place_freed(entry.call, entry.attempt))
 
     def _attempt_lives(self, entry: WaitingValue) -> bool:
         agent = self.desk.view.agent(entry.agent)

@@ -59,21 +59,24 @@ def _calls_of(view: View, key: str) -> set[str]:
 
 def merge_group(
     view: View, dirty: Mapping[str, Dirty], holds: Callable[[str], bool], utc: float
-) -> dict[str, Value | None]:
-    """The writes that bring the store up to date about ``dirty``, free of contradictions."""
+) -> tuple[dict[str, Value | None], tuple[str, ...]]:
+    """The writes that bring the store up to date about ``dirty``, free of contradictions,
+    and the keys they depend on."""
     writes: dict[str, Value | None] = {}
     for key, value in dirty.items():
         stored = view.stored(key)
         merged = merge_dirty(value, stored.value if stored is not None else None, holds, utc)
         if not isinstance(merged, Not):
             writes[key] = merged[0]
+    reads: set[str] = set()
     for key in dirty:
         _release_ousted(view, key, writes, utc)
+        reads.update(_free_ousted(view, key, writes))
     for key in dirty:
         place = _after(view, key, writes)
         if isinstance(place, WaitingValue) and place.attempt and not _has(view, place, writes):
             writes[key] = msgspec.structs.replace(place, attempt="", agent="")
-    return writes
+    return writes, tuple(sorted(reads))
 
 
 def _after(view: View, key: str, writes: Mapping[str, Value | None]) -> Value | None:
@@ -110,6 +113,22 @@ def _release_ousted(view: View, key: str, writes: dict[str, Value | None], utc: 
             was = view.stored(other)
             counted = was.value.seq + 1 if was is not None else freed.seq
             writes[other] = msgspec.structs.replace(freed, seq=counted)
+
+
+def _free_ousted(view: View, key: str, writes: dict[str, Value | None]) -> tuple[str, ...]:
+    """An agent the store had given to another caller meanwhile: that place is free again."""
+    stored = view.stored(key)
+    agent = stored.value if stored is not None else None
+    if key not in writes or not isinstance(agent, AgentValue) or agent.attempt is None:
+        return ()
+    new, part = writes[key], agent.attempt
+    if isinstance(new, AgentValue) and new.attempt is not None and new.attempt.attempt == part.attempt:
+        return ()
+    place_key = view.keys.waiting(part.queue, part.call)
+    place = _after(view, place_key, writes)
+    if isinstance(place, WaitingValue) and place.attempt == part.attempt:
+        writes[place_key] = msgspec.structs.replace(place, attempt="", agent="")
+    return (place_key,)
 
 
 def merge_dirty(dirty: Dirty, theirs: Any, holds: Holds, utc: float) -> Not | tuple[Value | None]:

@@ -263,10 +263,10 @@ class Writes:
         def decide() -> Plan | Not:
             planned.clear()
             planned.update({key: view.dirty[key] for key in group if key in view.dirty})
-            writes = merge_group(view, planned, holds, self.desk.utc)
+            writes, reads = merge_group(view, planned, holds, self.desk.utc)
             if not writes:
                 return Not("stored already", already=True)
-            return Plan(writes, "merged after the store was away", group)
+            return Plan(writes, "merged after the store was away", (*group, *reads))
 
         def done(result: Result) -> None:
             again = []
