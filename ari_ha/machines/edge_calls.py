@@ -6,6 +6,7 @@ Setting a call up is edge_setup's, moving it to another node takeover's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
 from ari_ha.core.machine import Done, Outcome, Unknown, Unreachable
@@ -24,6 +25,10 @@ DELETE_TRIES_MAX = 50
 STORE_RETRY_S = 0.5
 CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
+
+
+def _nothing() -> None:
+    """Nothing to do."""
 
 
 class Calls:
@@ -126,27 +131,25 @@ class Calls:
         tags = {leg: half.tag for leg, half in call.halves.items() if half.state == "up"}
         changed = state != call.media.state
         call.media.state = state
-        steps: list[tuple[str, dict[str, object], str]] = [
-            ("create answer", {"from-tag": tag, "sdp": sdp}, tag) for tag, sdp in call.media.untaught()
-        ]
+        taught = [(tag, {"from-tag": tag, "sdp": sdp}) for tag, sdp in call.media.untaught()]
         graph = call.media.change_to(wanted_graph(state, up, tags))
-        steps += [(command, ng_body(call.call, hears), "") for command, hears in graph]
         if changed:
             self._context.note(f"call/{call.call}", f"media {state}")
             if not call.lost:
                 self.touch(call)
-        if not steps:
+        pending = [len(taught) + len(graph)]
+        if not pending[0]:
             if then:
                 then()
             return
-        pending = [len(steps)]
 
-        def settled(outcome: Outcome, tag: str) -> None:
+        def settled(outcome: Outcome, confirm: Callable[[], None], deny: Callable[[], None]) -> None:
             pending[0] -= 1
-            if not isinstance(outcome, Done):
+            if isinstance(outcome, Done):
+                confirm()
+            else:
                 call.media.doubtful = True
-                if tag:
-                    call.media.not_taught(tag)
+                deny()
             if pending[0] or call.ended:
                 return
             if call.media.doubtful:
@@ -156,8 +159,14 @@ class Calls:
                 if then:
                     then()
 
-        for command, body, tag in steps:
-            self._context.ng(call.call, command, body, lambda outcome, tag=tag: settled(outcome, tag))
+        media, ng = call.media, self._context.ng
+        for tag, body in taught:
+            deny = partial(media.not_taught, tag)
+            ng(call.call, "create answer", body, partial(settled, confirm=_nothing, deny=deny))
+        for command, hears in graph:
+            confirm = partial(media.taken_away, hears) if command == "unsubscribe" else _nothing
+            settle = partial(settled, confirm=confirm, deny=_nothing)
+            ng(call.call, command, ng_body(call.call, hears), settle)
 
     def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
         """The far end of ``tag`` has this SDP; rtpengine is told until it confirms."""

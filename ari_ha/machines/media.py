@@ -56,6 +56,8 @@ class CallMedia:
     applied: set[Hears] = field(default_factory=set)
     doubtful: bool = False
     """A command of the last change failed or was never answered."""
+    leftover: set[Hears] = field(default_factory=set)
+    """Subscriptions taken away whose end rtpengine has not confirmed"""
     failures: int = 0
     """Rounds in a row that rtpengine did not confirm"""
     remote: dict[str, str] = field(default_factory=dict)
@@ -67,12 +69,17 @@ class CallMedia:
         """Commands that lead to ``wanted``: ``("connect"|"unsubscribe", (x, y))`` in
         the order they must be sent; the applied graph is what they lead to."""
         plus = wanted if self.doubtful else wanted - self.applied
-        minus = self.applied - wanted
+        minus = (self.applied | self.leftover) - wanted
+        self.leftover = set(minus)
         self.applied = set(wanted)
         self.doubtful = False
         return [("connect", hears) for hears in sorted(plus)] + [
             ("unsubscribe", hears) for hears in sorted(minus)
         ]
+
+    def taken_away(self, hears: Hears) -> None:
+        """rtpengine has confirmed a `-`."""
+        self.leftover.discard(hears)
 
     def untaught(self) -> list[tuple[str, str]]:
         """Far ends rtpengine has to be told of (again); they count as told from now."""

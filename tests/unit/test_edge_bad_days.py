@@ -332,3 +332,21 @@ def test_a_delete_nobody_answered_is_said_again(world):
     world.ng_refuse = lambda command: False
     world.run(5.0)
     assert call.call not in world.hears
+
+
+def test_an_unsubscribe_that_failed_is_said_again(world):
+    fails = iter([True])
+
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001")
+    ringing = phone.of(sip.InviteReceived)[-1]
+    phone.sip.answer(ringing.leg, phone.sdp(), world.now)
+    world.settle()
+    world.ng_refuse = lambda command: command.command in ("unsubscribe",) and next(fails, False)
+    world.say(node, link.WantMedia(call=call.call, epoch=str(call.epoch), state="hitless", request=1))
+    world.settle()
+    world.run(1.0)
+    listeners = [who for who, _ in world.hears[call.call] if who in ("c", "a1")]
+    assert sorted(listeners) == ["a1", "c"], "nobody hears two speakers"
