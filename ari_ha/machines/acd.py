@@ -266,6 +266,7 @@ class Acd:
             parts = self._desk.keys.split(key)
             if len(parts) == 2 and parts[0] == "agents":
                 self._calls.look_at(parts[1])
+                self._care.look_at(parts[1])
 
     # --- reading -----------------------------------------------------------------------
 

@@ -54,22 +54,24 @@ class Care:
 
     # --- deadlines ---------------------------------------------------------------------
 
+    def look_at(self, name: str) -> None:
+        """An agent changed: is there a wrap-up to end?"""
+        agent = self.desk.view.agent(name)
+        if agent is None or agent.work != "acw":
+            self._due.pop(name, None)
+        else:
+            self._acw_due(name, agent)
+
     def deadlines(self) -> int:
         """Fires wrap-ups that are over: the node that served the call at once, the
         others after a grace. Returns how many."""
         desk, fired = self.desk, 0
-        for name, agent in desk.view.agents():
-            if agent.work != "acw":
-                self._due.pop(name, None)
-                continue
-            due = self._acw_due(name, agent)
+        for name, (deadline, due) in list(self._due.items()):
             if due <= desk.now and not self.writes.has(desk.keys.agent(name)):
-                facts = Facts(deadline=agent.acw_deadline)
-                self._advance(name, "acw-done", "wrap-up is over", facts)
-                fired += 1
+                fired += self._advance(name, "acw-done", "wrap-up is over", Facts(deadline=deadline))
         return fired
 
-    def _acw_due(self, name: str, agent: AgentValue) -> float:
+    def _acw_due(self, name: str, agent: AgentValue) -> None:
         """On this process's clock; a step of the wall clock does not move it."""
         desk = self.desk
         known = self._due.get(name)
@@ -79,8 +81,7 @@ class Care:
                 due += desk.settings.timer_grace_s * (1.0 + desk.rand())
                 if not desk.clock_trusted:
                     due += desk.settings.clock_hold_s
-            known = self._due[name] = (agent.acw_deadline, due)
-        return known[1]
+            self._due[name] = (agent.acw_deadline, due)
 
     def _fires_first(self, name: str, agent: AgentValue) -> bool:
         """The node the agent worked with; when that is gone, one of the others."""
@@ -89,7 +90,7 @@ class Care:
             return True
         return not (node and self.desk.view.node_alive(node)) and self.desk.first_of_nodes(name)
 
-    def _advance(self, name: str, rule: str, text: str, facts: Facts | None = None) -> None:
+    def _advance(self, name: str, rule: str, text: str, facts: Facts | None = None) -> bool:
         key = self.desk.keys.agent(name)
 
         def decide() -> Plan | Not:
@@ -99,7 +100,7 @@ class Care:
             new = advance(agent, rule, facts or Facts(), self.desk.utc)
             return new if isinstance(new, Not) else Plan({key: new}, text)
 
-        self.writes.submit(Op(name=rule, lock=(key,), decide=decide, done=lambda result: None))
+        return self.writes.submit(Op(name=rule, lock=(key,), decide=decide, done=lambda result: None))
 
     def next_time(self) -> float | None:
         """When `deadlines` is wanted; what is due already waits for its op or the round."""

@@ -40,9 +40,10 @@ class Matcher:
         if not desk.view.seen("agents", "queues", "bindings", "nodes"):
             return
         held = self.writes.held()
-        agents = [(name, agent) for name, agent in desk.view.agents() if self._free(name, agent, held)]
         entries = [entry for entry in desk.view.entries() if self._wants(entry, held)]
-        found = matches(entries, agents, desk.queue) if agents and entries else []
+        agents = desk.view.agents() if entries else ()
+        free = [(name, agent) for name, agent in agents if self._free(name, agent, held)]
+        found = matches(entries, free, desk.queue) if free else []
         foreign = {match.entry.call for match in found if match.entry.call not in self.attempts.callers}
         for call in [call for call in self._others if call not in foreign]:
             del self._others[call]

@@ -226,6 +226,8 @@ class Writes:
             self.desk.note(op.lock[-1], result.plan.text, op=op.name, at=where)
         self.desk.match_wanted = True
         self.desk.changed.update(op.lock)
+        if result.plan is not None:
+            self.desk.changed.update(result.plan.writes)
         op.done(result)
 
     # --- while the store is away -------------------------------------------------------
