@@ -17,9 +17,9 @@ SENDER_PAUSE_MIN_NS = 2 * PACKET_NS
 gap."""
 SETTLE_NS = 400_000_000
 """Packets sent this short before the end of the window may still be under way: they are not judged."""
-DIGIT_MARGIN_NS = 3 * PACKET_NS
-"""Voice this close to a digit's packets may have been replaced by it: Asterisk sends no voice while it
-sends one."""
+DIGIT_BEFORE_NS, DIGIT_AFTER_NS = PACKET_NS, 2 * PACKET_NS
+"""Voice that should have come this long before or after a digit's packet may have been replaced by it:
+Asterisk sends no voice while it sends a digit."""
 DIGIT_JOIN_NS = 250_000_000
 OTHER_JOIN_NS = 200_000_000
 
@@ -229,7 +229,7 @@ def _expected(
 
 
 def _near_digit(at_ns: int, digits: Sequence[Heard]) -> bool:
-    return any(abs(packet.at_ns - at_ns) <= DIGIT_MARGIN_NS for packet in digits)
+    return any(-DIGIT_AFTER_NS <= packet.at_ns - at_ns <= DIGIT_BEFORE_NS for packet in digits)
 
 
 def _longest_gap(
@@ -257,7 +257,7 @@ def _longest_gap(
 def _digit_between(begin_ns: int, end_ns: int, digits: Sequence[Heard]) -> bool:
     """Whether a digit's packets fill the time between two voice packets."""
     marks = [begin_ns, *(p.at_ns for p in digits if begin_ns < p.at_ns < end_ns), end_ns]
-    return len(marks) > 2 and all(b - a <= DIGIT_MARGIN_NS for a, b in itertools.pairwise(marks))
+    return len(marks) > 2 and all(b - a <= DIGIT_AFTER_NS for a, b in itertools.pairwise(marks))
 
 
 def _sender_paused_ns(source_log: StreamLog | None, a: int, b: int) -> int:
