@@ -12,7 +12,7 @@ import typer
 from ari_ha.cli.output import BAD, GOOD, JsonFlag, fail, print_json, say
 
 if TYPE_CHECKING:
-    from ari_ha.simulation.run import Result
+    from ari_ha.simulation.run import Plan, Result
 
 STORY_TAIL_LINES = 400
 SEEDS_AT_ONCE = 8
@@ -33,6 +33,9 @@ def simulate(
         bool, typer.Option("--story", help="Tell what happened, even when all is well.")
     ] = False,
     only: Annotated[str, typer.Option("--faults", help="Only these faults, comma separated.")] = "",
+    pause_s: Annotated[
+        float, typer.Option("--pause", help="All those faults, this many seconds apart, in fair weather.")
+    ] = 0.0,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes at once.")] = 1,
     demo: Annotated[
         bool, typer.Option("--demo", help="Tell how one call survives the death of its Asterisk.")
@@ -41,7 +44,8 @@ def simulate(
 ) -> None:
     """Run seeds of the simulated cluster: random faults, then everything must come
     together. Nothing of it is real: no container, no network, no Asterisk."""
-    from ari_ha.simulation.faults import KINDS
+    from ari_ha.simulation.faults import KINDS, Odds
+    from ari_ha.simulation.run import Plan
 
     if demo:
         _demo(seed or 1, as_json)
@@ -52,14 +56,14 @@ def simulate(
     kinds = tuple(only.split(",")) if only else KINDS
     first = 1 if seed is None else seed
     count = seeds or (DEFAULT_SEEDS if seed is None else 1)
-    _seeds(range(first, first + count), kinds, jobs, story or count == 1, as_json)
+    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=pause_s) if pause_s else None)
+    _seeds(range(first, first + count), plan, jobs, story or count == 1, as_json)
 
 
-def _seeds(seeds: Sequence[int], kinds: tuple[str, ...], jobs: int, story: bool, as_json: bool) -> None:
-    from ari_ha.simulation.run import Plan, run_seed
+def _seeds(seeds: Sequence[int], plan: Plan, jobs: int, story: bool, as_json: bool) -> None:
+    from ari_ha.simulation.run import run_seed
 
     began = time.perf_counter()
-    plan = Plan(kinds=kinds)
     bad: list[Result] = []
     calls = talked = 0
     for result in _results(seeds, plan, jobs):
@@ -67,11 +71,11 @@ def _seeds(seeds: Sequence[int], kinds: tuple[str, ...], jobs: int, story: bool,
         if not result.good:
             bad.append(result)
             if not as_json:
-                _say_failure(result, kinds, seeds)
+                _say_failure(result, plan, seeds)
     took = time.perf_counter() - began
     told = run_seed(bad[0].seed if bad else seeds[0], plan, tell=True) if bad or story else None
     if as_json:
-        print_json(_document(seeds, bad, calls, talked, took, kinds))
+        print_json(_document(seeds, bad, calls, talked, took, plan))
     else:
         if told is not None:
             for line in told.story[-STORY_TAIL_LINES:]:
@@ -81,7 +85,7 @@ def _seeds(seeds: Sequence[int], kinds: tuple[str, ...], jobs: int, story: bool,
     raise typer.Exit(1 if bad else 0)
 
 
-def _results(seeds: Sequence[int], plan: Any, jobs: int) -> Any:
+def _results(seeds: Sequence[int], plan: Plan, jobs: int) -> Any:
     from ari_ha.simulation.run import run_seed
 
     if jobs <= 1:
@@ -94,24 +98,25 @@ def _results(seeds: Sequence[int], plan: Any, jobs: int) -> Any:
         yield from pool.map(partial(run_seed, plan=plan), seeds, chunksize=SEEDS_AT_ONCE)
 
 
-def replay(seed: int, kinds: tuple[str, ...]) -> str:
+def replay(seed: int, plan: Plan) -> str:
     """The command that runs one seed again, with its story."""
     from ari_ha.simulation.faults import KINDS
 
-    chosen = "" if kinds == KINDS else f" --faults {','.join(kinds)}"
-    return f"ari-ha simulate --seed {seed}{chosen}"
+    chosen = "" if plan.kinds == KINDS else f" --faults {','.join(plan.kinds)}"
+    pause = f" --pause {plan.odds.pause_s:g}" if plan.odds else ""
+    return f"ari-ha simulate --seed {seed}{chosen}{pause}"
 
 
-def _say_failure(result: Result, kinds: tuple[str, ...], seeds: Sequence[int]) -> None:
+def _say_failure(result: Result, plan: Plan, seeds: Sequence[int]) -> None:
     say(f"seed {result.seed} failed ({result.odds})", BAD)
     for problem in result.problems:
         say(f"  {problem}", BAD)
     if len(seeds) > 1:
-        say(f"  again, with its story: {replay(result.seed, kinds)}")
+        say(f"  again, with its story: {replay(result.seed, plan)}")
 
 
 def _document(
-    seeds: Sequence[int], bad: list[Result], calls: int, talked: int, took: float, kinds: tuple[str, ...]
+    seeds: Sequence[int], bad: list[Result], calls: int, talked: int, took: float, plan: Plan
 ) -> dict[str, Any]:
     return {
         "simulated": True,
@@ -127,7 +132,7 @@ def _document(
                 "problems": [
                     {"rule": p.rule, "text": p.text, "at_s": round(p.at_s, 3)} for p in result.problems
                 ],
-                "replay": replay(result.seed, kinds),
+                "replay": replay(result.seed, plan),
             }
             for result in bad
         ],

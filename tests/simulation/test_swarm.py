@@ -1,0 +1,93 @@
+"""Seeds times faults. Every run: whatever goes wrong while people call, nothing happens
+that must not; then faults stop and everything comes together and is cleaned up."""
+
+from __future__ import annotations
+
+import pytest
+
+from ari_ha.cli.simulate import replay
+from ari_ha.simulation.faults import KINDS, Odds
+from ari_ha.simulation.run import Plan, Result, run_seed
+
+SWARM_SEEDS = 120
+SEEDS_PER_BLOCK = 10
+SEEDS_PER_FAULT = 5
+PAUSE_S = 2.5
+
+
+def verdict(result: Result, plan: Plan = Plan()) -> str:
+    """What to say of a failed seed: what is wrong, and how to see it again."""
+    lines = [f"seed {result.seed} ({result.odds})", *map(str, result.problems)]
+    return "\n".join([*lines, f"again: {replay(result.seed, plan)}"])
+
+
+@pytest.mark.parametrize("first", range(0, SWARM_SEEDS, SEEDS_PER_BLOCK))
+def test_swarm(first: int) -> None:
+    bad = [r for seed in range(first, first + SEEDS_PER_BLOCK) if not (r := run_seed(seed)).good]
+    assert not bad, "\n\n".join(verdict(result) for result in bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_of_fault_often(kind: str) -> None:
+    plan = Plan(kinds=(kind,), odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
+    results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+    assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
+
+
+@pytest.mark.parametrize(
+    "odds",
+    [
+        Odds(kinds=(), loss=0.05),
+        Odds(kinds=(), duplicate=0.1),
+        Odds(kinds=(), slow=0.1),
+        Odds(kinds=(), reply_lost=0.1, request_lost=0.1),
+        Odds(kinds=(), lag_s=0.5),
+    ],
+    ids=["loss", "duplicates", "slow", "lost-transactions", "lagging-watches"],
+)
+def test_bad_weather(odds: Odds) -> None:
+    results = [run_seed(seed, Plan(odds=odds)) for seed in range(SEEDS_PER_FAULT)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result) for result in bad)
+    assert sum(result.talked for result in results) > 0
+
+
+KEPT = {
+    "a node whose Asterisk died releases other nodes' attempts": (24, ("asterisk-kill",)),
+    "the end of a leg overtakes its INVITE": (53, ("asterisk-kill",)),
+    "two agents for one call after SIGTERM": (70, ("asterisk-stop",)),
+    "a ring given up while the link is down": (70, ("app-freeze",)),
+    "an INVITE reaches a node after the caller was refused": (87, ("asterisk-kill",)),
+    "a caller given up stays in the queue": (18, ("node-reboot",)),
+    "a caller given up stays in the queue, cut one way": (0, ("node-cut-one-way",)),
+    "two attempts of one agent after a cut": (20, ("node-cut",)),
+    "a record comes back after the end": (12, ("node-cut-etcd",)),
+    "two attempts after the edge stood still": (0, ("edge-freeze",)),
+    "media commands while the relay is away": (9, ("relay-away",)),
+    "a call is deleted while the relay is away": (46, ("relay-away",)),
+}
+"""Seeds that failed once, by what was wrong."""
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_failed_once(name: str) -> None:
+    seed, kinds = KEPT[name]
+    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=PAUSE_S))
+    result = run_seed(seed, plan)
+    assert result.good, verdict(result, plan)
+
+
+KEPT_SWARM = {
+    "a moved call whose survivor cannot reach etcd": 270,
+    "a caller sent back to the dialplan": 59,
+    "an unsubscribe that was not done": 14,
+    "handled is counted once": 297,
+}
+
+
+@pytest.mark.parametrize("name", KEPT_SWARM)
+def test_what_failed_once_in_the_swarm(name: str) -> None:
+    result = run_seed(KEPT_SWARM[name])
+    assert result.good, verdict(result)
