@@ -35,6 +35,7 @@ class Pair:
     """The agent's leg at the edge."""
     node: str = ""
     epoch: str = ""
+    queue: str = "support"
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, Verdict
-from ari_ha.cli.chaos_stage import RING_LONG_MS, SUPPORT, Stage, StageError, until
+from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import EDGES, FAULTS, NODES, LabError, Struck
 from ari_ha.farend.client import FarEndError
@@ -353,8 +353,10 @@ class Run:
         stage = self.stage
         stage.far.manner(mode="answer", after_s=0.1)
         view = stage.view()
-        for agent, verdict in zip(SUPPORT, self._living(), strict=False):
+        free = {queue: iter(agents) for queue, agents in AGENTS.items()}
+        for verdict in self._living():
             pair = verdict.pair
+            agent = next(free[pair.queue])
             ask_a_node(stage.cluster, view, agent, "login", {"device": agent})
             if self._expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)

@@ -19,6 +19,7 @@ from ari_ha.farend.client import FarEndClient, FarEndError
 POLL_S = 0.05
 SUPPORT = [str(number) for number in range(1001, 1041)]
 SALES = [str(number) for number in range(1041, 1061)]
+AGENTS = {"support": SUPPORT, "sales": SALES}
 DIDS = {"support": {"hitless": "6000", "through": "6001"}, "sales": {"hitless": "6100", "through": "6101"}}
 CALLS_MAX = len(SUPPORT) + len(SALES)
 FEATURE_CODE_AGENTS = 2
@@ -248,7 +249,10 @@ class Stage:
                     DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS, codec=self.codec
                 )
                 callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
-                pairs += [Pair(ident, caller, state) for ident, caller in zip(idents, callers, strict=True)]
+                pairs += [
+                    Pair(ident, caller, state, queue=queue)
+                    for ident, caller in zip(idents, callers, strict=True)
+                ]
         until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)
         if state == "held":
             self._hold(pairs)
