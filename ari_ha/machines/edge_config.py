@@ -29,6 +29,9 @@ class EdgeTimings:
     bye_grace_s: float = 0.15
     """A node's unannounced BYE waits this long for the announcement on the link
     before it counts as the loss of a leg."""
+    suspect_s: float = 3.0
+    """A node that ended a leg unannounced is not chosen for this long while another
+    one is ready: a stopping Asterisk says BYE first and goes away a second later."""
     persist_limit_s: float = 0.15
     """A 200 OK waits this long, at most, for the dialog to be in etcd."""
     move_limit_s: float = 2.5

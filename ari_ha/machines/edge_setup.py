@@ -166,7 +166,17 @@ class Setup:
         """The node for the next call: usable, not cordoned, least load counting the
         moves under way."""
         usable = [n for n in self._watch.usable() if not n.cordoned and n.config.name not in leave_out]
-        return min(usable, key=lambda n: (self._calls.load(n.config.name), n.config.name), default=None)
+        now = self._context.now
+
+        def burden(node: WatchedNode) -> tuple[bool, int, str]:
+            name = node.config.name
+            return node.suspect_until > now, self._calls.load(name), name
+
+        return min(usable, key=burden, default=None)
+
+    def suspect(self, node: str) -> None:
+        """The node ended a leg that was not announced."""
+        self._watch.suspect(node)
 
     def invite_node(
         self,

@@ -47,8 +47,10 @@ ROUNDS_MAX = 1_000
 """More orders and settling than this for one event is a local mistake."""
 FAMILIES = ("nodes", "edges", "vips", "agents", "queues", "bindings", "users", "calls")
 """Prefixes a node mirrors."""
-STALE_RECORD_S = 120.0
-STALE_RECORDS_EVERY_S = 60.0
+STALE_RECORD_S = 20.0
+"""A record of ours whose call nobody claims is removed after this: an edge that comes
+back from a time without the store writes its journal well before."""
+STALE_RECORDS_EVERY_S = 5.0
 
 
 class NodeMachine:
@@ -225,6 +227,7 @@ class NodeMachine:
         """A record of ours whose call is neither here nor at any edge, for some time."""
         self.context.after("stale-records", STALE_RECORDS_EVERY_S, self._stale_records)
         if not self.context.store_ok or not self.context.links:
+            self._stale.clear()
             return
         now = self.context.now
         mine = {
@@ -242,3 +245,4 @@ class NodeMachine:
                 del self._stale[ident]
                 self.context.note(f"call/{ident}", "record of no call removed", level="warning")
                 self.core.records.delete_stale(ident)
+                self.core.acd.caller_leaves(ident, "nobody claims it")

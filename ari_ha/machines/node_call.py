@@ -199,12 +199,50 @@ class NodeCall(CallBase):
         """The ACD wants an agent rung for this caller."""
         attempt = order.attempt.attempt
         known = self.attempts.get(attempt)
+        if self._is_with_us(order):
+            return
         if self.stage not in (SETUP, QUEUED):
             self.note("attempt not begun: the caller does not wait", attempt=attempt, stage=self.stage)
             return
         if known is not None and (leg := self.legs.get(known.leg)) is not None and leg.alive:
             return
         self.dialling.begin(order)
+
+    def _is_with_us(self, order: StartAttempt) -> bool:
+        """Somebody talks here of whom the record did not say who it is: the agent the
+        ACD thinks is still to be rung."""
+        nameless = [leg for leg in self.living() if leg.leg != PRIMARY_LEG and not leg.agent]
+        if self.stage != TALKING or len(nameless) != 1 or not order.again:
+            return False
+        self.introduce(nameless[0], order.agent, order.attempt.attempt)
+        self.parts.acd.attempt_answered(order.attempt.attempt)
+        self.save()
+        return True
+
+    def introduce(self, leg: Leg, agent: str, attempt: str) -> None:
+        """It is known now whose leg this is."""
+        leg.agent, leg.attempt = agent, attempt
+        self.note("the agent is known now", leg=leg.leg, agent=agent, attempt=attempt)
+        if attempt:
+            device = self.attempts[attempt].device if attempt in self.attempts else ""
+            self.attempts[attempt] = Attempt(attempt, agent, device, leg.leg, "answered")
+
+    def record_came(self, record: RecordValue) -> None:
+        """A newer record than the one we began with: it may know agents we do not."""
+        nameless = {leg.leg: leg for leg in self.living() if leg.leg != PRIMARY_LEG and not leg.agent}
+        known = {a.leg: a for a in record.attempts.values() if a.leg in nameless}
+        if not known:
+            return
+        for name, value in known.items():
+            self.introduce(nameless[name], value.agent, value.attempt)
+        self.queue = self.queue or record.queue
+        self.parts.acd.caller_resumed(
+            self.call, "", self.entered, self.queue_priority, self.caller, from_node=record.node, ended=(),
+            alive={value.attempt: "up" for value in known.values()},
+            talking=[value.agent for value in known.values()],
+        )  # fmt: skip
+        self.parts.acd.call_recovered(self.call)
+        self.save()
 
     def cancel_attempt(self, order: CancelAttempt) -> None:
         """The ACD has given the attempt up (its own part is done)."""

@@ -147,7 +147,8 @@ class Channels:
         """Not asked for by us it is asked back; asked for, it is what we know already."""
         if (found := self._find(channel)) and found[1].channel and found[1].channel.bridge == bridge:
             found[1].channel.bridge = ""
-            found[0].touch()
+            if channel not in self._hangups:
+                found[0].touch()
 
     def _bridge_gone(self, bridge: str) -> None:
         parsed = parse_bridge_id(bridge)

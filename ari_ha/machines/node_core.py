@@ -57,6 +57,7 @@ class NodeCore:
         self._touched: dict[str, None] = {}
         self.records.on_superseded = self._superseded
         self.records.on_owner = self._owner_changed
+        self.records.on_record = self._record_came
 
     # --- Parts ---------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class NodeCore:
         frame = link.ResumeRefused(call=call.call, epoch=str(call.epoch), leg="", reason=f"{leg}: {why}")
         call.say(frame)
         self.context.count("node_calls_given_up", why=why)
-        self.drop(call, f"given up: {why}")
+        self.drop(call, f"given up: {why}", unless_wanted=True)
 
     def finished(self, call: NodeCall) -> None:
         """The call is over and nothing of it is left here."""
@@ -116,8 +117,10 @@ class NodeCore:
 
     # --- leaving -------------------------------------------------------------------
 
-    def drop(self, call: NodeCall, why: str) -> None:
-        """The call is not ours: its channels go, silently, and nothing is written."""
+    def drop(self, call: NodeCall, why: str, unless_wanted: bool = False) -> None:
+        """The call is not ours: its channels go, silently, and nothing is written. With
+        ``unless_wanted`` a call that nobody claims, neither an owner key nor an edge,
+        loses its place in the queue too: it is over."""
         call.note("dropped", why=why)
         self.context.count("node_calls_dropped")
         for leg in call.legs.values():
@@ -125,7 +128,11 @@ class NodeCore:
                 self.context.hang_up(leg.channel.id)
         for channel in call.retired:
             self.context.hang_up(channel)
-        self.acd.call_moved(call.call)
+        claimed = self.records.owner(call.call) is not None or self.listed(call.call)
+        if unless_wanted and not claimed and self.context.store_ok and self.records.seen:
+            self.acd.caller_leaves(call.call, "nobody claims it")
+        else:
+            self.acd.call_moved(call.call)
         call.stage = OVER
         self._forget(call, discard=True)
 
@@ -171,6 +178,11 @@ class NodeCore:
     def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
         if NodeId.parse(node).name != self.config.node:
             self.moved(ident, epoch, node)
+
+    def _record_came(self, ident: str) -> None:
+        call, record = self.calls.get(ident), self.records.record(ident)
+        if call is not None and record is not None and call.stage != OVER:
+            call.record_came(record)
 
     def _owner_changed(self, ident: str, owner: OwnerValue | None) -> None:
         call = self.calls.get(ident)

@@ -263,7 +263,7 @@ class Links:
         def still() -> None:
             found = self._core.calls.get(call.call)
             if found is call and call.epoch == epoch and not self._core.listed(call.call):
-                self._core.drop(call, f"{peer} does not know it")
+                self._core.drop(call, f"{peer} does not know it", unless_wanted=True)
 
         self._context.after(f"stale/{call.call}", self._context.timings.stale_limit_s, still)
 

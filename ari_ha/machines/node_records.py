@@ -273,6 +273,7 @@ class Records:
             pen.gone = True
             self.on_superseded(call, epoch_of(stored.value.epoch), stored.value.node)
             return
+        self.on_record(call)
         pen.latest = pen.latest or value
 
     def _lost(self, call: str, pen: _Pen) -> None:

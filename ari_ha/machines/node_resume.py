@@ -115,17 +115,19 @@ class Resumes:
         self._find_record(arriving)
 
     def _find_record(self, arriving: Arriving) -> None:
-        """Mirror first; a linearizable read when it is not there; not for long."""
+        """Mirror first; a linearizable read when it is not there, or does not know a leg
+        that lives; not for long."""
         context, records = self._context, self._records
         record = records.record(arriving.call)
-        if record is not None or (arriving.kind == ADOPTION and records.seen):
+        fresh = record is not None and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
+        if arriving.kind == ADOPTION:
+            arriving.record, arriving.record_known = record, record is not None or records.seen
+        elif fresh or not context.store_ok:
             arriving.record, arriving.record_known = record, True
-            return
-        limit_s = context.timings.record_limit_s
-        if arriving.kind == TAKEOVER and context.store_ok:
+        else:
+            limit_s = context.timings.record_limit_s
             key = context.keys.record(arriving.call)
             context.read(f"resume/{arriving.call}", key, lambda o: self._read(arriving, o), limit_s)
-        if arriving.kind == TAKEOVER:
             name = f"resume-record/{arriving.call}"
             context.after(name, limit_s, lambda: self._no_record(arriving))
 
@@ -320,8 +322,10 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
     if primary is None or PRIMARY_LEG in call.ending:
         _nobody_to_serve(call)
         return
+    # people who talk are in no queue, even when nobody knows which agent it is
+    queue = "" if past.stage == TALKING else call.queue
     parts.acd.caller_resumed(
-        call.call, call.queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
+        call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
     )  # fmt: skip
     if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):

@@ -40,6 +40,8 @@ class WatchedNode:
     probe_n: int = 0
     lost_at: float = 0.0
     lost_why: str = ""
+    suspect_until: float = 0.0
+    """It ended legs nobody announced: probably stopping. Used last until then."""
     lost_for_certain: bool = False
     """Its process is gone; False: it may only be silent, and wake again."""
 
@@ -86,6 +88,13 @@ class NodeWatch:
     def usable(self) -> Iterable[WatchedNode]:
         """Nodes that take calls now; cordoned ones are the caller's to leave out."""
         return [node for node in self.nodes.values() if node.usable]
+
+    def suspect(self, name: str) -> None:
+        """The node ended a leg its app had not announced: Asterisk may be on its way
+        down, and the next word of it may take a while."""
+        node = self.nodes.get(name)
+        if node:
+            node.suspect_until = self._context.now + self._context.timings.suspect_s
 
     # --- what we hear --------------------------------------------------------------
 

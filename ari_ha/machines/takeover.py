@@ -83,6 +83,8 @@ class Takeover:
         if half.state == "ended" or call.ended:
             return
         half.state = "ended"
+        if half.leg not in call.announced:
+            self._setup.suspect(half.node.name)
         name = f"bye/{call.call}/{half.leg}"
         when = self._context.now + self._context.timings.bye_grace_s
         self._context.at(name, when, lambda: self._unannounced(call, half, cause))

@@ -122,6 +122,7 @@ def test_unannounced_bye_of_a_node_is_loss_of_a_leg(world):
     world.settle()
     world.run(0.5)
     assert call.call in world.edge.calls.by_id and call.epoch > epoch
+    assert call.owner.name != node.name, "a node that says BYE by itself is probably stopping"
     assert not world.carrier.of(sip.LegEnded)
 
 
