@@ -3,6 +3,7 @@ node deaths and the store away, keeps the invariants and comes to rest."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -14,8 +15,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ari_ha.core.ports.store import StoreTxn, TxnResult
 from ari_ha.machines.acd_queue import why_not_routable
-from ari_ha.simulation.acd_cluster import FATES, Cluster
+from ari_ha.simulation.acd_cluster import FATES, Cluster, Memory
+from ari_ha.simulation.checkers_acd import check_failover
 
 NODES = 3
 AGENTS = ("alice", "bob", "carol")
@@ -209,12 +212,102 @@ class AcdCluster(RuleBasedStateMachine):
         ]
 
 
+HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 CONFIG = settings(
-    max_examples=150, stateful_step_count=60, deadline=None,
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=HEALTH,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 
 
 def test_any_interleaving() -> None:
     run_state_machine_as_test(AcdCluster, settings=CONFIG)
+
+
+# --- the test can fail ----------------------------------------------------------------
+
+
+class BlindToAgents(Memory):
+    """The planted mistake: a transaction that does not compare the agent."""
+
+    def txn(self, effect: StoreTxn, utc: float) -> TxnResult:
+        prefix = self.keys.prefix("agents")
+        compares = tuple(c for c in effect.compares if not c.key.startswith(prefix))
+        return super().txn(StoreTxn(compares=compares, puts=effect.puts, deletes=effect.deletes), utc)
+
+
+class BlindCluster(AcdCluster):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster.store.__class__ = BlindToAgents
+
+
+def test_an_agent_not_compared_is_found() -> None:
+    config = settings(CONFIG, max_examples=200, phases=[Phase.generate], derandomize=True, database=None)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(BlindCluster, settings=config)
+
+
+# --- every interrupted prefix ---------------------------------------------------------
+
+STEPS_MAX = 14
+
+
+def way_of_a_call(c: Cluster, cut: int) -> bool:
+    """A call's way on node n1 until ``cut`` of its effects are done; False when it is
+    over before."""
+    node, done = c.nodes["n1"], 0
+    acts = iter(("ring", "pick up", "hold", "take back", "hang up"))
+    c.call("k1", "support", "n1")
+    while True:
+        if node.effects:
+            if done == cut:
+                return True
+            c.perform(node)
+            done += 1
+            continue
+        act = next(acts, None)
+        attempt = next(iter(c.legs), "")
+        match act:
+            case "ring":
+                c.ring(attempt)
+            case "pick up":
+                c.pick_up(attempt)
+            case "hold" | "take back":
+                c.hold(attempt, act == "hold")
+            case "hang up":
+                c.agent_hangs_up(attempt)
+            case _:
+                return False
+
+
+@pytest.mark.parametrize("caller", ["stays", "hangs up"])
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("cut", range(STEPS_MAX))
+def test_every_interrupted_prefix_converges(cut: int, applied: bool, caller: str) -> None:
+    """The node dies at any of its effects, which arrived or not."""
+    c = Cluster(2)
+    c.queue("support")
+    c.agent("alice", "support")
+    c.start()
+    c.advance(1.0)
+    if not way_of_a_call(c, cut):
+        return
+    if applied:
+        c.perform(c.nodes["n1"], "reply-lost")
+    c.kill("n1")
+    before = c.agents_data()
+    c.advance(0.6)
+    if caller == "hangs up" and "k1" in c.phones:
+        c.hang_up("k1")
+    elif "k1" in c.phones:
+        c.take_over("k1", "n2")
+        c.flow()
+        if applied:
+            assert check_failover(before, c.agents_data()) == []
+        c.rebuilt("k1")
+    c.advance(0.5)
+    c.lease_out("n1")
+    c.advance(120.0)
+    assert c.findings(quiet=True) == []
+    agent = c.agent_now("alice")
+    assert (agent.missed, agent.misses, agent.intent, agent.recovering) == (0, 0, "available", None)
