@@ -18,7 +18,7 @@ from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent
 
 BUSY = frozenset({"reserved", "ringing", "talking", "hold", "consult", "dialing"})
 """Work that belongs to a living call or attempt."""
-OFFERED = frozenset({"reserved", "ringing"})
+TRYING = frozenset({"reserved", "ringing"})
 IN_CALL = frozenset({"talking", "hold", "consult", "dialing"})
 
 BY_ACD = "acd"
@@ -267,14 +267,14 @@ RULES: dict[str, Rule] = {
     for rule in (
         Rule("reserve", _IDLE, "reserved", _reserve),
         Rule("ring", frozenset({"reserved"}), "ringing", _ring, "attempt"),
-        Rule("answer", OFFERED, "talking", _answer, "attempt", "CONNECT"),
-        Rule("adopt", _IDLE | {"acw"} | OFFERED, "talking", _adopt),
-        Rule("release", OFFERED, "idle", _release, "attempt", "RINGCANCELED"),
-        Rule("excused", OFFERED, "idle", _turned_down, "attempt", "RINGCANCELED"),
-        Rule("no-answer", OFFERED, "idle", _missed, "attempt", "RINGNOANSWER"),
-        Rule("reject", OFFERED, "idle", _turned_down, "attempt", "RINGNOANSWER"),
-        Rule("busy", OFFERED, "idle", _turned_down, "attempt", "RINGNOANSWER"),
-        Rule("unreachable", OFFERED, "idle", _release, "attempt", "RINGCANCELED"),
+        Rule("answer", TRYING, "talking", _answer, "attempt", "CONNECT"),
+        Rule("adopt", _IDLE | {"acw"} | TRYING, "talking", _adopt),
+        Rule("release", TRYING, "idle", _release, "attempt", "RINGCANCELED"),
+        Rule("excused", TRYING, "idle", _turned_down, "attempt", "RINGCANCELED"),
+        Rule("no-answer", TRYING, "idle", _missed, "attempt", "RINGNOANSWER"),
+        Rule("reject", TRYING, "idle", _turned_down, "attempt", "RINGNOANSWER"),
+        Rule("busy", TRYING, "idle", _turned_down, "attempt", "RINGNOANSWER"),
+        Rule("unreachable", TRYING, "idle", _release, "attempt", "RINGCANCELED"),
         Rule("hold", frozenset({"talking"}), "hold", _hold, "call"),
         Rule("unhold", frozenset({"hold"}), "talking", _unhold, "call"),
         Rule("end", IN_CALL, "acw", _end, "call", "COMPLETE"),

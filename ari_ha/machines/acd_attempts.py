@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ari_ha.core.ports.store import Compare, Put
-from ari_ha.machines.acd_agents import BUSY, IN_CALL, OFFERED, Facts, Not, advance
+from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING, Facts, Not, advance
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice, AttemptWon, CancelAttempt, PutsRefused, StartAttempt
 from ari_ha.machines.acd_writes import Op, Plan, Result, Writes
@@ -68,7 +68,7 @@ class Attempts:
         self.callers: dict[str, Caller] = {}
         self.attempts: dict[str, Attempt] = {}
 
-    # --- small helpers of the writes ---------------------------------------------------
+    # --- what every write needs -------------------------------------------------------
 
     def holds(self, call: str) -> bool:
         """Whether this node serves the call."""
@@ -158,7 +158,7 @@ class Attempts:
             if agent is None or place is None:
                 return Not("agent or caller is gone")
             if place.attempt:
-                return Not("caller is being offered", already=place.attempt == attempt)
+                return Not("an agent is being tried for the caller", already=place.attempt == attempt)
             if not desk.device_ok(agent.device):
                 return Not("device is lost")
             facts = Facts(
@@ -185,7 +185,7 @@ class Attempts:
             if attempt.state in ("started", "ringing") and not self._busy_with(name):
                 self._drop(attempt)
                 self._cancel(attempt, "lost")
-        if agent is None or part is None or agent.work not in OFFERED or part.call not in self.callers:
+        if agent is None or part is None or agent.work not in TRYING or part.call not in self.callers:
             return
         if part.attempt in self.attempts or self._busy_with(name):
             return
@@ -292,7 +292,7 @@ class Attempts:
         )  # fmt: skip
 
     def _plan_answer(self, attempt: Attempt) -> Plan | Not:
-        """The agent talks, the caller's place is gone, and nobody else is offered him. An
+        """The agent talks, the caller's place is gone, and nobody else is tried for him. An
         agent whose attempt was taken back meanwhile still wins when both are free."""
         view, keys = self.desk.view, self.desk.keys
         if attempt.closing:
@@ -308,7 +308,7 @@ class Attempts:
         if entry_key:
             writes[entry_key] = None
         for name, other in view.agents_of(attempt.call):
-            if name != attempt.agent and other.work in OFFERED:
+            if name != attempt.agent and other.work in TRYING:
                 freed = self._change(name, "release", self._facts(other))
                 if not isinstance(freed, Not):
                     writes[keys.agent(name)] = freed
@@ -323,7 +323,7 @@ class Attempts:
         if agent is None or (agent.intent == "logged_out" and not attempt.told):
             return False
         same_call = agent.attempt is not None and agent.attempt.call == attempt.call
-        if agent.work not in ("idle", "acw") and not (agent.work in OFFERED and same_call):
+        if agent.work not in ("idle", "acw") and not (agent.work in TRYING and same_call):
             return False
         return attempt.told or (entry is not None and entry.attempt in ("", attempt.attempt))
 
@@ -406,7 +406,7 @@ class Attempts:
             value = self.desk.view.agent(agent)
             if value is None or value.attempt is None or value.attempt.call != call:
                 return Not("not in this call", already=True)
-            rule = "release" if value.work in OFFERED else "end"
+            rule = "release" if value.work in TRYING else "end"
             new = self._change(agent, rule, self._facts(value))
             if isinstance(new, Not):
                 return new

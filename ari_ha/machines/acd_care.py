@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from ari_ha.machines.acd_agents import BUSY, OFFERED, REASON_DEVICE, Facts, Not, advance, recovered
+from ari_ha.machines.acd_agents import BUSY, TRYING, REASON_DEVICE, Facts, Not, advance, recovered
 from ari_ha.machines.acd_attempts import Attempts, call_lock
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice
@@ -153,7 +153,7 @@ class Care:
             if not desk.view.seen("calls"):
                 return 0.0
             return self._stuck_for(f"ghost/{name}/{part.call}", name, agent, self._ghost_grace(), "ghost")
-        if agent.work in OFFERED and not moving and not desk.view.node_alive(served):
+        if agent.work in TRYING and not moving and not desk.view.node_alive(served):
             late = agent.work == "reserved" or part.deadline + desk.settings.timer_grace_s < desk.utc
             grace = desk.settings.orphan_grace_s
             if late and desk.clock_trusted:
@@ -219,7 +219,7 @@ class Care:
 
     def _freed(self, agent: AgentValue, facts: Facts) -> AgentValue | Not:
         if agent.attempt is not None:
-            rule = "release" if agent.work in OFFERED else "end"
+            rule = "release" if agent.work in TRYING else "end"
             return advance(agent, rule, facts, self.desk.utc)
         return advance(agent, "void", facts, self.desk.utc)
 
@@ -268,14 +268,14 @@ class Care:
             self._submit_place(entry, lambda: {key: None})
 
     def _own_place(self, entry: WaitingValue) -> None:
-        """A caller of ours: offered to nobody, or talking already?"""
+        """A caller of ours: tried by nobody, or talking already?"""
         desk, now = self.desk, self.desk.now
         known = self.attempts.attempts.get(self.attempts.callers[entry.call].attempt)
         if known is not None and known.state == "won":
             if self._suspect.mark(f"twice/{entry.call}", now) > 0:
                 self.attempts.readopt(known)
         elif entry.attempt and not self._attempt_lives(entry):
-            if self._suspect.mark(f"offer/{entry.attempt}", now) >= desk.settings.reserve_ttl_s:
+            if self._suspect.mark(f"attempt/{entry.attempt}", now) >= desk.settings.reserve_ttl_s:
                 self._submit_place(entry, lambda: self.attempts.place_freed(entry.call, entry.attempt))
 
     def _attempt_lives(self, entry: WaitingValue) -> bool:

@@ -59,7 +59,7 @@ class Matcher:
         return not why_not_routable(agent, desk.utc, desk.device_ok)
 
     def _wants(self, entry: WaitingValue, held: set[str]) -> bool:
-        """Whether the caller can be offered now. One whose node is not ready keeps his
+        """Whether an agent may be tried for the caller now. One whose node is not ready keeps his
         place and is passed over."""
         view = self.desk.view
         if entry.attempt or call_lock(entry.call) in held:

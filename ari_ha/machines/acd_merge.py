@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ari_ha.machines.acd_agents import BUSY, OFFERED, Facts, Not, advance, to_idle
+from ari_ha.machines.acd_agents import BUSY, TRYING, Facts, Not, advance, to_idle
 from ari_ha.machines.acd_view import Dirty, View
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
 
@@ -106,7 +106,7 @@ def _release_ousted(view: View, key: str, writes: dict[str, Value | None], utc: 
         return
     other = view.keys.agent(place.agent)
     agent = _after(view, other, writes)
-    if isinstance(agent, AgentValue) and agent.work in OFFERED:
+    if isinstance(agent, AgentValue) and agent.work in TRYING:
         facts = Facts(attempt=place.attempt, call=place.call)
         freed = advance(agent, "release", facts, utc)
         if not isinstance(freed, Not):

@@ -31,7 +31,7 @@ class AcdSettings:
     """After the store was away the edges write their journals first."""
     reconcile_every_s: float = 5.0
     retry_s: float = 0.5
-    """Pause before a write is tried again that nobody took."""
+    """Wait before a write is tried again that nobody took."""
     watch_wait_s: float = 1.0
     """After `tries_max` lost compares the watch is waited for, this long at most."""
     tries_max: int = 4

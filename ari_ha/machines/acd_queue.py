@@ -35,7 +35,7 @@ def agent_order(name: str, agent: AgentValue, config: QueueConfigValue) -> tuple
 
 
 def why_not_routable(agent: AgentValue, utc: float, device_ok: Callable[[str], bool]) -> str:
-    """Empty when a caller may be offered to the agent now."""
+    """Empty when the agent may be tried for a caller now."""
     if agent.intent != "available":
         return agent.intent
     if agent.work != "idle":

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ari_ha.core.ids import NodeId
-from ari_ha.machines.acd_agents import BUSY, IN_CALL, OFFERED
+from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING
 from ari_ha.machines.acd_queue import caller_order
 from ari_ha.wire.keyspace import (
     AgentValue,
@@ -86,10 +86,10 @@ def check_store(now: Picture) -> list[str]:
         by_call[part.call].append(name)
         by_attempt[part.attempt].append(name)
         entry = now.entries.get(part.call)
-        if agent.work in OFFERED and entry is not None and entry.attempt not in ("", part.attempt):
-            found.append(f"call {part.call} is offered as {entry.attempt}, agent {name} has {part.attempt}")
+        if agent.work in TRYING and entry is not None and entry.attempt not in ("", part.attempt):
+            found.append(f"place of {part.call} names {entry.attempt}, agent {name} has {part.attempt}")
         if agent.work in IN_CALL and entry is not None and entry.attempt:
-            found.append(f"call {part.call} talks to {name} and is offered too")
+            found.append(f"call {part.call} talks to {name} and is tried elsewhere too")
     found += [f"call {call} has agents {names}" for call, names in by_call.items() if len(names) > 1]
     found += [f"attempt {ident} is of {names}" for ident, names in by_attempt.items() if len(names) > 1]
     for call, entry in now.entries.items():
