@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from ari_ha.machines.acd_agents import BUSY, TRYING, REASON_DEVICE, Facts, Not, advance, recovered
+from ari_ha.machines.acd_agents import BUSY, REASON_DEVICE, TRYING, Facts, Not, advance, recovered
 from ari_ha.machines.acd_attempts import Attempts, call_lock
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice
