@@ -273,9 +273,12 @@ class Checkers:
     # -- at the end
 
     def records_left(self) -> list[str]:
-        """Calls etcd still has; the sweep that is for them takes its time."""
+        """Calls that etcd or rtpengine still have; the sweeps for them take their time."""
         keys = self.cluster.keys
-        return [key for key in self.cluster.store.keys if keys.split(key)[0] in ("calls", "dialogs")]
+        left = [key for key in self.cluster.store.keys if keys.split(key)[0] in ("calls", "dialogs")]
+        return ["etcd has " + "/".join(keys.split(key)) for key in left] + [
+            f"rtpengine has call {ident}" for ident in self.cluster.relay.calls
+        ]
 
     def final(self) -> None:
         """Long after the last person hung up: nothing is left."""
@@ -284,8 +287,8 @@ class Checkers:
 
     def swept(self) -> None:
         """After the sweeps: not even a record."""
-        for key in self.records_left():
-            self.problem("nothing is left", f"etcd has {'/'.join(self.cluster.keys.split(key))}")
+        for text in self.records_left():
+            self.problem("nothing is left", text)
 
     def _leftovers(self) -> None:
         cluster = self.cluster
@@ -301,8 +304,6 @@ class Checkers:
         if isinstance(edge, EdgeMachine):
             for ident in edge.calls.by_id:
                 self.problem("nothing is left", f"call {ident} at the edge")
-        for ident in cluster.relay.calls:
-            self.problem("nothing is left", f"rtpengine has call {ident}")
         for ident, tag in cluster.relay.destroyed:
             self.problem("media is never destroyed", f"tag {tag} of {ident}")
         for key in cluster.store.keys:

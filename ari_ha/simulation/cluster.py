@@ -51,6 +51,8 @@ HEADER_KEY = b"simulated header key"
 QUEUE, NUMBER = "support", "6000"
 WALL_CLOCK_EVERY_S = 1.0
 MEDIA_PING_S = 0.5
+MEDIA_TIMEOUT_S = 60.0
+"""rtpengine's own default"""
 LEASE_TTL_S = 4.0
 
 
@@ -100,6 +102,7 @@ class Cluster:
         self.keys = Keys(CLUSTER)
         self.relay = FakeRtpengine({"public": EDGE_PUBLIC, "core": EDGE_CORE})
         self.media_away = False
+        self._quiet_since: dict[str, float] = {}
         self.traffic = Traffic()
         self.replies: dict[str, OperatorReply] = {}
         self.on_edge: list[Callable[[EdgeMachine], None]] = []
@@ -198,6 +201,8 @@ class Cluster:
         self.edge.post(self._reach())
         self._tell_time(self.edge)
         self._ping_media()
+        if self.edge.life == 1:
+            self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
 
     def start_app(self, node: Node) -> None:
         """The node app starts beside its Asterisk."""
@@ -227,6 +232,17 @@ class Cluster:
             self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
 
         self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
+
+    def _media_timeout(self) -> None:
+        """rtpengine forgets a call by itself when nobody has spoken for a while."""
+        talks = [t for phones in (self.carrier, self.phones) for t in phones.talks.values() if t.alive]
+        spoken_to = {talk.remote for talk in talks}
+        for ident, call in list(self.relay.calls.items()):
+            if any((tag.host, tag.port) in spoken_to for tag in call.tags.values()):
+                self._quiet_since.pop(ident, None)
+            elif self.world.now - self._quiet_since.setdefault(ident, self.world.now) > MEDIA_TIMEOUT_S:
+                del self.relay.calls[ident]
+        self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
 
     def _directory(self) -> None:
         """Agents at work, their phones registered, one queue."""
