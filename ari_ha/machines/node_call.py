@@ -219,27 +219,26 @@ class NodeCall(CallBase):
         self.save()
         return True
 
-    def introduce(self, leg: Leg, agent: str, attempt: str) -> None:
+    def introduce(self, leg: Leg, agent: str, attempt: str, device: str = "") -> None:
         """It is known now whose leg this is."""
         leg.agent, leg.attempt = agent, attempt
         self.note("the agent is known now", leg=leg.leg, agent=agent, attempt=attempt)
-        if attempt:
-            device = self.attempts[attempt].device if attempt in self.attempts else ""
-            self.attempts[attempt] = Attempt(attempt, agent, device, leg.leg, "answered")
+        state = "answered" if leg.state == UP else RINGING
+        self.attempts[attempt] = Attempt(attempt, agent, device, leg.leg, state)
 
     def record_came(self, record: RecordValue) -> None:
         """A newer record than the one we began with: it may know agents we do not."""
         nameless = {leg.leg: leg for leg in self.living() if leg.leg != PRIMARY_LEG and not leg.agent}
-        known = {a.leg: a for a in record.attempts.values() if a.leg in nameless}
+        known = [a for a in record.attempts.values() if a.leg in nameless and a.state != ENDED]
         if not known:
             return
-        for name, value in known.items():
-            self.introduce(nameless[name], value.agent, value.attempt)
-        self.queue = self.queue or record.queue
+        for value in known:
+            self.introduce(nameless[value.leg], value.agent, value.attempt, value.device)
+        self.queue, self.entered = self.queue or record.queue, self.entered or record.entered
         self.parts.acd.caller_resumed(
-            self.call, "", self.entered, self.queue_priority, self.caller, from_node=record.node, ended=(),
-            alive={value.attempt: "up" for value in known.values()},
-            talking=[value.agent for value in known.values()],
+            self.call, self.queue, self.entered, self.queue_priority, self.caller, from_node=record.node,
+            alive={a.attempt: UP if nameless[a.leg].state == UP else RINGING for a in known}, ended=(),
+            talking=[a.agent for a in known if nameless[a.leg].state == UP],
         )  # fmt: skip
         self.parts.acd.call_recovered(self.call)
         self.save()

@@ -322,8 +322,8 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
     if primary is None or PRIMARY_LEG in call.ending:
         _nobody_to_serve(call)
         return
-    # people who talk are in no queue, even when nobody knows which agent it is
-    queue = "" if past.stage == TALKING else call.queue
+    # whoever talks is in no queue, even when nobody knows which agent it is
+    queue = "" if past.stage == TALKING and not (past.talking or past.lost_agents) else call.queue
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
