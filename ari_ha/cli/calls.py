@@ -114,12 +114,17 @@ def edge_facts(cluster: Cluster, view: View, call: str) -> dict[str, Any]:
     """What the call's edge says of it, or why it says nothing."""
     from ari_ha.cli.cluster import ClusterError, quote
 
-    edge = str(view.calls[call].get("owner", {}).get("edge", ""))
-    try:
-        answer = cluster.http(view.edges.get(edge, {}).get("http", ""), f"/v1/calls/{quote(call)}")
-    except ClusterError as error:
-        return {"error": f"edge {edge or '?'}: {error}"}
-    return answer if isinstance(answer, dict) else {"error": f"edge {edge}: not an object"}
+    owner = str(view.calls[call].get("owner", {}).get("edge", ""))
+    error = "no edge is registered"
+    for edge in sorted(view.edges, key=lambda name: name != owner):
+        try:
+            answer = cluster.http(view.edges[edge].get("http", ""), f"/v1/calls/{quote(call)}")
+        except ClusterError as found:
+            error = f"{edge}: {found}"
+            continue
+        if isinstance(answer, dict):
+            return answer
+    return {"error": error}
 
 
 def queues(settings: SettingsFile = DEFAULT_SETTINGS, as_json: JsonFlag = False) -> None:

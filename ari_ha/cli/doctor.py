@@ -349,12 +349,15 @@ def _node_says(status: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _edge_says(status: dict[str, Any]) -> Iterator[Finding]:
-    media = status.get("media")
-    reachable = media.get("reachable") if isinstance(media, dict) else status.get("media_reachable")
+    reachable = status.get("rtpengine")
     if reachable is False:
         yield Finding(BAD, "", "rtpengine does not answer it", "check rtpengine and its NG port")
     elif reachable:
         yield Finding(GOOD, "", "rtpengine answers it")
+    if status.get("etcd") is False:
+        yield Finding(BAD, "", "it does not reach etcd", "calls go on; do not restart it now")
+    if status.get("waiting_for_a_node"):
+        yield Finding(BAD, "", f"{status['waiting_for_a_node']} calls wait for a node", "bring a node back")
 
 
 def directory(view: View) -> Iterator[Finding]:

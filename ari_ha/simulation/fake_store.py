@@ -60,6 +60,8 @@ class Store:
         """Share of transactions that never arrive, unknown to the sender."""
         self.lag_max_s = 0.0
         """A change takes up to this much longer to reach a watcher."""
+        self.last_lost_s = -1_000.0
+        """When a request or a reply was lost last."""
         self.txns = 0
         self.compares = True
         """False is a planted bug: every transaction succeeds."""
@@ -311,6 +313,7 @@ class StoreClient:
             self._world.after(0.0, lambda: settle(Refused("no lease")))
             return
         if self._world.chance(store.request_lost):
+            store.last_lost_s = self._world.now
             return
         self._world.after(2 * store.network.delay(), lambda: self._arrived(effect, settle))
 
@@ -326,5 +329,6 @@ class StoreClient:
         else:
             outcome = Unknown(f"not for the store: {type(effect).__name__}")
         if isinstance(effect, StoreTxn) and self._world.chance(store.reply_lost):
+            store.last_lost_s = self._world.now
             return
         self._world.after(store.network.delay(), lambda: settle(outcome))

@@ -1,8 +1,8 @@
 """What goes wrong, drawn per seed: every run has its own mix, its own pace, and faults
 it never sees (a swarm finds more than one fixed storm).
 
-Kept out on purpose, because they are stated limits: the edge dies while etcd is away or
-has only just come back; media relay and edge lose their host.
+Kept out on purpose, because they are stated limits: the edge dies while etcd is away, has
+only just come back, or a write is in doubt; media relay and edge lose their host.
 """
 
 from __future__ import annotations
@@ -223,6 +223,7 @@ class Faults:
         return (
             cluster.store.available
             and cluster.world.now - self._etcd_back_at > ETCD_SETTLED_S
+            and cluster.world.now - cluster.store.last_lost_s > ETCD_SETTLED_S
             and not cluster.network.cut(EDGE, ETCD)
         )
 

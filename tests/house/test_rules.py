@@ -13,7 +13,7 @@ MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 80
 GENERATED = {"ari_ha/wire/ari.py", "ari_ha/wire/ari_operations.py"}
 GENERATED_DIRS = ("ari_ha/wire/etcd_proto/",)
-NOT_NAMES = {"manager", "helper", "helpers", "utils", "util", "misc", "common"}
+NOT_NAMES = {"manager", "helper", "helpers", "utils", "util", "misc"}
 
 WORLDLY_MODULES = {
     "asyncio", "socket", "time", "random", "secrets", "uuid", "os", "threading", "logging", "subprocess",

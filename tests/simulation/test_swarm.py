@@ -83,7 +83,13 @@ KEPT_SWARM = {
     "a moved call whose survivor cannot reach etcd": 270,
     "a caller sent back to the dialplan": 59,
     "an unsubscribe that was not done": 14,
+    "an agent freed while he talks": 99,
     "handled is counted once": 297,
+    "the address taken, and the answer lost": 320,
+    "a ringing leg taken up without its record": 496,
+    "matched and released at once, again and again": 456,
+    "a node without Asterisk answers matches of others": 440,
+    "the place of a caller who talks": 461,
 }
 
 

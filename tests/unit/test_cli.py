@@ -275,7 +275,7 @@ def test_explain_merges_stories_by_time(stand: Stand, ari_ha) -> None:
 
 def test_doctor_has_advice(stand: Stand, ari_ha) -> None:
     populate(stand)
-    stand.answers["/v1/status"] = {"ready": False, "reason": "ARI away", "media_reachable": False}
+    stand.answers["/v1/status"] = {"ready": False, "reason": "ARI away", "rtpengine": False}
     status, text = ari_ha("doctor", "--json")
     findings = json.loads(text)["findings"]
     assert status == 1
