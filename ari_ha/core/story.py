@@ -45,11 +45,13 @@ class Story:
         return line
 
     def about(self, subject: str) -> Iterator[Line]:
-        """Lines whose subject is ``subject`` or lies under it, or that mention it."""
+        """Lines whose subject is ``subject``, lies under it or ends with it (a bare id), or
+        that mention it."""
         for line in self._lines:
             if (
                 line.subject == subject
                 or line.subject.startswith(subject + "/")
+                or line.subject.endswith("/" + subject)
                 or any(value == subject for _, value in line.facts)
             ):
                 yield line

@@ -76,7 +76,7 @@ class Description:
         return "\r\n".join(lines) + "\r\n"
 
 
-class NoCommonCodec(ValueError):
+class CodecRefused(ValueError):
     """The other side's description has nothing we can speak."""
 
 
@@ -92,18 +92,18 @@ class RemoteSide:
 
     @classmethod
     def of(cls, text: str) -> RemoteSide:
-        """Reads a description. Raises NoCommonCodec when it is none or has no G.711."""
+        """Reads a description. Raises CodecRefused when it is none or has no G.711."""
         try:
             session = SessionDescription.parse(text)
         except SdpError as error:
-            raise NoCommonCodec(str(error)) from error
+            raise CodecRefused(str(error)) from error
         audio: Media | None = session.audio()
         host = session.connection
         if audio is None or host is None:
-            raise NoCommonCodec("no audio")
+            raise CodecRefused("no audio")
         codec = next((pt for pt in audio.payload_types if pt in (rtp.PT_PCMA, rtp.PT_PCMU)), None)
         if codec is None:
-            raise NoCommonCodec("no G.711")
+            raise CodecRefused("no G.711")
         event_pt = audio.telephone_event
         return cls(host, audio.port, codec, EVENT_PT if event_pt is None else event_pt, session.direction)
 

@@ -14,10 +14,11 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import (
     MIRRORED,
     AudioSide,
+    CodecRefused,
     EdgeCall,
-    NoCommonCodec,
     NodeLeg,
     PhoneLeg,
+    answer_lines,
     narrowed,
 )
 from ari_ha.machines.edge_setup import Setup
@@ -127,7 +128,7 @@ class Dialogs:
         try:
             leg.side = AudioSide.of(sdp)
             known = narrowed(sdp, leg.side)
-        except (NoCommonCodec, SdpError):
+        except (CodecRefused, SdpError):
             return False
         self._calls.teach(call, leg.leg, known)
         return True
@@ -198,10 +199,11 @@ class Dialogs:
         try:
             session = SessionDescription.parse(sdp)
             side = AudioSide.of(sdp)
-        except (SdpError, NoCommonCodec):
+        except (SdpError, CodecRefused):
             context.sip.reject_reinvite(leg.key, 488, context.now)
             return
         was, leg.held, leg.side = leg.held, session.is_hold(), side
+        leg.media_lines = answer_lines(sdp)
 
         def answer() -> None:
             if not leg.alive or call.ended:

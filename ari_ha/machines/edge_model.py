@@ -16,7 +16,7 @@ CODECS = {8: "PCMA", 0: "PCMU"}
 """Static payload types (RFC 3551 §6) carried end to end; PCMA preferred."""
 
 
-class NoCommonCodec(ValueError):
+class CodecRefused(ValueError):
     """The far end offers no audio we carry (SIP 488)."""
 
 
@@ -35,17 +35,17 @@ class AudioSide:
 
     @classmethod
     def of(cls, text: str) -> AudioSide:
-        """What to use with the party that sent this SDP. Raises NoCommonCodec."""
+        """What to use with the party that sent this SDP. Raises CodecRefused."""
         try:
             audio = SessionDescription.parse(text).audio()
         except SdpError as error:
-            raise NoCommonCodec(str(error)) from error
+            raise CodecRefused(str(error)) from error
         if audio is None or audio.rejected or audio.proto != "RTP/AVP":
-            raise NoCommonCodec("no plain RTP audio stream")
+            raise CodecRefused("no plain RTP audio stream")
         for payload in audio.payload_types:
             if payload in CODECS:
                 return cls(payload, audio.telephone_event, "sendrecv")
-        raise NoCommonCodec(f"no codec in common, offered {audio.formats}")
+        raise CodecRefused(f"no codec in common, offered {audio.formats}")
 
 
 def narrowed(text: str, side: AudioSide) -> str:
@@ -54,7 +54,7 @@ def narrowed(text: str, side: AudioSide) -> str:
     session = SessionDescription.parse(text)
     audio = session.audio()
     if audio is None:
-        raise NoCommonCodec("no audio")
+        raise CodecRefused("no audio")
     host = audio.connection or session.connection or "0.0.0.0"
     return build_audio_sdp(
         1,
@@ -65,6 +65,18 @@ def narrowed(text: str, side: AudioSide) -> str:
         side.telephone_event,
         session.media_direction(audio),
     )
+
+
+def answer_lines(offer: str) -> list[str]:
+    """What `PhoneLeg.media_lines` is for this offer. Raises SdpError."""
+    lines, taken = [], False
+    for media in SessionDescription.parse(offer).media:
+        if media.kind == "audio" and not taken and not media.rejected:
+            lines.append("")
+            taken = True
+        else:
+            lines.append(f"m={media.kind} 0 {media.proto} {' '.join(media.formats)}\r\n")
+    return lines
 
 
 MIRRORED = {"sendrecv": "sendrecv", "sendonly": "recvonly", "recvonly": "sendonly", "inactive": "inactive"}
@@ -93,6 +105,9 @@ class PhoneLeg:
     sdp_version: int = 1
     late_offer: bool = False
     ringing_sent: bool = False
+    media_lines: list[str] = field(default_factory=list)
+    """The phone's offer, line by line: empty for the audio we take, else the m-line that
+    refuses a stream; an answer has as many m-lines as its offer (RFC 3264 §6)."""
 
     @property
     def alive(self) -> bool:
@@ -104,7 +119,7 @@ class PhoneLeg:
         ``bump`` raises the version (RFC 3264 §8)."""
         if bump:
             self.sdp_version += 1
-        return build_audio_sdp(
+        audio = build_audio_sdp(
             1,
             self.sdp_version,
             self.host,
@@ -113,6 +128,10 @@ class PhoneLeg:
             self.side.telephone_event,
             direction,
         )
+        if len(self.media_lines) < 2:
+            return audio
+        head, _, stream = audio.partition("m=")
+        return head + "".join(line or f"m={stream}" for line in self.media_lines)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON facts of the leg, without its SIP state."""
@@ -131,6 +150,7 @@ class PhoneLeg:
             "telephone_event": self.side.telephone_event,
             "sdp_version": self.sdp_version,
             "late_offer": self.late_offer,
+            "media_lines": self.media_lines,
         }
 
     @classmethod
@@ -138,7 +158,7 @@ class PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port",
-                 "sdp_version", "late_offer")  # fmt: skip
+                 "sdp_version", "late_offer", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
 
 

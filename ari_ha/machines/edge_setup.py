@@ -8,7 +8,15 @@ from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import AudioSide, EdgeCall, NoCommonCodec, NodeLeg, PhoneLeg, narrowed
+from ari_ha.machines.edge_model import (
+    AudioSide,
+    CodecRefused,
+    EdgeCall,
+    NodeLeg,
+    PhoneLeg,
+    answer_lines,
+    narrowed,
+)
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.sip.events import InviteReceived
@@ -72,13 +80,14 @@ class Setup:
         offer = request.body.decode("utf-8", "replace") if request.body else ""
         try:
             side = AudioSide.of(offer) if offer else AudioSide()
-        except NoCommonCodec:
+        except CodecRefused:
             self._refuse(event, 488, "no_codec")
             return
         caller = user or _number(request)
         call = self._calls.create(kind, caller, _user_part(request.uri), trunk)
         role = "customer" if kind == "trunk" else "user"
         leg = PhoneLeg(PRIMARY_LEG, role, event.leg, user=user, side=side, late_offer=not offer)
+        leg.media_lines = answer_lines(offer) if offer else []
         self._calls.index(call, leg)
         context.note(f"call/{call.call}", f"new {kind} call", caller=caller, did=call.did, trunk=trunk)
         context.count("edge_calls_started", kind=kind)
@@ -268,7 +277,7 @@ class Setup:
             if sdp:
                 half.side = AudioSide.of(sdp)
                 self._calls.teach(call, half.tag, narrowed(sdp, half.side))
-        except (NoCommonCodec, SdpError) as error:
+        except (CodecRefused, SdpError) as error:
             self._context.note(f"call/{call.call}", "node answered with odd SDP", level="error", error=error)
 
     def half_failed(self, call: EdgeCall, half: NodeLeg, status: int, reason: str) -> None:
@@ -325,7 +334,7 @@ class Setup:
         offer = event.request.body.decode("utf-8", "replace")
         try:
             node_side = AudioSide.of(offer)
-        except NoCommonCodec:
+        except CodecRefused:
             self._refuse(event, 488, "no_codec")
             return
         assert call.owner is not None
@@ -405,7 +414,7 @@ class Setup:
         context.cancel(f"ring/{call.call}/{leg.leg}")
         try:
             leg.side = AudioSide.of(sdp or "")
-        except NoCommonCodec:
+        except CodecRefused:
             self._calls.end_leg(call, leg, "edge", "", 488)
             return
         leg.state = "up"

@@ -350,3 +350,13 @@ def test_an_unsubscribe_that_failed_is_said_again(world):
     world.run(1.0)
     listeners = [who for who, _ in world.hears[call.call] if who in ("c", "a1")]
     assert sorted(listeners) == ["a1", "c"], "nobody hears two speakers"
+
+
+def test_an_offer_with_video_is_answered_line_by_line(world):
+    party = world.carrier
+    offer = party.sdp().replace("m=audio", "m=video 5000 RTP/AVP 31\r\nm=audio")
+    invite(world, party, sdp=offer)
+    answer = party.of(sip.LegAnswered)[-1].sdp
+    lines = [line for line in answer.split("\r\n") if line.startswith("m=")]
+    assert lines[0] == "m=video 0 RTP/AVP 31" and lines[1].startswith("m=audio 3")
+    assert len(lines) == 2
