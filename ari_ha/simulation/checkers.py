@@ -142,7 +142,7 @@ class Checkers:
                         self.problem("one call per agent", f"{leg.aor}: {other} and {call.call}/{leg.leg}")
         alive: dict[str, list[Talk]] = {}
         for talk in self.cluster.phones.talks.values():
-            if talk.alive:
+            if talk.alive and not talk.dialled:
                 alive.setdefault(talk.who, []).append(talk)
         for who in self.cluster.agents:
             talks = alive.get(who, [])
@@ -224,7 +224,7 @@ class Checkers:
 
     def _agent_over(self, talk: Talk) -> None:
         """An agent who talked is only cut off when the customer is gone."""
-        if talk.ended_by == "self" or not talk.answered_s:
+        if talk.ended_by == "self" or not talk.answered_s or talk.dialled:
             return
         others = self._others(talk)
         if any(other.state == ENDED for other in others):
@@ -326,5 +326,6 @@ class Checkers:
             if value.handled > self.people.answered[agent]:
                 handled = self.people.answered[agent]
                 self.problem("counters tell the truth", f"{agent} handled {handled}, has {value.handled}")
-            if value.intent != "available" and missed < cluster.shape.rona_max:
+            own_doing = agent in self.people.paused or missed >= cluster.shape.rona_max
+            if value.intent != "available" and not own_doing:
                 self.problem("agents keep their state", f"{agent} is {value.intent} ({value.reason})")

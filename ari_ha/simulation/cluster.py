@@ -30,6 +30,7 @@ from ari_ha.simulation.links import AriLink, NodeLink
 from ari_ha.simulation.process import DEAD, MachineProcess, Settle
 from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
+from ari_ha.sip.auth import ha1
 from ari_ha.sip.flow import Flow
 from ari_ha.wire.keyspace import (
     AgentValue,
@@ -37,6 +38,7 @@ from ari_ha.wire.keyspace import (
     Keys,
     QueueConfigValue,
     ReachValue,
+    SecretUserValue,
     UserValue,
     encode,
 )
@@ -49,6 +51,7 @@ EDGE_PORTS = {"public-udp": (EDGE_PUBLIC, 5060), "node-trunk": (EDGE_CORE, 5070)
               "node-agent": (EDGE_CORE, 5072), "node-resume": (EDGE_CORE, 5074)}  # fmt: skip
 HEADER_KEY = b"simulated header key"
 QUEUE, NUMBER = "support", "6000"
+REALM, PASSWORD = "sim", "simulated"
 WALL_CLOCK_EVERY_S = 1.0
 MEDIA_PING_S = 0.5
 MEDIA_TIMEOUT_S = 60.0
@@ -156,7 +159,7 @@ class Cluster:
             f"ast{n}": EdgeNode(f"ast{n}", f"10.0.0.{30 + n}", 5060) for n in range(1, self.shape.nodes + 1)
         }
         config = EdgeConfig(
-            cluster=CLUSTER, edge=EDGE, vip=VIP, realm="sim", public_host=EDGE_PUBLIC, public_port=5060,
+            cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM, public_host=EDGE_PUBLIC, public_port=5060,
             core_host=EDGE_CORE, trunk_port=5070, agent_port=5072, resume_port=5074, nodes=nodes,
             trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER]}}, header_key=HEADER_KEY,
             process=f"life{process.life}",
@@ -259,6 +262,11 @@ class Cluster:
         )  # fmt: skip
         for n, agent in enumerate(self.agents):
             put(keys.user(agent), encode(UserValue(user=agent, aor=agent, agent=agent)))
+            secret = SecretUserValue(
+                user=agent, realm=REALM, ha1_md5=ha1("MD5", agent, REALM, PASSWORD),
+                ha1_sha256=ha1("SHA-256", agent, REALM, PASSWORD),
+            )  # fmt: skip
+            put(keys.secret_user(agent), encode(secret))
             binding = BindingValue(
                 aor=agent, contact=f"sip:{agent}@{PHONES}:5060", host=PHONES, port=5060, pair=VIP,
                 expires=UTC_AT_START_S + 86_400.0, edge=EDGE,

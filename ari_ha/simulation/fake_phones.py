@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ari_ha.simulation.sip_wire import SipProcess, Wire
 from ari_ha.simulation.world import World
 from ari_ha.sip import events as sip
+from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 
@@ -40,6 +41,8 @@ class Talk:
     """In-dialog requests that came from the edge, and when."""
     call: str = ""
     """Which call it turned out to be; for checkers, phones do not know it."""
+    dialled: str = ""
+    """The number this phone dialled, when it called."""
     busy: bool = False
     """A re-INVITE of ours is under way."""
 
@@ -64,10 +67,11 @@ class Phones(SipProcess):
 
     # -- acts of people
 
-    def call(self, number: str, caller: str) -> Talk:
-        """Dials the contact center."""
+    def call(self, number: str, caller: str, credentials: Credentials | None = None) -> Talk:
+        """Dials the contact center; an agent's phone with its password."""
         self._dialled += 1
-        talk = self._talk(f"{self.name}-call-{self._dialled}", "customer")
+        talk = self._talk(f"{self.name}-call-{self._dialled}", caller if credentials else "customer")
+        talk.dialled = number
         self.sip.invite(
             talk.leg,
             flow=Flow("udp", "udp", *self.edge),
@@ -75,6 +79,7 @@ class Phones(SipProcess):
             from_=f"<sip:{caller}@{self.address}>",
             to=f"<sip:{number}@{self.edge[0]}>",
             sdp=self._sdp(talk, "sendrecv"),
+            credentials=credentials,
             now=self.mono,
         )
         self.world.say(self.name, f"{talk.leg} dials {number}")

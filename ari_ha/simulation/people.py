@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ari_ha.simulation.cluster import NUMBER, Cluster
+from ari_ha.simulation.cluster import NUMBER, PASSWORD, Cluster
 from ari_ha.simulation.fake_phones import RINGING, UP, Talk
+from ari_ha.sip.auth import Credentials
 
 
 @dataclass
@@ -27,6 +28,10 @@ class Habits:
     holds: float = 0.2
     presses: float = 0.3
     customer_hangs_up: float = 0.5
+    pauses: int = 0
+    """Times an agent dials *24 (not ready) and, a little later, *23 (available)."""
+    pause_min_s: float = 1.0
+    pause_max_s: float = 4.0
 
 
 class People:
@@ -42,6 +47,8 @@ class People:
         self.answered: Counter[str] = Counter()
         self._will: dict[str, str] = {}
         """agent's leg -> what the agent means to do: answer, ignore, reject"""
+        self.paused: set[str] = set()
+        """Agents who dialled a code: what they are now is their own doing"""
         cluster.phones.on_ringing = self._rings
         cluster.phones.on_answered = self._agent_talks
         cluster.phones.on_ended = self._agent_over
@@ -53,6 +60,22 @@ class People:
         for n in range(habits.calls):
             when = from_s + self.world.between(0.0, habits.arrive_s)
             self.world.at(when, lambda n=n: self._call(n))
+
+    def begin_pauses(self, from_s: float) -> None:
+        """Agents will take a break from then on, now and then."""
+        for _ in range(self.habits.pauses):
+            agent = self.world.rng.choice(self.cluster.agents)
+            when = from_s + self.world.between(0.0, self.habits.arrive_s)
+            back = when + self.world.between(self.habits.pause_min_s, self.habits.pause_max_s)
+            self.world.at(when, lambda agent=agent: self._dial(agent, "*24"))
+            self.world.at(back, lambda agent=agent: self._dial(agent, "*23"))
+
+    def _dial(self, agent: str, code: str) -> None:
+        """From a phone that is not in use."""
+        phones = self.cluster.phones
+        if not any(talk.alive and talk.who == agent for talk in phones.talks.values()):
+            self.paused.add(agent)
+            phones.call(code, agent, Credentials(agent, PASSWORD))
 
     def everybody_over(self) -> bool:
         """Nobody is on any phone."""
@@ -107,6 +130,8 @@ class People:
             self.world.after(delay, lambda: self.cluster.phones.answer(talk))
 
     def _agent_talks(self, talk: Talk) -> None:
+        if talk.dialled:
+            return
         self.answered[talk.who] += 1
         habits = self.habits
         talk_s = self.world.between(habits.talk_min_s, habits.talk_max_s)
@@ -128,6 +153,8 @@ class People:
             self.cluster.phones.hang_up(talk)
 
     def _agent_over(self, talk: Talk) -> None:
+        if talk.dialled:
+            return
         if talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore"):
             self.not_answered[talk.who] += 1
 
@@ -141,11 +168,12 @@ class People:
     def _partner(self, talk: Talk) -> Talk | None:
         """The other person who talks on the same call."""
         self._learn_call(talk)
-        phones = self.cluster.phones if talk.who == "customer" else self.cluster.carrier
+        agent_side = talk.who == "customer"
+        phones = self.cluster.phones if agent_side else self.cluster.carrier
         if not talk.call:
             return None
         for other in phones.talks.values():
-            if other.call == talk.call and other.state == UP:
+            if other.call == talk.call and other.state == UP and not (agent_side and other.dialled):
                 return other
         return None
 

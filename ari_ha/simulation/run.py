@@ -100,6 +100,7 @@ def _run(
     world.run_until(SETTLE_S)
     checkers.begin()
     people.begin(world.now)
+    people.begin_pauses(world.now)
     faults.begin()
     world.run_until(world.now + world.between(SAFETY_MIN_S, SAFETY_MAX_S))
     faults.stop()
@@ -132,6 +133,7 @@ def _draw_habits(world: World) -> Habits:
         rejects=world.rng.choice((0.0, 0.05, 0.3)),
         holds=world.rng.choice((0.0, 0.2, 0.8)),
         talk_max_s=world.rng.choice((6.0, 30.0, 60.0)),
+        pauses=world.rng.choice((0, 0, 1, 3)),
     )
 
 
