@@ -324,10 +324,11 @@ class EdgeMachine:
         and every later write of ours compares it. Taken only when it is nobody's, was
         ours (we are restarted), or its edge's own leased key is gone."""
         context, config = self.context, self.context.config
-        if context.edge_revision or self._vip_asked:
+        if context.edge_revision:
             return
+        # armed whatever becomes of this try: its answer may be lost
         context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
-        if not context.utc or "vips" not in self._seen or "edges" not in self._seen:
+        if self._vip_asked or not context.utc or "vips" not in self._seen or "edges" not in self._seen:
             return
         holder, revision = self._vip_holder
         if holder not in ("", config.edge) and holder in self._edges:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from ari_ha.core.machine import Note
+from ari_ha.core.machine import Note, Unknown
 from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.probe import ProbeRefused
@@ -360,3 +360,16 @@ def test_an_offer_with_video_is_answered_line_by_line(world):
     lines = [line for line in answer.split("\r\n") if line.startswith("m=")]
     assert lines[0] == "m=video 0 RTP/AVP 31" and lines[1].startswith("m=audio 3")
     assert len(lines) == 2
+
+
+def test_the_address_is_asked_for_until_it_is_ours():
+    w = EdgeWorld(etcd=False)
+    unknown = iter([True, True])
+    real = w.txn
+    w.txn = lambda effect: Unknown("no reply") if effect.lane == "vip" and next(unknown, False) else real(effect)
+    w.etcd = True
+    w.post(StoreReach(reachable=True))
+    w.snapshots()
+    assert not w.edge.serving
+    w.run(2.0)
+    assert w.edge.serving
