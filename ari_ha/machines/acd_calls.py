@@ -109,7 +109,7 @@ class Calls(Attempts):
         desk, call = self.desk, caller.call
         self.callers[call] = caller
         in_talk = bool(talking)
-        for name, agent in desk.view.agents_of(call):
+        for name, agent in self._parties(call, alive):
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
             in_talk = in_talk or agent.work in IN_CALL
@@ -126,6 +126,22 @@ class Calls(Attempts):
         if caller.queue and not in_talk:
             self._submit("resume", call, "", lambda: self._plan_place(caller))
         desk.match_wanted = True
+
+    def _parties(self, call: str, alive: Mapping[str, str]) -> list[tuple[str, AgentValue]]:
+        """The agents busy with the call. A call has one attempt; the mirror may still show
+        an older one too: a leg that lives, else the newer value, says which it is."""
+        found = self.desk.view.agents_of(call)
+        trying = [(name, agent) for name, agent in found if agent.work in TRYING]
+        if len(trying) < 2:
+            return found
+
+        def order(party: tuple[str, AgentValue]) -> tuple[bool, int]:
+            name, agent = party
+            lives = agent.attempt is not None and agent.attempt.attempt in alive
+            return lives, self.desk.view.revision(self.desk.keys.agent(name))
+
+        newest = max(trying, key=order)
+        return [party for party in found if party[1].work not in TRYING or party is newest]
 
     def _resume_attempt(
         self, name: str, agent: AgentValue, alive: Mapping[str, str], talking: Collection[str]
