@@ -425,6 +425,7 @@ class Run:
         if stale:
             self.left += [f"{node}: {name}" for node, names in stage.channels().items() for name in names]
         self.after["stale_legs"] = stale
+        self.left += [f"call {call} is still in etcd" for call in stage.view().calls]
         self.after["ghost_agents"] = _settles_s(
             lambda: len(judge.ghosts(stage.agents(), [c["call"] for c in stage.edge_calls().values()]))
         )
