@@ -187,15 +187,16 @@ class Links:
         edge = self._context.links.get(peer)
         if edge is None:
             return
-        edge.calls, edge.calls_at = frame, self._context.now
+        edge.calls, edge.compared = frame, False
         self._context.note("node", "the edge's list of our calls", edge=peer, calls=len(frame.calls))
         self.compare(peer)
 
     def compare(self, peer: str) -> None:
-        """The edge's list against what is here. Waits for Asterisk's own snapshot."""
+        """The edge's list against what is here, once. Waits for Asterisk's own snapshot."""
         edge = self._context.links.get(peer)
-        if edge is None or edge.calls is None or not self._context.ari_state.up:
+        if edge is None or edge.calls is None or edge.compared or not self._context.ari_state.up:
             return
+        edge.compared = True
         for ident, fact in edge.calls.calls.items():
             self._listed(peer, ident, fact)
         for call in list(self._core.calls.values()):
