@@ -206,6 +206,7 @@ class NodeMachine:
         if call is None:
             if isinstance(order, StartAttempt):
                 self.core.acd.attempt_failed(order.attempt.attempt, "canceled")
+                self.core.acd.call_moved(order.call)  # it is not here: no further agent for it
             return
         match order:
             case CallerQueued():

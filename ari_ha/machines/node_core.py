@@ -158,6 +158,7 @@ class NodeCore:
         for call in list(self.calls.values()):
             call.asterisk.bridge_exists = False
             call.stage = OVER
+            self.acd.call_moved(call.call)
             self._forget(call, discard=True)
         for ident in list(self.resumes.by_call):
             self.resumes.drop(ident)
@@ -187,9 +188,11 @@ class NodeCore:
     def _owner_changed(self, ident: str, owner: OwnerValue | None) -> None:
         call = self.calls.get(ident)
         if owner is None:
+            limit_s = self.context.timings.stale_limit_s
             if call is not None and call.stage != OVER:
-                limit_s = self.context.timings.stale_limit_s
                 self.context.after(f"stale/{ident}", limit_s, lambda: self._owner_gone(ident))
+            elif call is None and self._waits_here(ident):
+                self.context.after(f"stale/{ident}", limit_s, lambda: self._place_of_nobody(ident))
             return
         self.context.cancel(f"stale/{ident}")
         if call is not None:
@@ -207,6 +210,17 @@ class NodeCore:
             leg.state, leg.by = "ended", "edge"
             call.hang_up(leg)
         call.over("ended at the edge")
+
+    def _waits_here(self, ident: str) -> bool:
+        places = (entry for entry in self.acd.acd.waiting() if entry.call == ident)
+        return any(NodeId.parse(entry.node).name == self.config.node for entry in places)
+
+    def _place_of_nobody(self, ident: str) -> None:
+        """A caller gave up between two nodes: his edge has ended the call, and his place,
+        the last node of which we were, is nobody's."""
+        served = ident in self.calls or ident in self.resumes.by_call
+        if not served and self.records.owner(ident) is None and not self.listed(ident):
+            self.acd.caller_leaves(ident, "ended between two nodes")
 
     def listed(self, ident: str) -> bool:
         """Whether a linked edge says that we serve the call."""

@@ -1,0 +1,426 @@
+"""Calls that move, apps that restart, Asterisks that die, a store that is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from ari_ha.core.ports.ari import AriDown, AriEvent, AriRefusedUs
+from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent, AttemptValue, LegValue, RecordValue
+from tests.support.node_bench import EDGE, LOST, UTC0, Bench
+
+
+def moved(bench: Bench, stage: str, *, leg_state: str = "up", attempt_state: str = "answered") -> None:
+    """Another node served k1 until now: its record, its agent's state, its place."""
+    attempts, legs = {}, {"c": LegValue(leg="c", role="customer")}
+    if stage != "waiting":
+        attempts = {
+            "t1": AttemptValue(attempt="t1", agent="1001", device="1001", leg="a1", state=attempt_state)
+        }
+        legs["a1"] = LegValue(leg="a1", role="agent", agent="1001", state=leg_state)
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking" if stage == "talking" else "queued",
+        verb=["queue", "support"], queue="support", entered=UTC0, did="6000", context="from-trunk",
+        extension="6000", attempts=attempts, legs=legs, want_media="hitless",
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    if stage != "talking":
+        from ari_ha.wire.keyspace import WaitingValue
+
+        place = WaitingValue(
+            call="k1", queue="support", entered=UTC0, node="ast2#x",
+            attempt="t1" if attempts else "", agent="1001" if attempts else "",
+        )  # fmt: skip
+        bench.store.put(bench.keys.waiting("support", "k1"), place)
+    if attempts:
+        work = {"talking": "talking", "ringing": "ringing", "reserved": "reserved"}[stage]
+        busy = AgentValue(
+            agent="1001", intent="available", device="1001", logged_in=1.0, queues={"support": 0}, work=work,
+            work_since=UTC0, attempt=AttemptOfAgent(attempt="t1", call="k1", queue="support", node="ast2#x",
+            since=UTC0, deadline=UTC0 + 1000),
+        )  # fmt: skip
+        bench.store.put(bench.keys.agent("1001"), busy)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+
+
+def test_two_people_who_talk_are_bridged_again() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    before = bench.agent()
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+    (bridged,) = bench.said(link.Bridged)
+    assert (bridged.epoch, sorted(bridged.legs)) == ("7.2", ["a1", "c"])
+    assert "k1.7.2" in bench.asterisk.bridges
+    assert not bench.said(link.WantMedia, state="through"), "their media need not change"
+    record = bench.record()
+    assert record is not None and (record.node, record.epoch) == ("ast1#life1", "7.2")
+    after = bench.agent()
+    assert (after.work, after.work_since, after.intent) == (before.work, before.work_since, before.intent)
+    bench.sleep(1)
+    assert bench.agent().recovering is None
+
+
+@pytest.mark.parametrize("order", [["c", "a1"], ["a1", "c"]])
+def test_legs_may_arrive_in_any_order(order: list[str]) -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    facts = {"c": "up", "a1": "up"}
+    first = bench.resume("k1", "7.2", facts, [order[0]])
+    assert not bench.said(link.Bridged) and bench.asterisk.channels[first[order[0]]]["state"] == "Up"
+    bench.sleep(0.5)
+    bench.resume("k1", "7.2", facts, [order[1]])
+    assert bench.said(link.Bridged, epoch="7.2")
+
+
+def test_a_leg_that_never_arrives_makes_the_edge_try_again() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, ["c"])
+    bench.sleep(3.1)
+    (refused,) = bench.said(link.ResumeRefused)
+    assert (refused.epoch, refused.leg) == ("7.2", "a1")
+    assert not bench.asterisk.channels and not bench.machine.core.calls
+    record = bench.record()
+    assert record is not None and record.node == "ast2#x", "nothing was written"
+
+
+def test_a_queued_caller_keeps_his_place_and_hears_music() -> None:
+    bench = Bench(())
+    moved(bench, "waiting")
+    channels = bench.resume("k1", "7.2", {"c": "up"})
+    assert bench.hears(channels["c"]) == "music" and bench.waiting() == ["k1"]
+    assert bench.said(link.Bridged, epoch="7.2")
+    record = bench.record()
+    assert record is not None and record.entered == UTC0
+
+
+def test_a_phone_that_rings_goes_on_ringing_and_can_answer() -> None:
+    bench = Bench()
+    moved(bench, "ringing", leg_state="ringing", attempt_state="ringing")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "ringing"})
+    assert bench.hears(channels["c"]) == "music" and not bench.dialled()
+    assert bench.agent().work == "ringing"
+    bench.frame(link.LegAnswered("k1", "a1", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+    assert bench.agent().work == "talking" and bench.waiting() == []
+
+
+def test_a_reserved_agent_is_rung_by_the_same_attempt() -> None:
+    bench = Bench()
+    moved(bench, "reserved", leg_state="trying", attempt_state="intent")
+    bench.resume("k1", "7.2", {"c": "up"})
+    (agent,) = bench.dialled()
+    assert agent == "k1.a2.7.2"
+    record = bench.record()
+    assert record is not None and record.attempts["t1"].leg == "a2"
+
+
+def test_held_stays_held() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "held"})
+    assert bench.hears(channels["c"]) == "music"
+    bench.frame(link.LegHeld("k1", "a1", "7.2", False))
+    assert bench.hears(channels["c"]) == "people"
+
+
+def test_an_agent_who_hung_up_meanwhile_is_not_rung_again() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "phone"})
+    assert not bench.dialled()
+    assert bench.said(link.EndLeg, leg="c", epoch="7.2")
+
+
+def test_an_agent_whose_leg_was_lost_is_rung_again() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    channels = bench.resume("k1", "7.2", {"c": "up"})
+    assert bench.hears(channels["c"]) == "music" and bench.agent().work == "talking"
+    (agent,) = bench.dialled()
+    bench.pick_up(agent)
+    assert bench.hears(channels["c"]) == bench.hears(agent) == "people"
+    assert bench.agent().work == "talking" and bench.agent().handled == 0
+
+
+def test_a_lost_agent_who_does_not_answer_leaves_his_caller_first_in_the_queue() -> None:
+    bench = Bench(("1001",))
+    moved(bench, "talking")
+    channels = bench.resume("k1", "7.2", {"c": "up"})
+    bench.sleep(10.5)
+    assert bench.waiting() == ["k1"] and bench.hears(channels["c"]) == "music"
+    record = bench.record()
+    assert record is not None and record.queue_priority >= 100 and record.entered == UTC0
+
+
+def test_without_any_record_two_people_are_connected() -> None:
+    bench = Bench()
+    bench.own("k9", epoch="7.2")
+    channels = bench.resume("k9", "7.2", {"c": "up", "a1": "up"})
+    assert bench.hears(channels["c"]) == "people"
+
+
+def test_without_any_record_a_lone_caller_goes_where_his_number_leads() -> None:
+    bench = Bench()
+    bench.store_away()
+    bench.resume("k9", "7.2", {"c": "up"})
+    (went,) = bench.operations("channels.continueInDialplan")
+    assert (went["context"], went["extension"]) == ("from-trunk", "6000")
+    (customer,) = bench.asterisk.channels
+    bench.asterisk.channels[customer]["app_data"] = "x"
+    token = bench.token("k9", "c", "7.2", "resume", facts={"c": "up"})
+    from ari_ha.wire import ari
+
+    again = ari.StasisStart(
+        args=["trunk", token, "queue", "support"], channel=bench.asterisk.channel(customer)
+    )
+    bench.post(AriEvent(event=again))
+    bench.sleep(1)
+    assert bench.hears(customer) in ("music", "people")
+    assert bench.said(link.Bridged, call="k9", epoch="7.2")
+
+
+def test_a_takeover_overtakes_a_takeover() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    facts = {"c": "up", "a1": "up"}
+    (old,) = bench.resume("k1", "7.2", facts, ["c"]).values()
+    channels = bench.resume("k1", "7.3", facts)
+    assert bench.hears(channels["c"]) == "people" and bench.said(link.Bridged, epoch="7.3")
+    bench.resume("k1", "7.2", facts, ["a1"])
+    bench.sleep(5)
+    assert old not in bench.asterisk.channels and len(bench.asterisk.channels) == 2
+    assert not bench.said(link.EndLeg)
+
+
+def test_the_same_node_may_take_its_call_again() -> None:
+    bench = Bench()
+    customer, agent = bench.talk()
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    assert bench.hears(channels["c"]) == "people"
+    bench.sleep(5)
+    assert not {customer, agent} & set(bench.asterisk.channels)
+    assert bench.hears(channels["c"]) == "people" and not bench.said(link.EndLeg)
+    bench.sleep(20)
+    assert list(bench.asterisk.bridges) == ["k1.7.2"]
+
+
+@pytest.mark.parametrize("how", ["frame", "owner", "record"])
+def test_a_moved_call_is_dropped_in_silence(how: str) -> None:
+    bench = Bench()
+    bench.talk()
+    record = bench.record()
+    assert record is not None
+    if how == "frame":
+        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
+    elif how == "owner":
+        bench.own("k1", "ast2#y", "7.2")
+    else:
+        import msgspec
+
+        taken = msgspec.structs.replace(record, epoch="7.2", node="ast2#y")
+        bench.store.put(bench.keys.record("k1"), taken)
+        bench.frame(link.LegHeld("k1", "a1", "7.1", True))  # makes it write
+    assert not bench.machine.core.calls and not bench.asterisk.channels
+    assert not bench.said(link.EndLeg) and bench.agent().work in ("talking", "hold")
+    if how != "record":
+        assert bench.record() == record
+
+
+def test_an_app_that_restarts_drops_nothing() -> None:
+    bench = Bench()
+    customer, agent = bench.talk()
+    before = bench.agent()
+    bench.restart_app()
+    legs = {"c": link.LegAtEdge("answered"), "a1": link.LegAtEdge("answered")}
+    bench.link({"k1": link.CallAtEdge("7.1", legs)})
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.machine.core.calls["k1"].stage == "talking"
+    assert not bench.said(link.ResumeRefused) and not bench.operations("channels.hangup")
+    assert bench.agent() == before
+    bench.gone("k1", "a1")
+    assert bench.said(link.EndLeg, leg="c")
+
+
+def test_an_app_that_restarts_alone_goes_by_what_asterisk_has() -> None:
+    """No store and no edge: people go on talking."""
+    bench = Bench()
+    customer, agent = bench.talk()
+    bench.store.up = False
+    bench.restart_app()
+    bench.sleep(3)
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.machine.core.calls["k1"].stage == "talking"
+
+
+def test_a_queued_call_after_a_restart_of_the_app() -> None:
+    bench = Bench(())
+    customer = bench.trunk()
+    bench.restart_app()
+    bench.link({"k1": link.CallAtEdge("7.1", {"c": link.LegAtEdge("answered")})})
+    assert bench.hears(customer) == "music" and bench.waiting() == ["k1"]
+
+
+def test_calls_the_edge_lists_and_we_lack_are_asked_for_again() -> None:
+    bench = Bench()
+    bench.link({"k5": link.CallAtEdge("7.4", {"c": link.LegAtEdge("answered")})})
+    (refused,) = bench.said(link.ResumeRefused)
+    assert (refused.call, refused.epoch, refused.leg) == ("k5", "7.4", "")
+
+
+def test_calls_the_edge_does_not_know_are_dropped_after_a_while() -> None:
+    bench = Bench()
+    bench.talk()
+    bench.sleep(2)
+    bench.link_down()
+    bench.link({})
+    bench.sleep(1)
+    assert bench.machine.core.calls
+    bench.sleep(2)
+    assert not bench.machine.core.calls and not bench.asterisk.channels
+
+
+def test_a_dead_asterisk_is_announced_and_nothing_else_happens() -> None:
+    bench = Bench()
+    bench.talk()
+    agent, record = bench.agent(), bench.record()
+    bench.asterisk_dies()
+    assert bench.said(link.AsteriskGone, incarnation="life1")
+    assert not bench.said(link.NodeState)[-1].ready
+    assert not bench.machine.core.calls
+    bench.sleep(1)
+    assert (bench.agent(), bench.record()) == (agent, record)
+    bench.asterisk_back()
+    assert bench.said(link.NodeHello)[-1].incarnation == "life2" and bench.said(link.NodeState)[-1].ready
+
+
+def test_a_silent_asterisk_loses_no_call() -> None:
+    bench = Bench()
+    customer, _ = bench.talk()
+    bench.post(AriDown(reason="silent", process_gone=False))
+    assert bench.said(link.NodeState)[-1].asterisk == "silent" and not bench.said(link.AsteriskGone)
+    bench.post(bench.asterisk.snapshot())
+    assert bench.said(link.NodeState)[-1].ready and bench.hears(customer) == "people"
+
+
+def test_what_happened_while_ari_was_away_is_made_up_for() -> None:
+    bench = Bench()
+    customer, agent = bench.talk()
+    bench.post(AriDown(reason="closed", process_gone=False))
+    bench.asterisk.bridges.clear()
+    missed = bench.asterisk.enter(f"ari-ha,trunk,{bench.token('k2')},queue,support", "6000").channel.id
+    bench.post(bench.asterisk.snapshot())
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.hears(missed) == "music"
+
+
+def test_refused_credentials_say_what_to_do() -> None:
+    bench = Bench(start=False)
+    bench.post(AriRefusedUs(status=401, advice="make the password the same"))
+    assert bench.ask("status").body["reason"] == "make the password the same"
+
+
+def test_missing_modules_say_what_to_do() -> None:
+    import dataclasses
+
+    bench = Bench(start=False)
+    bench.post(dataclasses.replace(bench.asterisk.snapshot(), missing_modules=("res_musiconhold.so",)))
+    body = bench.ask("status").body
+    assert not body["ready"] and "res_musiconhold.so" in body["reason"]
+
+
+def test_the_store_away_stops_nobody() -> None:
+    bench = Bench()
+    customer, agent = bench.talk("k1")
+    bench.store_away()
+    second = bench.trunk("k2", own=False)
+    (other,) = bench.dialled()
+    bench.pick_up(other)
+    bench.sleep(1)
+    assert bench.hears(second) == bench.hears(customer) == "people"
+    bench.gone("k1", "a1")
+    bench.sleep(3)
+    assert agent not in bench.asterisk.channels and customer not in bench.asterisk.channels
+    bench.own("k2")
+    bench.store_back()
+    bench.sleep(3)
+    assert bench.agent("1001").work == "idle" and bench.agent("1002").work == "talking"
+    record = bench.record("k2")
+    assert record is not None and record.stage == "talking"
+
+
+def test_a_node_that_starts_without_the_store_serves() -> None:
+    bench = Bench(start=False)
+    bench.store.up = False
+    bench.post(bench.asterisk.snapshot())
+    bench.link()
+    assert bench.said(link.NodeState)[-1].ready
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    assert bench.hears(channels["c"]) == "people"
+
+
+def test_orphans_are_ended_when_seen_twice() -> None:
+    bench = Bench()
+    bench.asterisk.channels["k0.a1.6.1"] = {"state": "Up", "app_data": "", "exten": "", "music": ""}
+    bench.asterisk.bridges["k0.6.1"] = set()
+    bench.sleep(6)
+    assert "k0.a1.6.1" in bench.asterisk.channels
+    bench.sleep(6)
+    assert not bench.asterisk.channels and not bench.asterisk.bridges
+
+
+def test_a_record_nobody_claims_is_removed_with_its_place() -> None:
+    bench = Bench(())
+    bench.trunk()
+    call = bench.machine.core.calls["k1"]
+    del bench.store.data[bench.keys.owner("k1")]
+    bench.machine.core.records._owners.clear()
+    bench.machine.core.drop(call, "test")
+    bench.sleep(40)
+    assert bench.record() is None and bench.waiting() == []
+
+
+@pytest.mark.parametrize("prefix", range(12))
+def test_every_interrupted_prefix_of_a_resume_converges(prefix: int) -> None:
+    """From the n-th request on Asterisk's replies are lost; then the app restarts."""
+    bench = Bench()
+    moved(bench, "talking")
+    real, left = bench.asterisk.perform, [prefix]
+
+    def perform(effect: object) -> object:
+        left[0] -= 1
+        return real(effect) if left[0] >= 0 else (LOST, [])  # type: ignore[arg-type]
+
+    bench.asterisk.perform = perform  # type: ignore[method-assign, assignment]
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    bench.sleep(0.3)
+    bench.asterisk.perform = real  # type: ignore[method-assign]
+    bench.restart_app()
+    legs = {"c": link.LegAtEdge("answered"), "a1": link.LegAtEdge("answered")}
+    bench.link({"k1": link.CallAtEdge("7.2", legs)})
+    bench.sleep(4)
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+    assert bench.said(link.Bridged, epoch="7.2") and bench.agent().work == "talking"
+
+
+@pytest.mark.parametrize(("text", "name"), [("k1.a12.7.3", ("k1", "a12")), ("x.y.a1.7.3", ("x.y", "a1"))])
+def test_names_of_our_channels(text: str, name: tuple[str, str]) -> None:
+    parsed = ChannelName.parse(text)
+    assert parsed is not None and (parsed.call, parsed.leg) == name and str(parsed) == text
+
+
+def test_names_that_are_not_ours() -> None:
+    assert ChannelName.parse("ast1-1700000000.12") is None
+    assert ChannelName.parse("k1.c.7.3") is None
+    assert parse_bridge_id("ast1-17.12") is None and parse_bridge_id("k1.7.3") is not None
+
+
+def test_small_words() -> None:
+    assert next_leg(["c", "a1", "a10"]) == "a11"
+    assert failure_kind(486, 17, False) == "edge-refused" and failure_kind(486, 17, True) == "busy"
+    assert failure_kind(603, 21, True) == "reject" and failure_kind(408, 18, True) == "no-answer"
+    assert failure_kind(480, 20, True) == "unreachable" and failure_kind(487, 16, True) == "canceled"
+    assert EDGE
