@@ -109,7 +109,8 @@ class _Story:
             ("queued", "6000", QUEUED),
         ):
             first = {"talking": "1555100", "through": "1555200", "queued": "1555300"}[state]
-            idents = stage.far.place(did, first, count, spacing_ms=60)
+            codec = "pcmu" if state == "through" else "pcma"
+            idents = stage.far.place(did, first, count, spacing_ms=60, codec=codec)
             self.pairs += [Pair(ident, f"{first}{n:03}", state) for n, ident in enumerate(idents)]
             until(f"calls are {state}", READY_LIMIT_S, lambda: stage.reached(self.pairs), 0.2)
         self.note(

@@ -144,16 +144,16 @@ def test_a_caller_who_gives_up_in_the_queue_is_forgotten(stage: Stage) -> None:
 
 @pytest.mark.parametrize("mode", ["reject", "busy"])
 def test_when_an_agent_refuses_the_next_one_is_tried(stage: Stage, mode: str) -> None:
-    stage.agents_in(["1001", "1002"])
-    stage.far.manner(["1001"], mode=mode)
+    stage.agents_in(["1011", "1012"])
+    stage.far.manner(["1011"], mode=mode)
     for serial in range(2):  # whoever is idle longest is tried first: one of the two calls meets the refuser
         (ident,) = stage.far.place("6000", f"1555800{serial}")
         pair = Pair(ident, f"1555800{serial}")
         until("they talk", 15, lambda pair=pair: stage.reached([pair]), 0.2)
-        assert pair.agent == "1002"
+        assert pair.agent == "1012"
         stage.far.order(ident, "hangup")
-        until("1002 is idle", 15, lambda: stage.agents()["1002"].get("work", "idle") == "idle", 0.2)
-    assert stage.agents()["1001"].get("intent") == "available"
+        until("1012 is idle", 15, lambda: stage.agents()["1012"].get("work", "idle") == "idle", 0.2)
+    assert stage.agents()["1011"].get("intent") == "available"
 
 
 def queue_config(stage: Stage, **changes: Any) -> QueueConfigValue:
@@ -171,16 +171,16 @@ def queue_config(stage: Stage, **changes: Any) -> QueueConfigValue:
 def test_a_phone_that_nobody_answers_passes_the_call_on(stage: Stage) -> None:
     old = queue_config(stage, ring_timeout_ms=2_000)
     try:
-        stage.agents_in(["1001", "1002"])
-        stage.far.manner(["1001"], mode="ring")
+        stage.agents_in(["1013", "1014"])
+        stage.far.manner(["1013"], mode="ring")
         for serial in range(2):
             (ident,) = stage.far.place("6000", f"1555700{serial}")
             pair = Pair(ident, f"1555700{serial}")
             until("they talk", 15, lambda pair=pair: stage.reached([pair]), 0.2)
-            assert pair.agent == "1002"
+            assert pair.agent == "1014"
             stage.far.order(ident, "hangup")
-            until("1002 is idle", 15, lambda: stage.agents()["1002"].get("work", "idle") == "idle", 0.2)
-        missed = stage.agents()["1001"]
+            until("1014 is idle", 15, lambda: stage.agents()["1014"].get("work", "idle") == "idle", 0.2)
+        missed = stage.agents()["1013"]
         assert missed.get("missed", 0) >= 1 or missed.get("misses", 0) >= 1
     finally:
         queue_config(stage, ring_timeout_ms=old.ring_timeout_ms)
@@ -195,9 +195,9 @@ def test_a_full_queue_refuses_and_those_inside_keep_their_places(stage: Stage) -
         assert (call["ended_by"], call["status"]) in {("refused", 486), ("them", 200)}
         living = stage.far_calls()
         assert all(living[pair.customer]["state"] == "up" for pair in pairs)
-        stage.agents_in(["1001"])
+        ask_a_node(stage.cluster, stage.view(), "1015", "login", {"device": "1015"})
         first, second = pairs
-        until("the first caller is connected", 10, lambda: stage.far.phone("1001")["call"])
+        until("the first caller is connected", 10, lambda: stage.far.phone("1015")["call"])
         first.state = "talking"
         until("it is the first", 5, lambda: stage.reached([first]))
         assert stage.far.call(second.customer)["state"] == "up"
