@@ -78,6 +78,10 @@ class FakeAri:
         self.asterisk.pump()
         return outcome
 
+    def refuse(self, operation: str) -> None:
+        """A planted bug: says it is done, and does nothing."""
+        self._on_channel[operation] = lambda channel, params: Done(None)
+
     # -- channels
 
     def _answer(self, channel: Channel, params: Params) -> Outcome:

@@ -75,7 +75,8 @@ def _double_attempt(cluster: Cluster) -> None:
 
 
 def _left_behind(cluster: Cluster) -> None:
-    """Dialogs at a node that no longer serves a call are never ended."""
+    """Dialogs at a node that no longer serves a call are never ended: neither by the edge
+    nor by the node's own Asterisk when its app asks."""
 
     def change(machine: EdgeMachine) -> None:
         def leave(call: EdgeCall, half: NodeLeg) -> None:
@@ -86,6 +87,8 @@ def _left_behind(cluster: Cluster) -> None:
         machine.takeover._leave = leave  # type: ignore[method-assign]
 
     cluster.on_edge.append(change)
+    for node in cluster.nodes:
+        node.ari.ari.refuse("channels.hangup")
 
 
 PLANTED = {
