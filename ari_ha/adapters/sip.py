@@ -17,6 +17,8 @@ RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 TCP_CONNECTIONS_MAX = 5_000
 TCP_WRITE_BUFFER_MAX_BYTES = 1024 * 1024
 TCP_CONNECT_LIMIT_S = 4.0
+TCP_WAITING_MAX = 64
+"""Messages that wait for one connection being opened."""
 
 Post = Callable[[Event], object]
 
@@ -70,7 +72,8 @@ class SipSockets:
         address = (flow.listener, flow.host, flow.port)
         waiting = self._connecting.get(address)
         if waiting is not None:
-            waiting.append(data)
+            if len(waiting) < TCP_WAITING_MAX:
+                waiting.append(data)
             return
         self._connecting[address] = [data]
         task = asyncio.ensure_future(self._open(address, flow))

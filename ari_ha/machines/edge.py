@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.machine import (
     DeadlineReached,
     Done,
@@ -56,6 +55,9 @@ from ari_ha.wire.keyspace import (
 
 EARLY_EVENTS_MAX = 4_000
 """SIP bytes kept while the calls are still being read back from etcd."""
+EARLY_INVITE_S = 2.0
+"""A caller whose INVITE waited longer for us has given up, or is asked again by its carrier."""
+CLAIM_S = 2.0
 VIP_RETRY_S = 0.3
 FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs")
 """Prefixes the process mirrors for this machine; all must be read before it serves."""
@@ -74,11 +76,14 @@ class EdgeMachine:
         self.registrar = Registrar(self.context)
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar)
         self.takeover = Takeover(self.context, self.calls, self.setup)
+        self.setup.on_moving_half_failed = self.takeover.half_failed
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.takeover, self.registrar)
-        self._early: list[Event] = []
+        self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
         self.serving = False
+        self._claims: dict[str, tuple[str, float]] = {}
+        """device -> the attempt that may ring it, and until when its dial must come"""
         self._vip_asked = False
         self._vip_holder = ("", 0)
         self._edges: set[str] = set()
@@ -167,7 +172,7 @@ class EdgeMachine:
 
     def _keep_early(self, event: SipBytes) -> None:
         if len(self._early) < EARLY_EVENTS_MAX:
-            self._early.append(event)
+            self._early.append((self.context.now, event))
         else:
             self.context.count("edge_early_dropped")
 
@@ -219,7 +224,8 @@ class EdgeMachine:
         """Snapshot for a node app: what it serves, with the facts of the legs."""
         calls = {}
         for call in self.calls.of_node(node):
-            if call.lost or call.legs[PRIMARY_LEG].state == "trying":
+            primary = call.primary
+            if call.lost or primary is None or primary.state == "trying":
                 continue
             legs = {
                 leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.state, held=leg.held)
@@ -235,6 +241,8 @@ class EdgeMachine:
                 self.watch.hello(node, frame.incarnation)
             case link.NodeState():
                 self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
+                if frame.ready:
+                    self.takeover.stay(node)
                 self.takeover.pump()
             case link.AsteriskGone():
                 self.watch.asterisk_gone(node, frame.incarnation, frame.reason)
@@ -257,13 +265,17 @@ class EdgeMachine:
 
     def _claim(self, node: str, frame: link.ClaimAgent) -> None:
         """First attempt wins the device; it is free again when the attempt's leg ends."""
-        holder = self.calls.device_of.get(frame.device)
-        granted = holder is None
-        if holder:
-            leg = self.calls.by_id[holder[0]].legs[holder[1]]
-            granted = leg.attempt == frame.attempt
+        now = self.context.now
+        self._claims = {device: claim for device, claim in self._claims.items() if claim[1] > now}
+        holder = self._claims.get(frame.device, ("", 0.0))[0]
+        busy = self.calls.device_of.get(frame.device)
+        if busy:
+            holder = self.calls.by_id[busy[0]].legs[busy[1]].attempt
+        granted = self.serving and holder in ("", frame.attempt)
+        if granted:
+            self._claims[frame.device] = (frame.attempt, now + CLAIM_S)
         answer = link.ClaimAnswer(
-            agent=frame.agent, attempt=frame.attempt, granted=granted, holder=holder[0] if holder else ""
+            agent=frame.agent, attempt=frame.attempt, granted=granted, holder="" if granted else holder
         )
         self.context.link(node, answer)
 
@@ -371,9 +383,12 @@ class EdgeMachine:
         self._seen.add(family)
         if family == "edges":
             self._edges.clear()
+        self.registrar.begin_snapshot(event.prefix, event.items)
         for key, item in event.items.items():
             self.registrar.stored(key, item)
             self._authority_stored(key, item)
+            if self.serving:
+                self.calls.record_stored(key, item.value)
         if family in ("vips", "edges"):
             self._take_vip()
         if not self.serving:
@@ -403,8 +418,9 @@ class EdgeMachine:
                 self._send_calls(node.config.name)
         context.note("edge", "serving", calls=len(self.calls.by_id))
         early, self._early = self._early, []
-        for event in early:
-            self._sip_bytes(event)
+        for at, event in early:
+            if context.now - at < EARLY_INVITE_S or not event.data.startswith(b"INVITE "):
+                self._sip_bytes(event)
         self._read.clear()
         context.at("pump", context.now + VIP_RETRY_S, self.takeover.pump)
 
@@ -421,6 +437,13 @@ class EdgeMachine:
                 owner = self._stored_value(keys.owner(value.call), OwnerValue)
                 media = self._stored_value(keys.media(value.call), MediaValue)
                 restore_call(context, self.calls, self.takeover, value, owner, media)
+                call = self.calls.by_id.get(value.call)
+                for leg in call.living() if call else ():
+                    if call and leg.state == "ringing":
+                        self.setup.limit_ringing(call, leg)
+                record = keys.record(value.call)
+                if record in self._read["calls"]:
+                    self.calls.record_stored(record, self._read["calls"][record])
             except (BadValue, KeyError, ValueError, TypeError) as error:
                 context.note("edge", "a stored call could not be continued", level="error",
                              key=key, error=repr(error))  # fmt: skip

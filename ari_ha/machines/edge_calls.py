@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
-from ari_ha.core.machine import Done, Outcome, Unknown, Unreachable
+from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
@@ -138,10 +138,13 @@ class Calls:
             if not call.lost:
                 self.touch(call)
         pending = [len(taught) + len(graph)]
+        if then:
+            call.media.waiting.append(then)
         if not pending[0]:
-            if then:
-                then()
+            if not call.media.rounds:
+                self._media_there(call)
             return
+        call.media.rounds += 1
 
         def settled(outcome: Outcome, confirm: Callable[[], None], deny: Callable[[], None]) -> None:
             pending[0] -= 1
@@ -150,14 +153,15 @@ class Calls:
             else:
                 call.media.doubtful = True
                 deny()
-            if pending[0] or call.ended:
+            if pending[0]:
+                return
+            call.media.rounds -= 1
+            if call.ended or call.media.rounds:
                 return
             if call.media.doubtful:
-                self._media_again(call, then)
+                self._media_again(call)
             else:
-                call.media.failures = 0
-                if then:
-                    then()
+                self._media_there(call)
 
         media, ng = call.media, self._context.ng
         for tag, body in taught:
@@ -181,13 +185,20 @@ class Calls:
                 call.media.failures = 0
                 self.apply_media(call)
 
-    def _media_again(self, call: EdgeCall, then: Callable[[], None] | None) -> None:
+    def _media_there(self, call: EdgeCall) -> None:
+        """rtpengine has confirmed everything: whoever waited goes on."""
+        call.media.failures = 0
+        waiting, call.media.waiting = call.media.waiting, []
+        for act in waiting:
+            act()
+
+    def _media_again(self, call: EdgeCall) -> None:
         call.media.failures += 1
         self._context.count("edge_media_retries")
         if call.media.failures == MEDIA_FAILURES_TOLD:
             self._context.note(f"call/{call.call}", "rtpengine does not confirm the media", level="error")
         when = self._context.now + min(MEDIA_RETRY_S * call.media.failures, MEDIA_RETRY_MAX_S)
-        self._context.at(f"media/{call.call}", when, lambda: self.apply_media(call, then))
+        self._context.at(f"media/{call.call}", when, lambda: self.apply_media(call))
 
     # --- endings -------------------------------------------------------------------
 
@@ -205,29 +216,46 @@ class Calls:
         if self.device_of.get(leg.aor) == (call.call, leg.leg):
             del self.device_of[leg.aor]
         context.note(f"call/{call.call}", f"leg {leg.leg} ended", by=by, cause=cause, status=status, was=was)
+        context.cancel(f"ring/{call.call}/{leg.leg}")
         half = call.halves.get(leg.leg)
         if half:
             self.end_half(call, half, status or 487)
-        if by != "app" and call.owner:
+        home = call.home()
+        if by != "app" and home:
             frame = link.LegGone(
                 call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by
             )
-            context.link(call.owner.name, frame)
+            context.link(home.name, frame)
         if leg.leg == PRIMARY_LEG:
             for other in call.living():
                 self.end_leg(call, other, "edge", "16")
         if not call.living():
             self.finish(call)
             return
+        self._forget_leg(call, leg)
         self.apply_media(call)
         self.touch(call)
-        if call.move:
+        moving = call.move.halves.get(leg.leg) if call.move else None
+        if moving and moving.calls_us:
+            self.end_half(call, moving, status or 487)
+            call.move.halves.pop(leg.leg, None)  # type: ignore[union-attr]
+        elif moving:
             self.on_leg_ended_in_move(call)
+
+    def _forget_leg(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """Of an ended leg only its tombstone stays: a caller may outlive many attempts."""
+        if leg.leg != PRIMARY_LEG:
+            call.legs.pop(leg.leg, None)
+            self.by_key.pop(leg.key, None)
+            call.media.forget_tag(leg.leg)
 
     def end_half(self, call: EdgeCall, half: NodeLeg, status: int = 487) -> None:
         """Ends a dialog with a node, silently where its Asterisk is gone (an INVITE still
         being repeated would reach the next one). Its tag may serve again."""
         half.state = "ended"
+        if half.over:
+            return
+        half.over = True
         if self._context.asterisk_gone(half.node):
             self._context.sip.forget(half.key)
         else:
@@ -250,7 +278,9 @@ class Calls:
             for half in list(call.move.halves.values()):
                 self.end_half(call, half)
             call.move = None
-        for name in ("media", "move", "bye", "answer"):
+        for half in call.leaving:
+            self.end_half(call, half)
+        for name in ("media", "move"):
             context.cancel(f"{name}/{call.call}")
         self._delete_media(call.call)
         for leg in call.legs.values():
@@ -269,7 +299,8 @@ class Calls:
         """Gives the call's ports back; asked again until rtpengine has answered."""
 
         def deleted(outcome: Outcome) -> None:
-            if isinstance(outcome, Unreachable | Unknown) and tried < DELETE_TRIES_MAX:
+            stopped = isinstance(outcome, Refused) and outcome.reason == LANE_STOPPED
+            if (stopped or isinstance(outcome, Unreachable | Unknown)) and tried < DELETE_TRIES_MAX:
                 when = self._context.now + MEDIA_RETRY_MAX_S
                 self._context.at(f"delete/{ident}", when, lambda: self._delete_media(ident, tried + 1))
 

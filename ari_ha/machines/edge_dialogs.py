@@ -28,6 +28,8 @@ from ari_ha.sip import events as sip
 from ari_ha.sip.sdp import SdpError, SessionDescription
 from ari_ha.wire import link
 
+REINVITE_ANSWER_LIMIT_S = 1.0
+"""A re-INVITE is answered by then even when the media could not be confirmed."""
 DTMF_RELAY = "application/dtmf-relay"
 
 
@@ -117,11 +119,21 @@ class Dialogs:
             self._late_reinvites.discard(event.leg)
             if late:
                 leg.late_offer = False
-                self._learn(call, leg, event.sdp)
-                self._calls.apply_media(call)
-                self._calls.touch(call)
+                self._answered_late(call, leg, event.sdp)
         elif found:
             self._calls.touch(found[0])
+
+    def _answered_late(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> None:
+        """The answer came in the ACK; it may hold the call or take it off hold."""
+        if not self._learn(call, leg, sdp):
+            return
+        was, leg.held = leg.held, SessionDescription.parse(sdp).is_hold()
+        home = call.home()
+        if was != leg.held and home:
+            frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=leg.held)
+            self._context.link(home.name, frame)
+        self._calls.apply_media(call)
+        self._calls.touch(call)
 
     def _learn(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> bool:
         """Tells rtpengine where, and in which direction, the phone takes audio."""
@@ -205,19 +217,27 @@ class Dialogs:
         was, leg.held, leg.side = leg.held, session.is_hold(), side
         leg.media_lines = answer_lines(sdp)
 
+        answered = [False]
+
         def answer() -> None:
-            if not leg.alive or call.ended:
+            if answered[0] or not leg.alive or call.ended:
                 return
+            answered[0] = True
             self._learn(call, leg, sdp)
             direction = MIRRORED.get(session.direction, "sendrecv")
             context.sip.accept_reinvite(leg.key, leg.local_sdp(direction, bump=True), context.now)
-            if was != leg.held and call.owner:
+            home = call.home()
+            if was != leg.held and home:
                 frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=leg.held)
-                context.link(call.owner.name, frame)
+                context.link(home.name, frame)
 
         if was != leg.held:
             context.note(f"call/{call.call}", "held" if leg.held else "taken off hold", leg=leg.leg)
         self._calls.apply_media(call, answer)
+        if not answered[0]:
+            # rtpengine is slow or away: the phone gets its answer all the same
+            name = f"reinvite/{call.call}/{leg.leg}"
+            context.at(name, context.now + REINVITE_ANSWER_LIMIT_S, answer)
         self._calls.touch(call)
 
     def _info(self, event: sip.InfoReceived) -> None:
@@ -230,10 +250,10 @@ class Dialogs:
         for other in call.up():
             if other is not leg:
                 context.sip.info(other.key, event.content_type, event.body, context.now)
-        digit = _digit(event.content_type, event.body)
-        if digit and call.owner:
+        digit, home = _digit(event.content_type, event.body), call.home()
+        if digit and home:
             frame = link.LegDigit(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit)
-            context.link(call.owner.name, frame)
+            context.link(home.name, frame)
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:
         """Transfers and subscriptions are not served yet; said so, never ignored."""

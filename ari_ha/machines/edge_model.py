@@ -176,6 +176,8 @@ class NodeLeg:
     """True when the node sent the INVITE (it dials), False when the edge did."""
     state: str = "calling"
     """calling, up, ended"""
+    over: bool = False
+    """Ended by us as well: its tag has been given back"""
     host: str = ""
     port: int = 0
     side: AudioSide = field(default_factory=AudioSide)
@@ -217,11 +219,11 @@ class NodeLeg:
             Epoch.parse(data["epoch"]),
             data["key"],
             data["tag"],
-            data.get("calls_us", False),
-            data.get("state", "up"),
-            data.get("host", ""),
-            data.get("port", 0),
-            AudioSide(data.get("payload", 8), data.get("telephone_event", 101)),
+            calls_us=data.get("calls_us", False),
+            state=data.get("state", "up"),
+            host=data.get("host", ""),
+            port=data.get("port", 0),
+            side=AudioSide(data.get("payload", 8), data.get("telephone_event", 101)),
         )
 
 
@@ -235,6 +237,11 @@ class Move:
     started: float
     halves: dict[str, NodeLeg] = field(default_factory=dict)
     bridged: bool = False
+
+    @property
+    def taken_up(self) -> bool:
+        """Whether every leg we brought is answered; those it dials itself are its own."""
+        return all(half.state == "up" for half in self.halves.values() if not half.calls_us)
 
 
 @dataclass(slots=True)
@@ -261,7 +268,9 @@ class EdgeCall:
     move: Move | None = None
     tries: int = 0
     refused_by: set[str] = field(default_factory=set)
-    """Nodes that refused this call while it was new."""
+    """Nodes that failed to take this call up, new or moved."""
+    leaving: list[NodeLeg] = field(default_factory=list)
+    """Dialogs with an earlier node, ended as soon as the media has moved."""
     tombstones: dict[str, str] = field(default_factory=dict)
     announced: set[str] = field(default_factory=set)
     tag_numbers: dict[str, set[int]] = field(default_factory=dict)
@@ -275,6 +284,15 @@ class EdgeCall:
         """The leg that made the call, while it lives."""
         leg = self.legs.get(PRIMARY_LEG)
         return leg if leg and leg.alive else None
+
+    def half_of(self, leg: str) -> NodeLeg | None:
+        """The leg's half at the node that has it, or is about to."""
+        moving = self.move.halves.get(leg) if self.move else None
+        return moving or self.halves.get(leg)
+
+    def home(self) -> NodeId | None:
+        """The node to tell what happens: where the call is going, else where it is."""
+        return self.move.to if self.move else self.owner
 
     def living(self) -> list[PhoneLeg]:
         """Legs with somebody on them, or ringing."""

@@ -41,13 +41,15 @@ def restore_call(
         half = NodeLeg.from_dict(data)
         base, _, n = half.tag.rpartition(".")
         call.tag_numbers.setdefault(base, set()).add(int(n))
-        if data.get("sip") and half.state != "ended":
+        if data.get("sip") and (half.state == "up" or (half.calls_us and half.state == "calling")):
             context.sip.import_leg(half.key, data["sip"], context.now)
+            if context.sip.leg_state(half.key) in ("answered", "confirmed"):
+                half.state = "up"
             call.halves[half.leg] = half
     if owner:
         call.epoch = Epoch.parse(owner.epoch)
         call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
-    if not call.living():
+    if call.primary is None:
         calls.by_id[call.call] = call
         calls.finish(call)
         return

@@ -32,6 +32,7 @@ TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
 """Answers of a node to a new call that say something of the node, not of the
 caller's wish; 480 and 603 are what Asterisk says before its app is registered."""
 NUMBER_MAX_CHARS = 64
+TOMBSTONES_TOLD_MAX = 24
 FALLBACK_HEADER = "X-ARI-HA-Fallback"
 """``no``: the dialplan's own fallback is not wanted (asterisk-conf/extensions.conf)."""
 
@@ -44,6 +45,7 @@ class Setup:
         self._calls = calls
         self._watch = watch
         self._registrar = registrar
+        self.on_moving_half_failed: Callable[[EdgeCall, NodeLeg, int, str], None] = self.half_failed
 
     # --- a new call ----------------------------------------------------------------
 
@@ -169,6 +171,7 @@ class Setup:
         call.tries += 1
         call.epoch = self._calls.next_epoch(call)
         call.owner, call.lost = node.id, ""
+        self._calls.touch(call)
         self.invite_node(call, leg, node, call.epoch, "trunk" if call.kind == "trunk" else "agent")
 
     def least_loaded(self, leave_out: Set[str] = frozenset()) -> WatchedNode | None:
@@ -210,7 +213,10 @@ class Setup:
             if half.state == "ended" or call.ended:
                 return
             if not self._take_port(outcome, half):
-                self.half_failed(call, half, 503, "no media port")
+                if kind == "resume":
+                    self.on_moving_half_failed(call, half, 503, "no media port")
+                else:
+                    self.half_failed(call, half, 503, "no media port")
                 return
             token = LegToken(
                 kind=kind,
@@ -222,7 +228,7 @@ class Setup:
                 trunk=call.trunk,
                 user=leg.user,
                 facts=call.facts() if kind == "resume" else {},
-                ended=dict(call.tombstones) if kind == "resume" else {},
+                ended=_newest(call.tombstones) if kind == "resume" else {},
             )
             host, port = node.config.sip_host, node.config.sip_port
             caller = call.caller or "anonymous"
@@ -337,15 +343,16 @@ class Setup:
         except CodecRefused:
             self._refuse(event, 488, "no_codec")
             return
-        assert call.owner is not None
+        home = call.home()
+        assert home is not None
         leg = PhoneLeg(
             token.leg, "agent", context.new_id(), aor=aor, attempt=token.attempt, side=self._same_side(call)
         )
         half = NodeLeg(
-            token.leg, call.owner, call.epoch, event.leg, call.take_tag(token.leg, call.owner.name),
+            token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),
             calls_us=True, side=node_side,
         )  # fmt: skip
-        call.halves[leg.leg] = half
+        (call.move.halves if call.move else call.halves)[leg.leg] = half
         self._calls.by_key[half.key] = (call.call, leg.leg)
         self._calls.index(call, leg)
 
@@ -385,12 +392,14 @@ class Setup:
         )
         leg.state = "ringing"
         context.note(f"call/{call.call}", f"ringing {leg.aor}", leg=leg.leg, attempt=leg.attempt)
-        context.at(
-            f"ring/{call.call}/{leg.leg}",
-            context.now + context.timings.ring_limit_s,
-            lambda: self._rang_out(call, leg),
-        )
+        self.limit_ringing(call, leg)
         self._calls.touch(call)
+
+    def limit_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """A phone rings for a named time at most, whatever becomes of its app."""
+        name = f"ring/{call.call}/{leg.leg}"
+        when = self._context.now + self._context.timings.ring_limit_s
+        self._context.at(name, when, lambda: self._rang_out(call, leg))
 
     def _rang_out(self, call: EdgeCall, leg: PhoneLeg) -> None:
         if leg.state == "ringing" and not call.ended:
@@ -398,13 +407,13 @@ class Setup:
 
     def phone_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The agent's phone rings."""
-        half = call.halves.get(leg.leg)
+        half, home = call.half_of(leg.leg), call.home()
         if half and half.calls_us and half.state == "calling":
             self._context.sip.ring(half.key, self._context.now)
-        if call.owner and not leg.ringing_sent:
+        if home and not leg.ringing_sent:
             leg.ringing_sent = True
             frame = link.LegRinging(call=call.call, leg=leg.leg, epoch=str(call.epoch))
-            self._context.link(call.owner.name, frame)
+            self._context.link(home.name, frame)
             self._calls.touch(call)
 
     def phone_answered(self, call: EdgeCall, leg: PhoneLeg, sdp: str | None) -> None:
@@ -421,21 +430,25 @@ class Setup:
         self._calls.teach(call, leg.leg, narrowed(sdp or "", leg.side))
 
         def tell_node() -> None:
-            half = call.halves.get(leg.leg)
+            half, home = call.half_of(leg.leg), call.home()
             if call.ended or not leg.alive:
                 return
             if half and half.calls_us and half.state == "calling":
                 half.state = "up"
                 context.sip.answer(half.key, half.local_sdp(), context.now)
+                self._calls.touch(call)
             self._calls.apply_media(call)
-            home = call.move.to if call.move else call.owner
             if home:
-                epoch = call.move.epoch if call.move else call.epoch
-                frame = link.LegAnswered(call=call.call, leg=leg.leg, epoch=str(epoch))
+                frame = link.LegAnswered(call=call.call, leg=leg.leg, epoch=str(call.epoch))
                 context.link(home.name, frame)
 
         context.note(f"call/{call.call}", f"{leg.aor} answered", leg=leg.leg)
         self._calls.touch(call, tell_node)
+
+
+def _newest(tombstones: dict[str, str]) -> dict[str, str]:
+    """The last legs that ended: a token has room for some, and older ones are history."""
+    return dict(list(tombstones.items())[-TOMBSTONES_TOLD_MAX:])
 
 
 def _user_part(uri: str) -> str:

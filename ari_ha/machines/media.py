@@ -14,7 +14,7 @@ and a repeated `+` does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 HITLESS, THROUGH, COACH, DIRECT = "hitless", "through", "coach", "direct"
@@ -58,6 +58,10 @@ class CallMedia:
     """A command of the last change failed or was never answered."""
     leftover: set[Hears] = field(default_factory=set)
     """Subscriptions taken away whose end rtpengine has not confirmed"""
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    """Continuations that run when rtpengine has confirmed everything"""
+    rounds: int = 0
+    """Rounds of commands under way"""
     failures: int = 0
     """Rounds in a row that rtpengine did not confirm"""
     remote: dict[str, str] = field(default_factory=dict)

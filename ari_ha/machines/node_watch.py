@@ -18,7 +18,8 @@ from ari_ha.machines.edge_config import EdgeNode
 from ari_ha.machines.edge_context import EdgeContext
 
 UP, SILENT, LOST, UNSEEN = "up", "silent", "lost", "unseen"
-REFUSALS_TO_LOSE = 1
+NEVER_LINKED_S = 2.0
+"""A node that never linked since our start may take this long."""
 
 
 @dataclass(slots=True)
@@ -83,7 +84,17 @@ class NodeWatch:
     def start(self) -> None:
         """Begins to probe."""
         self._round_at = self._context.now
+        for node in self.nodes.values():
+            # whoever says nothing from now on is silent
+            node.last_reply = max(node.last_reply, self._context.now)
+            if not node.link_up:
+                node.link_down_at = self._context.now
+                self._arm_absent(node.config.name)
         self._round()
+
+    def _arm_absent(self, name: str) -> None:
+        limit = self._context.timings.app_absent_limit_s
+        self._context.at(f"absent/{name}", self._context.now + limit, lambda: self._absent(name))
 
     def usable(self) -> Iterable[WatchedNode]:
         """Nodes that take calls now; cordoned ones are the caller's to leave out."""
@@ -130,7 +141,7 @@ class NodeWatch:
             return
         was = (node.app_ready, node.cordoned)
         node.app_ready, node.app_reason, node.cordoned = ready, reason, cordoned
-        node.asterisk_silent_by_app = asterisk == "silent"
+        node.asterisk_silent_by_app = asterisk in ("silent", "gone")
         if was != (ready, cordoned):
             self._context.note(
                 f"node/{name}", "app state", ready=ready, cordoned=cordoned, reason=reason, asterisk=asterisk
@@ -166,8 +177,7 @@ class NodeWatch:
         node.link_silent = not clean
         node.link_down_at = self._context.now
         self._context.note(f"node/{name}", "link down", level="warning", clean=clean, reason=reason)
-        limit = self._context.timings.app_absent_limit_s
-        self._context.at(f"absent/{name}", self._context.now + limit, lambda: self._absent(name))
+        self._arm_absent(name)
         self._judge(node)
 
     def _absent(self, name: str) -> None:
@@ -206,17 +216,23 @@ class NodeWatch:
 
     def _judge(self, node: WatchedNode) -> None:
         context, timings = self._context, self._context.timings
-        if node.state in (LOST, UNSEEN):
+        if node.state == LOST or not self._round_at:
             return
         quiet = context.now - node.last_reply > timings.silence_s
-        if node.state == UP and quiet:
+        if node.state in (UP, UNSEEN) and quiet:
             self._set(node, SILENT, "no OPTIONS reply")
         if node.state != SILENT or not quiet:
             return
-        second = "app's ARI ping" if node.asterisk_silent_by_app else "link" if node.link_silent else ""
+        second = "app's ARI ping" if node.asterisk_silent_by_app else "link" if self._no_link(node) else ""
         if not second or self._suspect_self():
             return
         self.lose(node, f"silent (OPTIONS and {second})")
+
+    def _no_link(self, node: WatchedNode) -> bool:
+        """Silence of the link is a witness: it fell silent, or has not come since we
+        began (a link its far kernel closed says only that the app is gone)."""
+        never = not node.link_up and not node.incarnation
+        return node.link_silent or (never and self._context.now - node.link_down_at > NEVER_LINKED_S)
 
     def _suspect_self(self) -> bool:
         """More than half of the nodes quiet at once, none of them for certain: the

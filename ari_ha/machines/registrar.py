@@ -7,7 +7,9 @@ reaped by the pair that holds them; an edge that starts anew knows every phone.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
@@ -73,6 +75,25 @@ class Registrar:
             self._keep(self._trunks, parts[1], item, TrunkValue)
         elif parts[:1] == ("bindings",) and len(parts) == 3:
             self._binding_stored(parts[1], parts[2], item)
+
+    def begin_snapshot(self, prefix: str, items: Mapping[str, KeyValue]) -> None:
+        """Forgets what a snapshot no longer has: a user deleted while etcd was away, a
+        binding that ended meanwhile."""
+        family = self._context.keys.split(prefix)[:1]
+        keys = self._context.keys
+        tables = {("users",): (self._users, keys.user), ("secret",): (self._secrets, keys.secret_user)}
+        if family in tables:
+            table, key_of = tables[family]
+            for name in [name for name in table if key_of(name) not in items]:
+                del table[name]  # type: ignore[attr-defined]
+        elif family == ("trunks",):
+            known = self._context.config.trunks
+            for name in [n for n in self._trunks if keys.trunk(n) not in items and n not in known]:
+                del self._trunks[name]
+        elif family == ("bindings",):
+            for aor, held in self._bindings.items():
+                for ident in [i for i, h in held.items() if h.written and keys.binding(aor, i) not in items]:
+                    del held[ident]
 
     def _keep(self, table: dict, name: str, item: KeyValue | None, kind: type[Value]) -> None:  # type: ignore[type-arg]
         if item is None:
@@ -164,13 +185,42 @@ class Registrar:
                 self._remove(aor, ident)
             self._accept(event, aor)
             return
+        taken: list[str] = []
         for contact in contacts:
-            if not self._bind(event, aor, contact, cseq):
+            ident = self._bind(event, aor, contact, cseq)
+            if ident is None:
                 return
-        self._accept(event, aor)
+            taken += [ident] if ident else []
+        self._accept_when_written(event, aor, taken)
 
-    def _bind(self, event: RequestReceived, aor: str, contact: NameAddr, cseq: int) -> bool:
-        """Takes one contact; False when the request has been answered with an error."""
+    def _accept_when_written(self, event: RequestReceived, aor: str, taken: list[str]) -> None:
+        """200 once the bindings are in etcd, or after a limit: a phone that was told it
+        is registered is still so after a restart of ours."""
+        left = set(taken)
+        name = f"register/{event.txn}"
+
+        def accept() -> None:
+            self._context.cancel(name)
+            if not done:
+                done.append(True)
+                self._accept(event, aor)
+
+        def written(ident: str) -> None:
+            left.discard(ident)
+            if not left:
+                accept()
+
+        done: list[bool] = []
+        if not taken:
+            accept()
+            return
+        self._context.at(name, self._context.now + BINDING_WRITE_LIMIT_S, accept)
+        for ident in taken:
+            self._write(aor, ident, partial(written, ident))
+
+    def _bind(self, event: RequestReceived, aor: str, contact: NameAddr, cseq: int) -> str | None:
+        """Takes one contact and names its binding, empty where it was removed; None when
+        the request has been answered with an error."""
         context, request, flow = self._context, event.request, event.flow
         limits = context.timings
         asked = contact.params.get("expires") or request.get("expires") or str(limits.registration_s)
@@ -178,16 +228,16 @@ class Registrar:
         ident = hashlib.sha256(contact.uri.encode()).hexdigest()[:16]
         if seconds == 0:
             self._remove(aor, ident)
-            return True
+            return ""
         if seconds < limits.registration_min_s:
             headers = (("Min-Expires", str(limits.registration_min_s)),)
             context.sip.respond(event.txn, 423, context.now, headers=headers)
-            return False
+            return None
         held = self._bindings.setdefault(aor, {})
         old = held.get(ident)
         if old and old.value.call_id == request.call_id and cseq <= old.value.cseq:
             context.sip.respond(event.txn, 500, context.now)
-            return False
+            return None
         if len(held) >= BINDINGS_PER_AOR_MAX and ident not in held:
             oldest = min(held, key=lambda name: held[name].value.expires)
             self._remove(aor, oldest)
@@ -206,20 +256,22 @@ class Registrar:
             edge=context.config.edge,
         )
         held[ident] = Held(value, written=False)
-        self._write(aor, ident)
-        return True
+        return ident
 
-    def _write(self, aor: str, ident: str) -> None:
+    def _write(self, aor: str, ident: str, then: Callable[[], None] = lambda: None) -> None:
         context = self._context
         held = self._bindings.get(aor, {}).get(ident)
         if held is None or not context.store_ok or not context.edge_revision:
+            then()
             return
         value = held.value
 
         def written(outcome: Outcome) -> None:
             now_held = self._bindings.get(aor, {}).get(ident)
-            if isinstance(outcome, Done) and now_held and now_held.value is value:
+            ok = isinstance(outcome, Done) and outcome.value.succeeded
+            if ok and now_held and now_held.value is value:
                 now_held.written = True
+            then()
 
         key = context.keys.binding(aor, ident)
         context.txn(f"binding/{aor}", written, compares=self._fence(), puts=(Put(key, encode(value)),))

@@ -17,6 +17,9 @@ from ari_ha.machines.media import HITLESS
 from ari_ha.machines.node_watch import WatchedNode
 from ari_ha.wire import link
 
+MOVED_KEPT_MAX = 4_000
+"""Calls remembered per node that left it; the oldest are forgotten first."""
+
 
 class Takeover:
     """Queues and carries out moves; at most a named number together."""
@@ -64,7 +67,9 @@ class Takeover:
             call.lost, call.lost_at = why, self._context.now
             self._context.count("edge_calls_lost_node")
         self._calls.apply_media(call)
-        self._waiting.setdefault(call.call, why)
+        self._calls.touch(call)
+        if call.move is None:
+            self._waiting.setdefault(call.call, why)
 
     def _start_afresh(self, call: EdgeCall, why: str) -> None:
         """A caller not yet answered: another node gets the same INVITE; the caller
@@ -131,16 +136,32 @@ class Takeover:
             if len(self._moving) >= limit:
                 return
             call = self._calls.by_id[ident]
-            survivor = self._setup.least_loaded(leave_out=self._leave_out(call))
+            if call.move:
+                del self._waiting[ident]
+                continue
+            survivor = self._survivor(call)
             if survivor is None:
                 context.count("edge_moves_without_survivor")
                 context.at("pump", context.now + context.timings.move_retry_s, self._pump)
-                return
+                continue
             self._start(call, survivor, self._waiting.pop(ident))
 
-    def _leave_out(self, call: EdgeCall) -> set[str]:
-        """On purpose to another node: not the one it leaves."""
-        return {call.owner.name} if call.owner and not call.lost else set()
+    def _survivor(self, call: EdgeCall) -> WatchedNode | None:
+        """Another node than the one it leaves on purpose, and than those that failed to
+        take it up; once all have failed, any of them again."""
+        own = {call.owner.name} if call.owner and not call.lost else set()
+        found = self._setup.least_loaded(leave_out=own | call.refused_by)
+        if found is None and call.refused_by:
+            call.refused_by.clear()
+            found = self._setup.least_loaded(leave_out=own)
+        return found
+
+    def stay(self, node: str) -> None:
+        """The node's app is back: calls that only waited to leave it stay."""
+        for ident in list(self._waiting):
+            call = self._calls.by_id.get(ident)
+            if call and not call.lost and call.owner and call.owner.name == node:
+                del self._waiting[ident]
 
     def move(self, call: EdgeCall, why: str) -> None:
         """Moves a call whose node still serves it: make before break."""
@@ -169,7 +190,7 @@ class Takeover:
         half.state = "up"
         self._setup.learn_node_media(call, half, sdp)
         move = call.move
-        if move and move.bridged and all(h.state == "up" for h in move.halves.values()):
+        if move and move.bridged and move.taken_up:
             self._complete(call)
 
     def half_failed(self, call: EdgeCall, half: NodeLeg, status: int, reason: str) -> None:
@@ -190,6 +211,7 @@ class Takeover:
     def _again(self, call: EdgeCall) -> None:
         """The facts changed while the call was moving: begin again with true ones."""
         self._retry(call, "a leg ended meanwhile", pause=0.0)
+        call.refused_by.clear()
 
     def _retry(self, call: EdgeCall, why: str, pause: float | None = None) -> None:
         context, move = self._context, call.move
@@ -199,6 +221,7 @@ class Takeover:
         context.count("edge_moves_retried")
         for half in list(move.halves.values()):
             self._leave(call, half)
+        call.refused_by.add(move.to.name)
         call.move = None
         self._moving.discard(call.call)
         context.cancel(f"move/{call.call}")
@@ -213,7 +236,7 @@ class Takeover:
         if not call or not call.move or str(call.move.epoch) != frame.epoch:
             return
         call.move.bridged = True
-        if all(half.state == "up" for half in call.move.halves.values()):
+        if call.move.taken_up:
             self._complete(call)
 
     def _complete(self, call: EdgeCall) -> None:
@@ -227,22 +250,46 @@ class Takeover:
         self._moving.discard(call.call)
         context.cancel(f"move/{call.call}")
         call.announced.clear()
+        call.refused_by.clear()
+        call.leaving += old
         entry = {"from": str(old_owner or ""), "to": str(move.to), "epoch": str(move.epoch),
                  "why": move.why, "took_ms": round(took * 1000, 1), "at_utc": context.utc}  # fmt: skip
         call.moves.append(entry)
         del call.moves[:-MOVES_KEPT_MAX]
         context.note(f"call/{call.call}", f"served by {move.to.name}", took_ms=entry["took_ms"])
         context.count("edge_moves_done")
-        self._calls.apply_media(call, lambda: self._settled(call, old))
+        self._say_facts(call)
+        self._calls.apply_media(call, lambda: self._settled(call))
         self._calls.touch(call)
         if old_owner and old_owner.name != move.to.name:
-            went = (move.epoch, move.to.name, context.now)
-            self._moved.setdefault(old_owner.name, {})[call.call] = went
+            self._remember_moved(old_owner.name, call.call, move)
             frame = link.CallMoved(call=call.call, epoch=str(move.epoch), to_node=move.to.name)
             context.link(old_owner.name, frame)
         self._pump()
 
-    def _settled(self, call: EdgeCall, old: list[NodeLeg]) -> None:
+    def _say_facts(self, call: EdgeCall) -> None:
+        """What changed between the signing of the tokens and now, said again: the app
+        may have heard it before it knew the call."""
+        assert call.owner is not None
+        for leg in call.up():
+            base = {"call": call.call, "leg": leg.leg, "epoch": str(call.epoch)}
+            if leg.leg != PRIMARY_LEG:
+                self._context.link(call.owner.name, link.LegAnswered(**base))
+            self._context.link(call.owner.name, link.LegHeld(**base, held=leg.held))
+
+    def _remember_moved(self, node: str, ident: str, move: Move) -> None:
+        """Told to the old node when it is back; old and surplus entries are forgotten."""
+        now = self._context.now
+        limit = now - self._context.timings.orphan_limit_s
+        known = self._moved.setdefault(node, {})
+        known[ident] = (move.epoch, move.to.name, now)
+        for name in [n for n, (_, _, at) in known.items() if at < limit]:
+            del known[name]
+        while len(known) > MOVED_KEPT_MAX:
+            del known[next(iter(known))]
+
+    def _settled(self, call: EdgeCall) -> None:
+        old, call.leaving = call.leaving, []
         for half in old:
             self._leave(call, half)
         self._calls.tell_media(call)

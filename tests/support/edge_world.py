@@ -115,7 +115,7 @@ class EdgeWorld:
         if self.etcd:
             self.snapshots()
         for node in self.nodes.values():
-            if not node.gone:
+            if node.reachable:
                 self.link_up(node)
         self.settle()
 

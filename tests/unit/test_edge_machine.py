@@ -245,7 +245,7 @@ def test_edge_process_killed_and_back(world):
     phone.sip.hangup(leg, world.now)
     world.settle()
     world.run(0.5)
-    assert again.legs["a1"].state == "ended"
+    assert "a1" not in again.legs and again.tombstones["a1"] == "phone"
     survivor = world.nodes[again.owner.name]
     assert survivor.got(link.LegGone)[-1].leg == "a1"
     world.say(survivor, link.EndLeg(call=call.call, leg="c", epoch=str(again.epoch), cause="16"))
@@ -323,3 +323,59 @@ def test_media_command_that_fails_is_repeated(world):
     world.run(1.0)
     n = call.owner.name
     assert world.hears[call.call] == {("c", f"c@{n}.1"), (f"c@{n}.1", "c")}
+
+
+def test_a_survivor_that_never_completes_is_not_asked_again_first(world):
+    _, call, node, _, _ = talking(world)
+    others = sorted(name for name in world.nodes if name != node.name)
+    world.nodes[others[0]].auto_bridge = False
+    kill(world, node.name)
+    world.run(6.0)
+    assert call.owner.name == others[1] and call.move is None
+
+
+def test_facts_that_changed_during_the_move_are_said_again(world):
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001")
+    invite = phone.of(sip.InviteReceived)[-1]
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    kill(world, node.name)
+    survivor = world.nodes[call.move.to.name]
+    phone.sip.answer(invite.leg, phone.sdp(), world.now)
+    world.settle()
+    survivor.frames.clear()
+    world.say(survivor, link.Bridged(call=call.call, epoch=str(call.epoch), legs=["c", "a1"]))
+    world.settle()
+    assert survivor.got(link.LegAnswered)[-1].leg == "a1"
+
+
+def test_one_leg_lost_and_then_the_node_is_one_move(world):
+    _, call, node, _, _ = talking(world)
+    node.sip.hangup(next(iter(node.tokens)), world.now)
+    world.settle()
+    world.say(node, link.AsteriskGone(incarnation=f"{node.name}-1", reason="ended"))
+    world.settle()
+    first = call.epoch
+    world.run(2.0)
+    assert call.epoch == first and not call.lost and call.move is None
+
+
+def test_a_cut_node_is_lost_even_when_the_edge_was_restarted_meanwhile(world):
+    _, call, node, _, _ = talking(world)
+    node.silent = True
+    world.boot()
+    world.run(4.0)
+    again = world.edge.calls.by_id[call.call]
+    assert again.owner.name != node.name and not again.lost
+
+
+def test_a_hold_is_answered_even_while_rtpengine_is_away(world):
+    _, call, node, phone, leg = talking(world)
+    world.ng_refuse = lambda command: True
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    world.run(1.5)
+    assert phone.of(sip.ReinviteAnswered) and node.got(link.LegHeld)[-1].held
