@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,7 +25,6 @@ TALKING, THROUGH, QUEUED = 8, 2, 2
 """Calls of the demonstration, by state."""
 FRAME_S = 0.25
 BEFORE_S = 4.0
-AFTER_S = 3.0
 READY_LIMIT_S = 40.0
 
 
@@ -59,7 +59,6 @@ class _Story:
         self.stage = stage
         self.pairs: list[Pair] = []
         self.begin = time.monotonic()
-        self.log: list[str] = []
 
     def note(self, text: str) -> None:
         """A line of the story, with the seconds since its beginning."""
@@ -132,7 +131,8 @@ class _Story:
         say("")
         struck = stage.lab.asterisk_kill(victim)
         self.note(f"kill -9: Asterisk on {victim} is gone in the middle of {busy} calls")
-        run.watch(struck)
+        with _Screen(self._picture) as screen:
+            screen.show_while(lambda: run.watch(struck))
         self._tell_moves(hit, struck.at)
         until(f"{victim} is back", READY_LIMIT_S, lambda: victim in stage.usable_nodes(), 0.1)
         return run, victim
@@ -171,10 +171,7 @@ class _Story:
     def _ladder(self, pair: Pair) -> None:
         """Every SIP message of one call, as its two ends saw it."""
         messages: list[tuple[float, str]] = []
-        ends = [(pair.customer, "customer", 0), (pair.agent_call, "agent", 1)]
-        for ident, _, side in ends:
-            if not ident:
-                continue
+        for side, ident in enumerate((pair.customer, pair.agent_call)):
             for message in self.stage.far.call(ident)["messages"]:
                 messages.append((message["at"], _rung(message["what"], message["way"] == "received", side)))
         say("")
@@ -269,6 +266,21 @@ class _Screen:
             Console().print(self._picture())
             return
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        self._draw_until(lambda: time.monotonic() >= end)
+
+    def show_while(self, act: Callable[[], None]) -> None:
+        """Shows the picture while something is done, and once more when it is."""
+        if self._live is None:
+            act()
+            self.show(0)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(act)
+            self._draw_until(doing.done)
+            self._live.update(self._picture(), refresh=True)
+            doing.result()
+
+    def _draw_until(self, over: Callable[[], bool]) -> None:
+        while not over():
             self._live.update(self._picture(), refresh=True)
             time.sleep(FRAME_S)

@@ -60,7 +60,7 @@ class FarEndClient:
         """One call with its messages."""
         return self.ask(f"/calls/{ident}")
 
-    def order(self, ident: str, order: str, **body: Any) -> dict[str, Any]:
+    def order(self, ident: str, order: str, /, **body: Any) -> dict[str, Any]:
         """An order to a call: hangup, hold, unhold, dtmf, info, answer, reject."""
         return self.ask(f"/calls/{ident}/{order}", "POST", body)
 
@@ -78,9 +78,9 @@ class FarEndClient:
         """One phone with its calls."""
         return self.ask(f"/phones/{user}")
 
-    def phone_order(self, user: str, order: str, **body: Any) -> dict[str, Any]:
+    def phone_order(self, phone: str, order: str, /, **body: Any) -> dict[str, Any]:
         """An order to a phone: register, unregister, power, dial, answer, hangup, hold, ..."""
-        return self.ask(f"/phones/{user}/{order}", "POST", body)
+        return self.ask(f"/phones/{phone}/{order}", "POST", body)
 
     def manner(self, users: Iterable[str] = (), **manner: Any) -> None:
         """What phones do with calls; all phones when none is named."""

@@ -11,9 +11,9 @@ from typing import Any
 from ari_ha.farend import rtp
 from ari_ha.farend.call import (
     Call,
+    CodecRefused,
     Description,
     Message,
-    NoCommonCodec,
     RemoteSide,
     describe,
 )
@@ -368,7 +368,7 @@ class UserAgent:
     def _take(self, call: Call, text: str) -> bool:
         try:
             call.theirs = RemoteSide.of(text)
-        except NoCommonCodec:
+        except CodecRefused:
             return False
         call.media()
         return True

@@ -1,4 +1,4 @@
-"""A phone of the far ends over TCP: it registers, is called over its connection, and comes back when that breaks."""
+"""A phone of the far ends over TCP: it registers, is called, and comes back when its connection breaks."""
 
 from __future__ import annotations
 
