@@ -105,7 +105,7 @@ VERBS = {
     "semi_on": "commits wait for the standby's confirmation, for ever",
     "semi_off": "commits wait for nobody; those waiting now are told yes, so etcd must know it first",
     "receive_stop": "stop receiving; what was received stays",
-    "apply_all": "wait until everything received is applied; Refused when `limit_s` is not enough",
+    "apply_start": "apply what was received; receive nothing",
     "follow_stop": "stop applying too",
     "follow_forget": "forget whom to follow, and the relay log with it",
     "follow": "follow `source` by GTID; drops a relay log that is not applied",
