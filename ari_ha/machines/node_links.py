@@ -101,12 +101,19 @@ class Links:
                 legs={leg.leg: leg.channel.id for leg in call.living() if leg.channel is not None},
             )
             for call in self._core.calls.values()
-            if call.stage != OVER
+            if call.stage != OVER and not self._is_anothers(call.call, peer)
         }
         for arriving in self._core.resumes.by_call.values():
+            if self._is_anothers(arriving.call, peer):
+                continue
             legs = {leg: channel.id for leg, channel in arriving.channels.items()}
             calls[arriving.call] = link.CallOnNode(epoch=str(arriving.epoch), legs=legs)
         self._context.tell(peer, link.NodeCalls(calls=calls))
+
+    def _is_anothers(self, ident: str, peer: str) -> bool:
+        """Whether the call is certainly another edge's: ``peer`` has no word about it."""
+        owner = self._core.records.owner(ident)
+        return owner is not None and owner.edge != peer
 
     # --- frames --------------------------------------------------------------------
 
@@ -123,7 +130,8 @@ class Links:
             case link.CallMoved(call=ident, epoch=epoch, to_node=to):
                 self._core.moved(ident, epoch_of(epoch), to)
             case link.Relinquish(call=ident, epoch=epoch):
-                self._relinquish(ident, epoch_of(epoch))
+                if not self._is_anothers(ident, peer):
+                    self._relinquish(ident, epoch_of(epoch))
             case link.ClaimAnswer():
                 self._core.acd.claim_answered(frame.attempt, frame.granted, frame.holder)
             case link.MediaIs(call=ident):
