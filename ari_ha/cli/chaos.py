@@ -154,12 +154,16 @@ def _machine() -> str:
 
 
 def _print_run(run_: Mapping[str, Any]) -> None:
+    from ari_ha.cli.chaos_judge import worst
+
     calls = run_["calls"]
     survived = sum(call["survived"] for call in calls)
-    lost = max(max(call["lost_audio_ms"].values()) for call in calls)
+    lost = worst(calls, "lost_audio_ms")
     resumed = [call["resumed_ms"] for call in calls if call["resumed_ms"] is not None]
     clean = not any(run_["after"].values())
-    text = f"{run_['fault']} / {run_['state']}: {survived} of {len(calls)} survived, lost at most {lost} ms"
+    text = f"{run_['fault']} / {run_['state']}: {survived} of {len(calls)} survived"
+    if lost:
+        text += f", lost at most {max(lost)} ms"
     if resumed:
         text += f", heard again after at most {max(resumed)} ms"
     say(
@@ -173,15 +177,21 @@ def _print_run(run_: Mapping[str, Any]) -> None:
         say(f"  {line}", "bad")
 
 
-def _print(document: Mapping[str, Any]) -> None:
+def _middle_and_max(values: Sequence[float]) -> str:
     from ari_ha.cli.chaos_judge import spread
+
+    return f"{spread(values)['p50']:g} / {spread(values)['max']:g}" if values else "not measured"
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    from ari_ha.cli.chaos_judge import worst
 
     rows = []
     for run_ in document["runs"]:
         calls = run_["calls"]
-        lost = spread([max(call["lost_audio_ms"].values()) for call in calls])
-        gaps = spread([max(call["longest_gap_ms"].values()) for call in calls])
-        resumed = spread([c["resumed_ms"] for c in calls if c["resumed_ms"] is not None])
+        lost = worst(calls, "lost_audio_ms")
+        gaps = worst(calls, "longest_gap_ms")
+        resumed = [c["resumed_ms"] for c in calls if c["resumed_ms"] is not None]
         after = ", ".join(f"{name} {count}" for name, count in run_["after"].items() if count)
         rows.append(
             (
@@ -189,11 +199,11 @@ def _print(document: Mapping[str, Any]) -> None:
                 run_["state"] + (f" ({run_['during']})" if run_["during"] else ""),
                 f"{sum(c['survived'] for c in calls)}/{len(calls)}",
                 f"{sum(c['same_agent'] is True for c in calls)}",
-                f"{lost['p50']:g} / {lost['max']:g}",
-                f"{gaps['p50']:g} / {gaps['max']:g}",
+                _middle_and_max(lost),
+                _middle_and_max(gaps),
                 run_["baseline"]["lost_ms_max"] if run_["baseline"] else "",
                 f"{sum(c['carrier_messages'] for c in calls)} / {sum(c['phone_messages'] for c in calls)}",
-                f"{resumed['p50']:g} / {resumed['max']:g}",
+                _middle_and_max(resumed),
                 after or "nothing",
             )
         )

@@ -43,8 +43,9 @@ class Verdict:
     """What became of one call."""
 
     pair: Pair
-    lost_ms: dict[str, float] = field(default_factory=lambda: {"to_customer": 0, "to_agent": 0})
-    gap_ms: dict[str, float] = field(default_factory=lambda: {"to_customer": 0, "to_agent": 0})
+    lost_ms: dict[str, float | None] = field(default_factory=lambda: {"to_customer": None, "to_agent": None})
+    """Per direction; None: not measured."""
+    gap_ms: dict[str, float | None] = field(default_factory=lambda: {"to_customer": None, "to_agent": None})
     same_agent: bool | None = None
     carrier_messages: int = 0
     phone_messages: int = 0
@@ -58,13 +59,30 @@ class Verdict:
             "call": self.pair.call or self.pair.customer,
             "survived": not self.against,
             "same_agent": self.same_agent,
-            "lost_audio_ms": {name: round(value) for name, value in self.lost_ms.items()},
-            "longest_gap_ms": {name: round(value, 1) for name, value in self.gap_ms.items()},
+            "lost_audio_ms": {name: _rounded(value, 0) for name, value in self.lost_ms.items()},
+            "longest_gap_ms": {name: _rounded(value, 1) for name, value in self.gap_ms.items()},
             "carrier_messages": self.carrier_messages,
             "phone_messages": self.phone_messages,
             "resumed_ms": None if self.resumed_ms is None else round(self.resumed_ms),
             "why": "; ".join(self.against),
         }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    if value is None:
+        return None
+    return round(value, digits) if digits else round(value)
+
+
+def worse(directions: Mapping[str, float | None]) -> list[float]:
+    """The worse direction's figure, as a list that is empty when neither was measured."""
+    known = [value for value in directions.values() if value is not None]
+    return [max(known)] if known else []
+
+
+def worst(calls: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """Each call's worse direction in ``lost_audio_ms`` or ``longest_gap_ms``, where measured."""
+    return [value for call in calls for value in worse(call[name])]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -138,6 +156,7 @@ def judge_audio(
         ):
             verdict.lost_ms[name], verdict.gap_ms[name] = lost_and_gap(row, source, window_s)
     else:
+        verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = 0
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
     for row, expected in ((customer, pair.agent_call), (agent, pair.customer)):
         for stranger in strangers(row, expected):
@@ -221,7 +240,7 @@ def ghosts(agents: Mapping[str, Mapping[str, Any]], living_calls: Iterable[str])
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All runs in a few figures; a call's lost audio is that of its worse direction."""
     calls = [call for run in runs for call in run["calls"]]
-    lost = [max(call["lost_audio_ms"].values()) for call in calls]
+    lost = worst(calls, "lost_audio_ms")
     resumed = [call["resumed_ms"] for call in calls if call["resumed_ms"] is not None]
     return {
         "calls": len(calls),

@@ -99,10 +99,10 @@ class Run:
         verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
         self._probe(since, verdicts, Struck(since), moved=False, at_least_s=BASELINE_S)
         self._judge_audio(verdicts, since)
-        lost = [max(v.lost_ms.values()) for v in verdicts.values()]
-        gaps = [max(v.gap_ms.values()) for v in verdicts.values()]
+        lost = [value for v in verdicts.values() for value in judge.worse(v.lost_ms)]
+        gaps = [value for v in verdicts.values() for value in judge.worse(v.gap_ms)]
         return {
-            "lost_ms_max": round(max(lost)),
+            "lost_ms_max": round(max(lost, default=0)),
             "longest_gap_ms": judge.spread(gaps),
             "heard_ms": judge.spread([v.resumed_ms for v in verdicts.values() if v.resumed_ms is not None]),
             "against": sorted({reason for v in verdicts.values() for reason in v.against}),

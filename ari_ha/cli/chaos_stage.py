@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
@@ -27,6 +28,7 @@ FEATURE_CODE_AGENTS = 2
 RING_LONG_MS = 120_000
 CALL_SPACING_MS = 40
 CLEAN_LIMIT_S = 40.0
+RESERVE_LIMIT_S = 1_800.0
 STATE_LIMIT_S = 30.0
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class Stage:
         )
         self.lab = Lab()
         self.say = say
+        self._lock: IO[str] | None = None
         self.codec = "pcma"
         """What customers offer."""
 
@@ -112,8 +115,27 @@ class Stage:
 
     # --- clean ---
 
+    def reserve(self) -> None:
+        """Keeps the lab for this process until it ends: two runs at once would hang up each other's calls."""
+        if self._lock is not None:
+            return
+        self._lock = Path(self.cluster.settings.source).with_name("stage.lock").open("w")
+        lock = self._lock
+
+        def taken() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not taken():
+            self.say("the lab is in use by another run: waiting for its end")
+            until("the lab is free", RESERVE_LIMIT_S, taken, 0.5)
+
     def check(self) -> None:
-        """The lab is up and serves. Raises StageError."""
+        """The lab is up, serves and is ours. Raises StageError."""
+        self.reserve()
         running = self.lab.running()
         if not running:
             raise StageError("the lab is not up: make lab-up")
@@ -199,8 +221,14 @@ class Stage:
         free = [
             n for n, v in agents.items() if v.get("intent") == "available" and v.get("work", "idle") == "idle"
         ]
+        leaving = [
+            n
+            for n, v in agents.items()
+            if n not in wanted
+            and (v.get("intent", "logged_out"), v.get("work", "idle")) != ("logged_out", "idle")
+        ]
         delayed = [n for n in wanted if agents[n].get("delay_until", 0.0) > time.time()]
-        return sorted(free) == sorted(wanted) and not delayed
+        return sorted(free) == sorted(wanted) and not delayed and not leaving
 
     def agents_out(self) -> None:
         """Nobody is logged in."""

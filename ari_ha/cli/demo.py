@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +205,7 @@ class _Story:
 def _row(verdict: Verdict) -> tuple[Any, ...]:
     pair = verdict.pair
     resumed = "" if verdict.resumed_ms is None else f"{verdict.resumed_ms:.0f}"
-    if pair.agent:
-        lost = f"{verdict.lost_ms['to_customer']:.0f} / {verdict.lost_ms['to_agent']:.0f}"
-        gap = f"{verdict.gap_ms['to_customer']:.0f} / {verdict.gap_ms['to_agent']:.0f}"
-    else:
-        lost = f"music {verdict.lost_ms['to_customer']:.0f}"
-        gap = f"music {verdict.gap_ms['to_customer']:.0f}"
+    lost, gap = (_both(figures, bool(pair.agent)) for figures in (verdict.lost_ms, verdict.gap_ms))
     return (
         pair.call,
         pair.state,
@@ -221,6 +216,14 @@ def _row(verdict: Verdict) -> tuple[Any, ...]:
         verdict.carrier_messages + verdict.phone_messages,
         resumed,
     )
+
+
+def _both(figures: Mapping[str, float | None], voices: bool) -> str:
+    """To the customer and to the agent; who waits hears music only."""
+    customer, agent = (figures[name] for name in ("to_customer", "to_agent"))
+    if customer is None or agent is None:
+        return "not measured"
+    return f"{customer:.0f} / {agent:.0f}" if voices else f"music {customer:.0f}"
 
 
 def _rung(what: str, received: bool, side: int) -> str:

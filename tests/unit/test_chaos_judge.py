@@ -147,6 +147,8 @@ def run_of(*verdicts: Verdict, **after: int) -> dict[str, Any]:
 
 def test_the_report_has_the_form_of_the_design(verdict: Verdict) -> None:
     verdict.same_agent, verdict.resumed_ms = True, 310.4
+    verdict.lost_ms = {"to_customer": 0, "to_agent": 0}
+    verdict.gap_ms = {"to_customer": 0, "to_agent": 0}
     document = report([run_of(verdict)], {"asterisk": "22"}, "here")
     (call,) = document["runs"][0]["calls"]
     assert call == {
@@ -178,3 +180,9 @@ def test_one_lost_call_or_one_thing_left_fails_it(verdict: Verdict) -> None:
     assert not judge.passed([])
     lost = Verdict(verdict.pair, against=["gone"])
     assert not judge.passed([run_of(verdict, lost)])
+
+
+def test_what_was_not_measured_is_no_zero(verdict: Verdict) -> None:
+    document = report([run_of(verdict)], {}, "here")
+    assert document["runs"][0]["calls"][0]["lost_audio_ms"] == {"to_customer": None, "to_agent": None}
+    assert judge.worst(document["runs"][0]["calls"], "lost_audio_ms") == []
