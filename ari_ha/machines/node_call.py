@@ -206,6 +206,9 @@ class NodeCall(CallBase):
             return
         if known is not None and (leg := self.legs.get(known.leg)) is not None and leg.alive:
             return
+        for other in [a for a in self.attempts.values() if a.state in ("intent", RINGING)]:
+            if other.attempt != attempt:  # found after a takeover, and not the ACD's any more
+                self._end_attempt(other, "superseded")
         self.dialling.begin(order)
 
     def _is_with_us(self, order: StartAttempt) -> bool:
@@ -250,12 +253,15 @@ class NodeCall(CallBase):
         attempt = self.attempts.get(order.attempt)
         if attempt is None or attempt.state == ENDED:
             return
-        attempt.state, attempt.outcome = ENDED, order.why
-        leg = self.legs.get(attempt.leg)
-        self.note("attempt given up", attempt=attempt.attempt, agent=attempt.agent, why=order.why)
-        if leg is not None and leg.alive:
-            self.end_leg(leg, NORMAL, order.why)
+        self._end_attempt(attempt, order.why)
         self.save()
+
+    def _end_attempt(self, attempt: Attempt, why: str) -> None:
+        attempt.state, attempt.outcome = ENDED, why
+        leg = self.legs.get(attempt.leg)
+        self.note("attempt given up", attempt=attempt.attempt, agent=attempt.agent, why=why)
+        if leg is not None and leg.alive:
+            self.end_leg(leg, NORMAL, why)
 
     def attempt_won(self, order: AttemptWon) -> None:
         """The agent has the caller: connect them."""

@@ -236,8 +236,8 @@ class Channels:
         if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:
             self._turn_away(entry, "full")
             return
-        if known is not None:
-            core.drop(known, f"superseded by epoch {entry.epoch}")
+        if known is not None or arriving is not None:
+            core.moved(token.call, entry.epoch, f"{core.config.node}, anew")
         call = self._make(entry)
         self._carry_out(call, entry)
 

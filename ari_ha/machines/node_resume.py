@@ -105,7 +105,8 @@ class Resumes:
         """A call found in Asterisk after a restart of the app."""
         arriving = self.by_call.get(call)
         if arriving is None or arriving.epoch < epoch:
-            arriving = Arriving(call, epoch, ADOPTION, {}, {}, self._context.now)
+            retired = [*arriving.retired, *(c.id for c in arriving.channels.values())] if arriving else []
+            arriving = Arriving(call, epoch, ADOPTION, {}, {}, self._context.now, retired=retired)
             self._begin(arriving, self._context.timings.adopt_limit_s)
         return arriving
 
@@ -336,6 +337,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.over("interrupted")
         return
     call.save()
+    _end_leftovers(call)
     for attempt in [a for a in call.attempts.values() if a.state == LOST or a.attempt in past.unwilling]:
         attempt.state = LOST
         call.dialling.watch_redial(attempt, attempt.attempt in past.unwilling)
@@ -344,6 +346,20 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
     elif past.lost_agents and not past.talking:
         _agents_lost(call, past)
     call.touch()
+
+
+def _end_leftovers(call: NodeCall) -> None:
+    """Ends that were announced and not seen to happen are announced again; and of
+    several phones that ring for one caller the one tried last goes on."""
+    for leg in [leg for leg in call.living() if leg.leg in call.ending]:
+        call.end_leg(leg, call.ending[leg.leg], "announced before")
+        if leg.attempt in call.attempts:
+            call.attempts[leg.attempt].state = ENDED
+    ringing = [a for a in call.attempts.values() if a.state == RINGING]
+    for attempt in sorted(ringing, key=lambda a: a.started)[:-1]:
+        attempt.state = ENDED
+        if (leg := call.legs.get(attempt.leg)) is not None and leg.alive:
+            call.end_leg(leg, NORMAL, "another is rung")
 
 
 def _nobody_to_serve(call: NodeCall) -> None:

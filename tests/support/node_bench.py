@@ -54,7 +54,7 @@ from ari_ha.wire.keyspace import (
     decode,
     encode,
 )
-from ari_ha.wire.token import LegToken, sign
+from ari_ha.wire.token import LegToken, sign, verify
 
 CLUSTER, NODE, EDGE, KEY = "t", "ast1", "edge1", b"bench"
 UTC0 = 1_900_000_000.0
@@ -282,6 +282,7 @@ class Bench:
         self.replies: dict[str, OperatorReply] = {}
         self.link_up = False
         self.answers_media = True
+        self.device_busy: Callable[[str], bool] = lambda device: False
         self.ids = itertools.count(1)
         values: dict[str, Any] = {"wrapup_ms": 1000, "ring_timeout_ms": 4000, **queue}
         self.store.put(self.keys.queue_config("support"), QueueConfigValue(queue="support", **values))
@@ -367,7 +368,8 @@ class Bench:
             answer = link.MediaIs(frame.call, frame.epoch, frame.state, frame.request)
             queue.append(LinkReceived(peer=EDGE, frame=answer))
         elif isinstance(frame, link.ClaimAgent):
-            answer = link.ClaimAnswer(frame.agent, frame.attempt, True, frame.attempt)
+            free = not self.device_busy(f"device:{frame.device}")
+            answer = link.ClaimAnswer(frame.agent, frame.attempt, free, frame.attempt)
             queue.append(LinkReceived(peer=EDGE, frame=answer))
         elif isinstance(frame, link.EndLeg):
             for ident in self.channels_of(frame.call, frame.leg, frame.epoch):
@@ -491,6 +493,12 @@ class Bench:
     def dialled(self) -> list[str]:
         """Channels we dialled that ring."""
         return [c for c, v in self.asterisk.channels.items() if v.get("dialled") and v["state"] != "Up"]
+
+    def target(self, channel: str) -> str:
+        """Whom a channel of ours dials."""
+        created = [p for p in self.operations("channels.create") if p["channelId"] == channel]
+        text = created[-1]["variables"]["PJSIP_HEADER(add,X-ARI-HA-Token)"]
+        return verify(text, KEY).target
 
     def ring(self, channel: str) -> None:
         call, leg, epoch = _parts(channel)
