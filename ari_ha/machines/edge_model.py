@@ -34,17 +34,18 @@ class AudioSide:
         return CODECS[self.payload]
 
     @classmethod
-    def of(cls, text: str) -> AudioSide:
-        """What to use with the party that sent this SDP. Raises CodecRefused."""
+    def of(cls, text: str, prefer: int | None = None) -> AudioSide:
+        """What to use with the party that sent this SDP: its first codec that we carry,
+        or ``prefer`` where it is among them. Raises CodecRefused."""
         try:
             audio = SessionDescription.parse(text).audio()
         except SdpError as error:
             raise CodecRefused(str(error)) from error
         if audio is None or audio.rejected or audio.proto != "RTP/AVP":
             raise CodecRefused("no plain RTP audio stream")
-        for payload in audio.payload_types:
-            if payload in CODECS:
-                return cls(payload, audio.telephone_event, "sendrecv")
+        offered = [payload for payload in audio.payload_types if payload in CODECS]
+        if offered:
+            return cls(prefer if prefer in offered else offered[0], audio.telephone_event, "sendrecv")
         raise CodecRefused(f"no codec in common, offered {audio.formats}")
 
 

@@ -339,7 +339,8 @@ class Setup:
             return
         offer = event.request.body.decode("utf-8", "replace")
         try:
-            node_side = AudioSide.of(offer)
+            # the call's own codec, or Asterisk would have to transcode between its legs
+            node_side = AudioSide.of(offer, call.legs[PRIMARY_LEG].side.payload)
         except CodecRefused:
             self._refuse(event, 488, "no_codec")
             return

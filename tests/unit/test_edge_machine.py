@@ -6,6 +6,7 @@ import pytest
 
 from ari_ha.core.ports.link import LinkDown
 from ari_ha.sip import events as sip
+from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire import link
 from tests.support.edge_world import EdgeWorld, kill
 
@@ -379,3 +380,13 @@ def test_a_hold_is_answered_even_while_rtpengine_is_away(world):
     world.settle()
     world.run(1.5)
     assert phone.of(sip.ReinviteAnswered) and node.got(link.LegHeld)[-1].held
+
+
+def test_the_codec_of_the_call_is_used_on_every_leg(world):
+    """The carrier offers PCMA first, the node PCMU: one codec end to end."""
+    world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    node.sdp = lambda **k: build_audio_sdp(7, 1, node.host, 40_000, ((0, "PCMU/8000"), (8, "PCMA/8000")))
+    world.dial(node, call, "a1", "1001")
+    assert call.legs["c"].side.payload == call.halves["a1"].side.payload == call.legs["a1"].side.payload == 8
