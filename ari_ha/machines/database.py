@@ -27,7 +27,15 @@ from ari_ha.core.machine import (
     OutcomeOf,
     ShellStall,
 )
-from ari_ha.core.ports.database import KillServer, Observation, Observe, PeerSaid, ServerLife
+from ari_ha.core.ports.database import (
+    KillServer,
+    Observation,
+    Observe,
+    PeerSaid,
+    Rebuild,
+    ServerLife,
+    StartServer,
+)
 from ari_ha.core.ports.operator import OperatorRequest
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.store import LeaseState, StoreChanged, StoreReach, StoreSnapshot
@@ -78,8 +86,8 @@ class DatabaseMachine:
                 self.model.take_change(event)
             case StoreReach(reachable=reachable):
                 self.model.reachable = reachable
-            case LeaseState(held=held, until=until):
-                self.model.lease_held, self.model.lease_until = held, until
+            case LeaseState(held=held, until=until, lease=lease):
+                self.model.lease_held, self.model.lease_until, self.model.lease = held, until, lease
             case ServerLife():
                 self._life(event, now)
             case PeerSaid(peer=peer, message=message):
@@ -135,6 +143,8 @@ class DatabaseMachine:
             self._observe_at = now
         else:
             self._observe_at = now
+        if isinstance(effect, StartServer | Rebuild) and isinstance(outcome, Done) and outcome.value:
+            self._life(ServerLife(alive=True, life=str(outcome.value)), now)
 
     def _observed(self, outcome: Outcome, now: Instant) -> None:
         model = self.model

@@ -36,6 +36,7 @@ class Stored(Generic[V]):
 
     value: V
     mod_revision: int
+    lease: int = 0
 
 
 class Model:
@@ -50,6 +51,7 @@ class Model:
         self.reachable = False
         self.lease_held = False
         self.lease_until: Instant = 0.0
+        self.lease = 0
         self.alive: bool | None = None
         self.life = ""
         self.seen: Observation | None = None
@@ -87,7 +89,7 @@ class Model:
         if kind is None:
             return
         try:
-            self.stored[key] = Stored(decode(item.value, kind, key), item.mod_revision)
+            self.stored[key] = Stored(decode(item.value, kind, key), item.mod_revision, item.lease)
             self.unreadable.pop(key, None)
         except BadValue as error:
             self.stored.pop(key, None)
@@ -140,12 +142,14 @@ class Model:
 
     @property
     def leads(self) -> bool:
-        """The lead is this process's."""
+        """The lead is this process's, and on the lease it keeps now: the key of an older
+        lease may be gone already, whatever the mirror still shows."""
         leader = self.leader
         return (
             leader is not None
             and leader.value.server == self.me
             and leader.value.process == self.config.process
+            and leader.lease == self.lease
         )
 
     @property
@@ -219,6 +223,17 @@ class Model:
             return extra(mine.value.position, theirs.value.history)
         except BadGtids:
             return None
+
+    def own(self) -> str:
+        """Everything here that the primary does not know: to be archived before this
+        server's data is replaced for another reason. Rather too much than too little."""
+        seen, theirs = self.server, self.member(self.led_by_other)
+        if seen is None or theirs is None:
+            return ""
+        try:
+            return extra(seen.history, theirs.value.history)
+        except BadGtids:
+            return seen.history
 
     def problems(self) -> list[str]:
         """What is wrong with the configuration of the servers, in words."""

@@ -346,10 +346,8 @@ class Primary:
             return None
         if not peer.semi_replica or peer.errant or not peer.applying or not peer.life:
             return None
-        if (
-            peer.disk_free_share < ctx.timings.disk_free_share_min
-            or (seen.semi_clients < 1
-            and seen.semi_source)
+        if peer.disk_free_share < ctx.timings.disk_free_share_min or (
+            seen.semi_clients < 1 and seen.semi_source
         ):
             return None
         return peer

@@ -17,6 +17,8 @@ from ari_ha.wire.database_keys import ErrantValue, LeaderValue, RebuildValue, en
 
 PURGED = "1236"
 """The primary has no longer what this server lacks (ER_SOURCE_FATAL_ERROR_READING_BINLOG)."""
+FORKED = "1950"
+"""MariaDB in strict mode: somebody wrote here (ER_GTID_STRICT_OUT_OF_ORDER)."""
 
 
 class Replica:
@@ -139,9 +141,12 @@ class Replica:
                 return "it has transactions of its own"
         if seen.lag_s is not None and seen.lag_s > ctx.timings.max_lag_s + ctx.timings.lease_ttl_s:
             return f"it is {seen.lag_s:.1f} s behind"
-        alive = other is not None and other.running
         assert self._free_since is not None
-        if alive and now < self._free_since + ctx.timings.return_grace_s:
+        alive = other is not None and other.running
+        released = model.released is not None and model.released.value.server == model.primary
+        # Nothing but time keeps a primary from saying yes that has not heard yet.
+        grace_s = ctx.timings.return_grace_s + (0.0 if alive or released else ctx.timings.close_limit_s)
+        if (alive or not released) and now < self._free_since + grace_s:
             return f"{model.primary} may come back"
         return ""
 
@@ -222,8 +227,9 @@ class Replica:
             return
         if self._errant(seen, other, now):
             return
-        if PURGED in seen.io_error:
-            self._rebuild("the primary has no longer what is missing here", "", now)
+        if PURGED in seen.io_error or FORKED in seen.apply_error:
+            why = "the primary has no longer what is missing here"
+            self._rebuild(seen.apply_error or why, model.own(), now)
         elif seen.source != other:
             self._begin("rejoin", self._rejoin(seen, other), now)
         elif seen.io == "no" or (not seen.applying and not seen.apply_error):
@@ -382,7 +388,8 @@ class Replica:
         timings = self._ctx.timings
         times: list[Any] = [self._start_at, self._rebuild_at]
         if self._free_since is not None:
-            times += [self._free_since + timings.return_grace_s, self._free_since + timings.handed_limit_s]
+            for grace_s in (timings.return_grace_s, timings.handed_limit_s):
+                times += [self._free_since + grace_s, self._free_since + grace_s + timings.close_limit_s]
             times.append(self._authority.promised_until)
         if self._down_since is not None:
             times.append(self._down_since + timings.start_wait_s)

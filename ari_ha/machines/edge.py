@@ -71,7 +71,10 @@ class EdgeMachine:
     ) -> None:
         self.context = EdgeContext(config, new_id, rand)
         self.calls = Calls(self.context)
-        self.watch = NodeWatch(self.context, self._node_lost, self._node_back, self._app_absent)
+        self.watch = NodeWatch(
+            self.context, self._node_lost, self._node_back, self._app_absent, self._node_doubted
+        )
+        self.context.node_doubted = self.watch.doubted
         self.context.asterisk_gone = self.watch.gone
         self.registrar = Registrar(self.context)
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar)
@@ -200,6 +203,12 @@ class EdgeMachine:
 
     def _node_back(self, node: WatchedNode) -> None:
         self.takeover.node_back(node.config.name)
+
+    def _node_doubted(self, node: WatchedNode) -> None:
+        """The node fell silent, or is heard again: two people talking through it are
+        connected directly for as long as that lasts."""
+        for call in self.calls.of_node(node.config.name):
+            self.calls.apply_media(call)
 
     def _app_absent(self, node: WatchedNode) -> None:
         """The app stays away: its calls are moved while their Asterisk still runs."""

@@ -118,6 +118,9 @@ class Calls:
         """The media state the call is in, from what its app wants and what is true."""
         if call.lost:
             return HITLESS if call.media.state == HITLESS and call.two_talking() else DIRECT
+        if call.owner and call.two_talking() and self._context.node_doubted(call.owner.name):
+            # costs nothing when the doubt was wrong, and no more words when it was right
+            return HITLESS if call.want == HITLESS else DIRECT
         if any(leg.held for leg in call.up()) and call.want == HITLESS:
             return THROUGH
         return call.want

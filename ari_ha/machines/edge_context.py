@@ -48,6 +48,8 @@ class EdgeContext:
         self.media_ok = True
         self.asterisk_gone: Callable[[NodeId], bool] = lambda node: False
         """Whether that life of a node's Asterisk is certainly over"""
+        self.node_doubted: Callable[[str], bool] = lambda node: False
+        """Whether a node is silent at the moment"""
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}
         self._serial = 0

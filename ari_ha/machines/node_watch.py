@@ -71,11 +71,13 @@ class NodeWatch:
         on_lost: Callable[[WatchedNode, str], None],
         on_back: Callable[[WatchedNode], None],
         on_absent: Callable[[WatchedNode], None],
+        on_doubt: Callable[[WatchedNode], None],
     ) -> None:
         self._context = context
         self._on_lost = on_lost
         self._on_back = on_back
         self._on_absent = on_absent
+        self._on_doubt = on_doubt
         self.nodes: dict[str, WatchedNode] = {}
         self._round_at = 0.0
         for node in context.config.nodes.values():
@@ -186,6 +188,12 @@ class NodeWatch:
             self._context.note(f"node/{name}", "app away for too long", level="warning")
             self._on_absent(node)
 
+    def doubted(self, name: str) -> bool:
+        """Whether the node is silent at the moment: not enough to move its calls, enough
+        to let two people talk without it."""
+        node = self.nodes.get(name)
+        return node is not None and node.state == SILENT
+
     # --- opinion -------------------------------------------------------------------
 
     def _round(self) -> None:
@@ -265,4 +273,7 @@ class NodeWatch:
         if node.state != state:
             level = "warning" if state in (SILENT, LOST) else "info"
             self._context.note(f"node/{node.config.name}", f"now {state}", level=level, why=why)
+            doubt = SILENT in (state, node.state)
             node.state = state
+            if doubt:
+                self._on_doubt(node)

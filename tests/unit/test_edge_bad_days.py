@@ -366,7 +366,8 @@ def test_the_address_is_asked_for_until_it_is_ours():
     w = EdgeWorld(etcd=False)
     unknown = iter([True, True])
     real = w.txn
-    w.txn = lambda effect: Unknown("no reply") if effect.lane == "vip" and next(unknown, False) else real(effect)
+    lost = lambda effect: effect.lane == "vip" and next(unknown, False)  # noqa: E731
+    w.txn = lambda effect: Unknown("no reply") if lost(effect) else real(effect)
     w.etcd = True
     w.post(StoreReach(reachable=True))
     w.snapshots()

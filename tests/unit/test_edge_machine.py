@@ -390,3 +390,14 @@ def test_the_codec_of_the_call_is_used_on_every_leg(world):
     node.sdp = lambda **k: build_audio_sdp(7, 1, node.host, 40_000, ((0, "PCMU/8000"), (8, "PCMA/8000")))
     world.dial(node, call, "a1", "1001")
     assert call.legs["c"].side.payload == call.halves["a1"].side.payload == call.legs["a1"].side.payload == 8
+
+
+def test_two_people_talking_through_a_silent_node_are_connected_before_it_is_lost(world):
+    _, call, node, _, _ = talking(world, "through")
+    node.silent = True
+    world.run(0.8)
+    assert call.media.state == "direct" and call.owner.name == node.name
+    assert {("c", "a1"), ("a1", "c")} <= world.hears[call.call]
+    node.silent = False
+    world.run(0.5)
+    assert call.media.state == "through" and ("c", "a1") not in world.hears[call.call]
