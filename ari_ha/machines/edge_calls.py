@@ -120,7 +120,7 @@ class Calls:
             return HITLESS if call.media.state == HITLESS and call.two_talking() else DIRECT
         if call.owner and call.two_talking() and self._context.node_doubted(call.owner.name):
             # costs nothing when the doubt was wrong, and no more words when it was right
-            return HITLESS if call.want == HITLESS else DIRECT
+            return HITLESS
         if any(leg.held for leg in call.up()) and call.want == HITLESS:
             return THROUGH
         return call.want
