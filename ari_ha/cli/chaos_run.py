@@ -24,6 +24,8 @@ DURING = ("", "hangup-caller", "hangup-agent")
 BASELINE_S = 2.0
 PROBE_EVERY_S = 0.35
 PROBE_LIMIT_S = 30.0
+OWNERS_LIMIT_S = 5.0
+"""A node that was cut off or frozen has let go of everything by then."""
 STEADY_S = 1.5
 HANGUP_AFTER_S = 0.1
 LEFTOVER_LIMIT_S = 30.0
@@ -292,6 +294,14 @@ class Run:
             ]
 
     def _double_owners(self) -> int:
+        """Calls that more than one node still serves some seconds after the mending."""
+        end = time.monotonic() + OWNERS_LIMIT_S
+        while (double := self._owners()) and time.monotonic() < end:
+            time.sleep(0.3)
+        self.left += [f"call {call} is served by {', '.join(sorted(n))}" for call, n in double.items()]
+        return len(double)
+
+    def _owners(self) -> dict[str, set[str]]:
         """Calls that more than one node serves, by its app's word or by a bridge it still has."""
         nodes_of: dict[str, set[str]] = {}
         for node in NODES:
@@ -300,9 +310,7 @@ class Run:
             for call in served:
                 nodes_of.setdefault(call, set()).add(node)
         ours = {pair.call for pair in self.pairs}
-        double = {call: nodes for call, nodes in nodes_of.items() if call in ours and len(nodes) > 1}
-        self.left += [f"call {call} is served by {', '.join(sorted(n))}" for call, n in double.items()]
-        return len(double)
+        return {call: nodes for call, nodes in nodes_of.items() if call in ours and len(nodes) > 1}
 
     def _act(self) -> None:
         """What people do next works: digits, unhold, answering."""
