@@ -254,9 +254,9 @@ class Primary:
 
         def act(now: Instant) -> Effect:
             old = model.sync.value if model.sync else None
-            lossless = old is None or not new_term or (
-                old.standby == model.me and old.mode != ASYNC and old.standby_life == (model.server.life if model.server else "")
-            )  # fmt: skip
+            life = model.server.life if model.server else ""
+            named = old is not None and (old.standby, old.standby_life) == (model.me, life)
+            lossless = old is None or not new_term or (named and old.mode != ASYNC)
             value = SyncValue(
                 primary=model.me,
                 term=(old.term if old else 0) + (1 if new_term or old is None else 0),
@@ -291,9 +291,10 @@ class Primary:
             puts = [self._leader_put(value)]
             if not returning:
                 took_ms = round((now - self.took_at) * 1000) if self.took_at else 0
+                why = "" if sync.value.lossless else "confirmed writes may be missing"
                 history = HistoryValue(
                     term=sync.value.term, new=model.me, old=before.source, at=ctx.utc_s, took_ms=took_ms,
-                    position=before.history, why="" if sync.value.lossless else "confirmed writes may be missing",
+                    position=before.history, why=why,
                 )  # fmt: skip
                 puts.append(Put(model.keys.history(sync.value.term), encode(history)))
             return StoreTxn(compares=(model.compare_leader(),), puts=tuple(puts), limit_s=STORE_LIMIT_S)
@@ -487,7 +488,9 @@ class Primary:
             released = ReleasedValue(server=model.me, sync_revision=sync.mod_revision, why="switchover")
             return StoreTxn(
                 compares=(
-                    model.compare_leader(), model.compare_sync(), Compare(model.keys.order, order.mod_revision)
+                    model.compare_leader(),
+                    model.compare_sync(),
+                    Compare(model.keys.order, order.mod_revision),
                 ),
                 puts=(Put(model.keys.order, encode(value)), Put(model.keys.released, encode(released))),
                 deletes=(Delete(model.keys.leader),),

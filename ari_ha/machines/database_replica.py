@@ -32,6 +32,7 @@ class Replica:
         self._down_since: Instant | None = None
         self._start_at: Instant = 0.0
         self._rebuild_at: Instant = 0.0
+        self._copied_life = ""
         self._started_at: Instant = 0.0
 
     # -- a free lead
@@ -109,7 +110,7 @@ class Replica:
         return ""
 
     def _succeed(self, seen: Observation, now: Instant) -> str:
-        ctx, model = self._ctx, self._ctx.model
+        model = self._ctx.model
         sync = model.sync
         assert sync is not None and self._free_since is not None
         if model.hold is not None:
@@ -306,12 +307,9 @@ class Replica:
         ordered = why == "ordered"
         if not ordered and (model.hold is not None or not ctx.config.auto_rebuild):
             return
-        if now < self._rebuild_at:
-            return
-        self._rebuild_at = now + ctx.timings.rebuild_again_s
         value = RebuildValue(
-            server=model.me, donor=model.led_by_other, errant="" if ordered else errant, why=why, since=ctx.utc_s,
-            stage="archive" if errant and not ordered else "copy",
+            server=model.me, donor=model.led_by_other, errant="" if ordered else errant, why=why,
+            since=ctx.utc_s, stage="archive" if errant and not ordered else "copy",
         )  # fmt: skip
 
         def act(at: Instant) -> Effect:
@@ -323,6 +321,7 @@ class Replica:
                 limit_s=STORE_LIMIT_S,
             )
 
+        self._copied_life = ""
         ctx.count("rebuilds")
         ctx.note("will be rebuilt", why=why, errant=errant[:200], level="warning")
         self._begin("intend", [Step("intend", act)], now)
@@ -338,29 +337,43 @@ class Replica:
         if not donor or leader is None or leader.value.stage != "open" or model.primary != donor:
             return
         value = stored.value
-        archived = {"file": value.archived}
+        if model.alive and (model.server is None or not model.running(now)):
+            return
+        if value.stage == "archive" and not model.alive:
+            self.start(now)
+            return
+        seen = model.server
+        if seen is not None and seen.life == self._copied_life:
+            # Copied, and etcd did not hear of it.
+            ctx.steps.begin("rebuild", [Step("rebuilt", self._rebuilt)], lambda at: True, now)
+            return
+        errant = model.own() or (value.errant if value.stage == "archive" else "")
+        archived: dict[str, str] = {}
         steps: list[Step] = []
-        if value.stage == "archive":
-            if not model.alive:
-                self.start(now)
-                return
+        if errant and seen is not None:
             steps += [
-                Step("archive", lambda at: ArchiveErrant(gtids=value.errant, limit_s=600.0),
+                Step("archive", lambda at: ArchiveErrant(gtids=errant, limit_s=600.0),
                      after=lambda path: archived.update(file=str(path))),
-                Step("archived", lambda at: self._archived(value, archived["file"])),
+                Step("archived", lambda at: self._archived(value, errant, archived["file"])),
             ]  # fmt: skip
-        steps.append(Step("copy", lambda at: Rebuild(donor=donor, limit_s=ctx.timings.rebuild_limit_s)))
+
+        def copied(life: Any) -> None:
+            self._copied_life = str(life)
+
+        steps.append(
+            Step("copy", lambda at: Rebuild(donor=donor, limit_s=ctx.timings.rebuild_limit_s), after=copied)
+        )
         steps.append(Step("rebuilt", self._rebuilt))
         self._rebuild_at = now + ctx.timings.rebuild_again_s
         ctx.note("rebuild", stage=value.stage, donor=donor)
         ctx.steps.begin("rebuild", steps, lambda at: True, now)
 
-    def _archived(self, value: RebuildValue, file: str) -> Effect:
+    def _archived(self, value: RebuildValue, errant: str, file: str) -> Effect:
         ctx, model = self._ctx, self._ctx.model
         prefix = model.keys.errant(model.me, 0)[:-6]
         number = 1 + sum(key.startswith(prefix) for key in model.stored)
         term = model.sync.value.term if model.sync else 0
-        note = ErrantValue(server=model.me, gtids=value.errant, file=file, term=term, at=ctx.utc_s)
+        note = ErrantValue(server=model.me, gtids=errant, file=file, term=term, at=ctx.utc_s)
         going_on = RebuildValue(
             server=value.server, donor=value.donor, stage="copy", errant=value.errant, archived=file,
             why=value.why, since=value.since,

@@ -19,7 +19,10 @@ def gtids(parts: dict[str, list[tuple[int, int]]]) -> Gtids:
 
 def members(parts: dict[str, list[tuple[int, int]]]) -> set[tuple[str, int]]:
     return {
-        (name, n) for name, some in parts.items() for first, more in some for n in range(first, first + more + 1)
+        (name, n)
+        for name, some in parts.items()
+        for first, more in some
+        for n in range(first, first + more + 1)
     }
 
 

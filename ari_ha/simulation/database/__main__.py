@@ -42,7 +42,9 @@ def main() -> int:
             acks, reigns = acks + result.acks, reigns + result.reigns
             if not result.good:
                 bad.append(result)
-                print(f"seed {result.seed} ({result.shape})", *map(str, result.problems), sep="\n  ", flush=True)
+                print(
+                    f"seed {result.seed} ({result.shape})", *map(str, result.problems), sep="\n  ", flush=True
+                )
     took = time.perf_counter() - began
     print(
         f"SIMULATED  {given.seeds} seeds, {acks} confirmed writes, {reigns} promotions:"

@@ -32,6 +32,9 @@ class Checkers:
         self.pair = pair
         self.clients = clients
         self.problems: list[Problem] = []
+        self.lost = 0
+        self.unwatched = False
+        """A watcher was killed, or stood still."""
         for server in pair.servers.values():
             server.on_rebuild = self._rebuild
 
@@ -48,7 +51,10 @@ class Checkers:
             self.problem("nothing is overwritten silently", f"{server.name} had {sorted(gone)[:5]}")
 
     def acks(self) -> None:
-        """Who said yes, and when."""
+        """Who said yes, and when. Without confirmations a server whose watcher does not run
+        cannot be kept from saying it."""
+        if self.pair.shape.mode == ASYNC and self.unwatched:
+            return
         for ack in self.clients.acks:
             if ack.reign < ack.newest:
                 self.problem(
@@ -100,9 +106,10 @@ class Checkers:
         if primary.disk.has != replica.disk.has:
             odd = sorted(primary.disk.has ^ replica.disk.has)[:5]
             self.problem("comes together", f"the servers differ: {odd}")
-        if self.pair.shape.mode != ASYNC:
-            kept = {txn.ident for txn in primary.disk.log}
-            lost = [ack for ack in self.clients.acks if ack.ident not in kept]
+        kept = {txn.ident for txn in primary.disk.log}
+        lost = [ack for ack in self.clients.acks if ack.ident not in kept]
+        self.lost = len(lost)
+        if self.pair.shape.mode != ASYNC or self.pair.shape.shape == CIRCULAR:
             if lost:
                 first = lost[0]
                 self.problem(

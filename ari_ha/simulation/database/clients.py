@@ -87,7 +87,8 @@ class Clients:
             return
         life = server.life
         world.after(
-            0.001, lambda: server.write(ident, reply) if server.running and server.life == life else again(0.1)
+            0.001,
+            lambda: server.write(ident, reply) if server.running and server.life == life else again(0.1),
         )
         world.after(REPLY_LIMIT_S, lambda: again(0.0))
 

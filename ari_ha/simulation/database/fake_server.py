@@ -8,6 +8,7 @@ nothing waited), a relay log is gone with the server's life or with a new source
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,12 +58,13 @@ class Disk:
 
 
 class Feed:
-    """One replica's connection to one source."""
+    """One replica's connection to one source: in order, or not at all."""
 
     def __init__(self, source: FakeServer, replica: FakeServer) -> None:
         self.source, self.replica = source, replica
         self.lives = (source.life, replica.life)
         self.next = 0
+        self.under_way: deque[tuple[Txn, int]] = deque()
         self.last_arrival_s = 0.0
         self.stalled_since: float | None = None
         self.closed = False
@@ -73,27 +75,31 @@ class Feed:
 
     def pump(self) -> None:
         """Sends what the replica has not got."""
-        source, replica, world = self.source, self.replica, self.source.world
+        source, replica = self.source, self.replica
         while self.good() and self.next < len(source.disk.log):
             index, self.next = self.next, self.next + 1
             txn = source.disk.log[index]
             if txn.gtid in replica.disk.has or txn.gtid in replica.relayed:
                 continue
-            when = max(self.last_arrival_s, world.now + source.network.delay())
-            self.last_arrival_s = when
-            world.at(when, replica.in_life(lambda txn=txn, index=index: self._arrive(txn, index)))
+            self.under_way.append((txn, index))
+            if len(self.under_way) == 1:
+                source.world.after(source.network.delay(), replica.in_life(self._arrive))
 
-    def _arrive(self, txn: Txn, index: int) -> None:
-        if not self.good() or not self.replica.receiving:
+    def _arrive(self) -> None:
+        """The first of what is under way, then the next."""
+        source, replica, world = self.source, self.replica, self.source.world
+        if not self.good() or not replica.receiving or not self.under_way:
             return
-        if self.source.network.cut(self.source.host, self.replica.host):
-            self._stall(lambda: self._arrive(txn, index), self.replica)
+        if source.network.cut(source.host, replica.host):
+            self._stall(self._arrive, replica)
             return
         self.stalled_since = None
-        self.replica.relay_in(txn)
-        if self.replica.semi_replica:
-            world = self.source.world
-            world.after(self.source.network.delay(), self.source.in_life(lambda: self.ack(index)))
+        txn, index = self.under_way.popleft()
+        replica.relay_in(txn)
+        if replica.semi_replica:
+            world.after(source.network.delay(), source.in_life(lambda: self.ack(index)))
+        if self.under_way:
+            world.after(source.network.delay() / 4, replica.in_life(self._arrive))
 
     def ack(self, index: int) -> None:
         """The replica has everything up to ``index``."""
@@ -122,8 +128,12 @@ class Feed:
 class FakeServer(Process):
     """One server. ``told`` hears of the process's life (the watcher's process watch)."""
 
-    def __init__(self, world: World, network: Network, name: str, number: int, flavour: str) -> None:
+    def __init__(
+        self, world: World, network: Network, name: str, number: int, flavour: str, own_domain: bool = False
+    ) -> None:
         super().__init__(world, name, name)
+        self.own_domain = own_domain
+        """MariaDB, circular: each server numbers its transactions by itself."""
         self.network = network
         self.number = number
         self.flavour = flavour
@@ -151,6 +161,7 @@ class FakeServer(Process):
         self.receiving = self.applying = False
         self.feed: Feed | None = None
         self.feeds: list[Feed] = []
+        self.apply_error = ""
         self._applying_now = False
         self._texts: tuple[tuple[int, int], str, str] = ((-1, -1), "", "")
 
@@ -214,9 +225,13 @@ class FakeServer(Process):
             self._commit(len(self.disk.log) - 1)
 
     def _next_gtid(self) -> Gtid:
-        if self.flavour == MARIADB:
+        if self._one_domain:
             return self.number, 1 + max((n for _, n in self.disk.has), default=0)
         return self.number, 1 + max((n for number, n in self.disk.has if number == self.number), default=0)
+
+    @property
+    def _one_domain(self) -> bool:
+        return self.flavour == MARIADB and not self.own_domain
 
     def _commit(self, index: int) -> None:
         self.committed = max(self.committed, index + 1)
@@ -298,7 +313,12 @@ class FakeServer(Process):
         self._applying_now = False
         if not self.applying or not self.relay:
             return
-        txn = self.relay.pop(0)
+        txn = self.relay[0]
+        if self._one_domain and self.disk.log and txn.gtid[1] <= self.disk.log[-1].gtid[1]:
+            # gtid_strict_mode: somebody wrote here, the numbers are taken.
+            self.applying, self.apply_error = False, "1950 out-of-order sequence number"
+            return
+        del self.relay[0]
         self.relayed.discard(txn.gtid)
         if txn.gtid not in self.disk.has:
             self.disk.log.append(txn)
@@ -323,7 +343,7 @@ class FakeServer(Process):
     def observation(self) -> Observation:
         """Everything it says of itself."""
         position, history = self._gtid_texts()
-        relay = ",".join(_text(self.flavour, [txn.gtid for txn in self.relay]))
+        relay = ",".join(self._text([txn.gtid for txn in self.relay]))
         connected = self.feed is not None and self.feed.good()
         beats = [txn.at_s for txn in reversed(self.disk.log) if txn.ident.startswith("beat")][:1]
         return Observation(
@@ -338,6 +358,7 @@ class FakeServer(Process):
             source=self.disk.source,
             io="yes" if self.receiving and connected else "connecting" if self.receiving else "no",
             applying=self.applying,
+            apply_error=self.apply_error,
             semi_source=self.semi_source,
             semi_clients=sum(feed.good() and feed.replica.semi_replica for feed in self.feeds),
             semi_waiting=len(self.waiting),
@@ -351,14 +372,37 @@ class FakeServer(Process):
     def _gtid_texts(self) -> tuple[str, str]:
         key = (len(self.disk.log), self.committed)
         if self._texts[0] != key:
-            if self.flavour == MARIADB:
+            if self._one_domain:
                 last = self.disk.log[-1].gtid if self.disk.log else None
                 position = f"1-{last[0]}-{last[1]}" if last else ""
-                history = ",".join(_text(MARIADB, [txn.gtid for txn in self.disk.log]))
+                history = ",".join(self._text([txn.gtid for txn in self.disk.log]))
             else:
-                position = history = ",".join(_text(MYSQL, [t.gtid for t in self.disk.log[: self.committed]]))
+                known = self.disk.log if self.flavour == MARIADB else self.disk.log[: self.committed]
+                position = history = ",".join(self._text([txn.gtid for txn in known]))
             self._texts = (key, position, history)
         return self._texts[1], self._texts[2]
+
+    def _text(self, gtids: list[Gtid]) -> list[str]:
+        """GTIDs as the server writes them."""
+        by_server: dict[int, list[int]] = {}
+        for number, n in gtids:
+            by_server.setdefault(number, []).append(n)
+        if self.flavour == MARIADB:
+            domain = 10 if self.own_domain else 1
+            return [
+                f"{domain + number * self.own_domain}-{number}-{max(some)}"
+                for number, some in sorted(by_server.items())
+            ]
+        found = []
+        for number, some in sorted(by_server.items()):
+            some.sort()
+            spans, first = [], some[0]
+            for one, after in zip(some, [*some[1:], -1], strict=True):
+                if after != one + 1:
+                    spans.append(f"{first}-{one}")
+                    first = after
+            found.append(":".join((_uuid(number), *spans)))
+        return found
 
     def do(self, verb: str, args: Mapping[str, Any], settle: Settle) -> None:
         """A verb; it happens even when nobody waits for it any more."""
@@ -419,7 +463,7 @@ class FakeServer(Process):
         settle(Done())
 
     def _do_apply_start(self, args: Mapping[str, Any], settle: Settle) -> None:
-        self.applying = True
+        self.applying, self.apply_error = True, ""
         self._apply_soon()
         settle(Done())
 
@@ -505,22 +549,3 @@ class FakeServer(Process):
 
 def _uuid(number: int) -> str:
     return f"{number:08d}-0000-0000-0000-000000000000"
-
-
-def _text(flavour: str, gtids: list[Gtid]) -> list[str]:
-    """GTIDs as the server writes them."""
-    by_server: dict[int, list[int]] = {}
-    for number, n in gtids:
-        by_server.setdefault(number, []).append(n)
-    if flavour == MARIADB:
-        return [f"1-{number}-{max(some)}" for number, some in sorted(by_server.items())]
-    found = []
-    for number, some in sorted(by_server.items()):
-        some.sort()
-        spans, first = [], some[0]
-        for one, after in zip(some, [*some[1:], -1], strict=True):
-            if after != one + 1:
-                spans.append(f"{first}-{one}")
-                first = after
-        found.append(":".join((_uuid(number), *spans)))
-    return found

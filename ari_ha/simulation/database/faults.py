@@ -10,8 +10,8 @@ from ari_ha.simulation.process import DEAD
 
 KINDS = (
     "server-kill", "server-freeze", "watcher-kill", "watcher-freeze", "host-freeze", "host-kill", "cut-peer",
-    "cut-etcd", "cut-both", "cut-one-way", "etcd-away", "lease-revoked", "errant", "slow-replica", "switchover",
-    "hold",
+    "cut-etcd", "cut-both", "cut-one-way", "etcd-away", "lease-revoked", "errant", "slow-replica",
+    "switchover", "hold",
 )  # fmt: skip
 
 

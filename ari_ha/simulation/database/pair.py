@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ari_ha.core.machine import Effect, Outcome, Refused
+from ari_ha.core.machine import Done, Effect, Outcome, Refused
 from ari_ha.core.ports.database import (
     ArchiveErrant,
     DatabaseDo,
@@ -20,13 +20,21 @@ from ari_ha.core.ports.database import (
 )
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.probe import WallClock
-from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.store import KeyValue, LeaseState, StoreRead, StoreTxn
 from ari_ha.machines.database import DatabaseMachine
-from ari_ha.machines.database_config import MYSQL, REPLICA, SYNC, DatabaseConfig, DatabaseTimings, Server
+from ari_ha.machines.database_config import (
+    CIRCULAR,
+    MYSQL,
+    REPLICA,
+    SYNC,
+    DatabaseConfig,
+    DatabaseTimings,
+    Server,
+)
 from ari_ha.machines.database_steps import LANE
 from ari_ha.simulation.database.fake_server import FakeServer
 from ari_ha.simulation.fake_store import HOST as ETCD
-from ari_ha.simulation.fake_store import Store, StoreClient
+from ari_ha.simulation.fake_store import LEASE_MARGIN_S, LOOK_EVERY_S, RENEWALS_PER_TTL, Store, StoreClient
 from ari_ha.simulation.process import DEAD, RUNNING, MachineProcess, Settle
 from ari_ha.simulation.world import Network, World
 from ari_ha.wire.database_keys import DatabaseKeys
@@ -35,6 +43,52 @@ CLUSTER, DATABASE = "sim", "cdr"
 NAMES = ("db1", "db2")
 START_MIN_S, START_MAX_S = 0.3, 1.5
 RESTART_WATCHER_S = 0.3
+
+
+class SteadyClient(StoreClient):
+    """A client that goes on renewing after an absence too short to be noticed, and gets
+    the changes it missed in that time, as the real one resumes its stream."""
+
+    _chain = 0
+    _missed = False
+
+    def _committed(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
+        self._missed = self._missed or not self._connected()
+        if not self._missed:
+            super()._committed(changes)
+
+    def _catch_up(self) -> None:
+        self._missed = False
+        super()._catch_up()
+
+    def _look(self) -> None:
+        if self._missed and self.reachable is True and self._connected():
+            self._catch_up()
+        super()._look()
+
+    def _renew(self) -> None:
+        self._chain += 1
+        self._renew_again(self._chain)
+
+    def _renew_again(self, chain: int) -> None:
+        if chain != self._chain:
+            return
+        if self._connected() and self.reachable is True:
+            self._renew_now()
+            pause_s = self.ttl_s / RENEWALS_PER_TTL
+        else:
+            pause_s = LOOK_EVERY_S
+        self._again(pause_s, lambda: self._renew_again(chain))
+
+    def _renew_now(self) -> None:
+        sent = self.process.clock.monotonic()
+        if not self.lease or not self.store.renew(self.lease):
+            if self._held:
+                self._held = False
+                self.process.post(LeaseState(held=False, lease=self.lease))
+            self.lease = self.store.grant(self.ttl_s)
+        self._held, self._held_until = True, sent + self.ttl_s - LEASE_MARGIN_S
+        self.process.post(LeaseState(held=True, until=self._held_until, lease=self.lease))
 
 
 @dataclass
@@ -71,7 +125,9 @@ class Pair:
         self.reigns: dict[str, int] = {}
         self._requests = 0
         for number, name in enumerate(NAMES, 1):
-            server = FakeServer(world, self.network, name, number, shape.flavour)
+            server = FakeServer(
+                world, self.network, name, number, shape.flavour, own_domain=shape.shape == CIRCULAR
+            )
             server.told = self._teller(name)
             server.on_open = self._opened
             self.servers[name] = server
@@ -97,7 +153,8 @@ class Pair:
         return DatabaseConfig(
             cluster=CLUSTER, database=DATABASE, server=name, process=process,
             servers={server: Server(server) for server in NAMES},
-            flavour=self.shape.flavour, shape=self.shape.shape, mode=self.shape.mode, timings=self.shape.timings,
+            flavour=self.shape.flavour, shape=self.shape.shape, mode=self.shape.mode,
+            timings=self.shape.timings,
         )  # fmt: skip
 
     def _make(self, name: str, process: MachineProcess) -> DatabaseMachine:
@@ -130,7 +187,7 @@ class Pair:
             ServerLife(alive=alive, life=server.life_name if alive else ""),
         )
         ttl_s = self.shape.timings.lease_ttl_s
-        self.clients[name] = StoreClient(self.store, process, [self.keys.root], ttl_s=ttl_s)
+        self.clients[name] = SteadyClient(self.store, process, [self.keys.root], ttl_s=ttl_s)
 
     def _teller(self, name: str) -> Callable[[bool, str], None]:
         def tell(alive: bool, life: str) -> None:
@@ -179,8 +236,6 @@ class Pair:
 
             def killed() -> None:
                 server.kill()
-                from ari_ha.core.machine import Done
-
                 settle(Done())
 
             world.after(0.01, killed)
@@ -195,8 +250,6 @@ class Pair:
             settle(Refused(f"nobody performs {type(effect).__name__}"))
 
     def _start_server(self, server: FakeServer, truncate: bool, settle: Settle) -> None:
-        from ari_ha.core.machine import Done
-
         life = server.life
 
         def up() -> None:

@@ -18,6 +18,7 @@ SETTLE_S = 4.0
 SAFETY_MIN_S, SAFETY_MAX_S = 12.0, 30.0
 TOGETHER_S = 40.0
 LOOK_EVERY_S = 1.0
+UNWATCHED = frozenset({"watcher-kill", "watcher-freeze", "host-freeze", "host-kill"})
 QUIET_S = 4.0
 """Without writes, so that both servers can be compared."""
 
@@ -32,6 +33,8 @@ class Result:
     faults: list[str] = field(default_factory=list)
     acks: int = 0
     reigns: int = 0
+    lost: int = 0
+    """Confirmed writes that are not there in the end (allowed without confirmations)."""
     together_s: float = 0.0
     longest_gap_s: float = 0.0
     happened: int = 0
@@ -79,6 +82,7 @@ def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
         world.say("run", traceback.format_exc())
         checkers.problem("nothing breaks", f"{type(error).__name__}: {error} ({where.name}:{where.lineno})")
     result.problems, result.faults, result.acks = checkers.problems, faults.done, len(clients.acks)
+    result.lost = checkers.lost
     result.reigns, result.longest_gap_s = pair.reign, clients.longest_gap_s
     result.happened, result.story = world.happened, world.story
     result.took_s = time.perf_counter() - began
@@ -120,6 +124,7 @@ def _run(
         if one.disk.has == two.disk.has:
             break
         world.run_until(world.now + 0.05)
+    checkers.unwatched = bool(UNWATCHED & set(faults.done))
     checkers.final()
 
 
