@@ -220,9 +220,9 @@ class AsteriskSide:
                 channel.bridge = self.bridge
 
         ids = ",".join(channel.id for channel in channels)
-        asks.append(
-            _Ask("bridges.addChannel", {"bridgeId": self.bridge, "channel": ids}, joined, bridge=True)
-        )
+        # without inhibiting, Asterisk tells each end of the other by a re-INVITE
+        params = {"bridgeId": self.bridge, "channel": ids, "inhibitConnectedLineUpdates": "true"}
+        asks.append(_Ask("bridges.addChannel", params, joined, bridge=True))
         return asks
 
     def _bridge_made(self) -> None:

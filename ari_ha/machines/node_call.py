@@ -105,6 +105,8 @@ class NodeCall(CallBase):
         """Asterisk does what was wanted: the edge is told, and may move the media."""
         self.asterisk.succeeded()
         there = tuple(leg.leg for leg in self.living() if leg.channel is not None and leg.channel.up)
+        if any(leg.state == UP and leg.leg not in there for leg in self.living()):
+            return  # somebody's channel is missing: the call is not whole
         if there and there != self.bridged_said and self.stage in (QUEUED, TALKING, FEATURE):
             self.bridged_said = there
             self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=list(there)))

@@ -257,7 +257,11 @@ def test_any_order_of_events_comes_together() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         NodeOrders,
         settings=settings(
-            max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate),
+            max_examples=100,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            phases=(Phase.explicit, Phase.generate),
             suppress_health_check=list(HealthCheck),
         ),
-    )  # fmt: skip
+    )
