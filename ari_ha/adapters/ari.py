@@ -80,10 +80,10 @@ class AriSettings:
     events_unwanted: tuple[str, ...] = ("ChannelDialplan", "ChannelVarset")
     """Event types Asterisk need not send: no decision uses them and they are many."""
 
-    ping_every_ms: int = 250
+    ping_every_ms: int = 200
     """Milliseconds. Four chances to answer within the silence limit."""
 
-    silence_limit_ms: int = 1000
+    silence_limit_ms: int = 800
     """Milliseconds. Longer than any pause of an Asterisk that still serves calls."""
 
     stall_limit_ms: int = 150

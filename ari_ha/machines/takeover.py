@@ -17,6 +17,8 @@ from ari_ha.machines.media import HITLESS
 from ari_ha.machines.node_watch import WatchedNode
 from ari_ha.wire import link
 
+BYES_OF_A_STOP = 3
+"""Calls with an unannounced BYE within the grace: one app decision ends one call's legs."""
 MOVED_KEPT_MAX = 4_000
 """Calls remembered per node that left it; the oldest are forgotten first."""
 
@@ -31,6 +33,8 @@ class Takeover:
         self._waiting: dict[str, str] = {}
         """call -> why, in no order: the order is decided when a place is free"""
         self._moving: set[str] = set()
+        self._byes: dict[str, dict[str, float]] = {}
+        """node -> calls whose legs it ended just now, unannounced"""
         self._moved: dict[str, dict[str, tuple[Epoch, str, float]]] = {}
         """node name -> call -> where it went: told to the node when it is back"""
         calls.on_leg_ended_in_move = self._again
@@ -93,6 +97,24 @@ class Takeover:
         name = f"bye/{call.call}/{half.leg}"
         when = self._context.now + self._context.timings.bye_grace_s
         self._context.at(name, when, lambda: self._unannounced(call, half, cause))
+        if half.leg not in call.announced and self._many_byes(half.node.name, call.call):
+            self._stopping(half.node.name, cause)
+
+    def _many_byes(self, node: str, ident: str) -> bool:
+        """Whether this node has ended legs of so many calls within the grace that it must
+        be stopping; then nobody waits for announcements."""
+        now = self._context.now
+        recent = self._byes.setdefault(node, {})
+        recent[ident] = now
+        for old in [name for name, at in recent.items() if now - at > self._context.timings.bye_grace_s]:
+            del recent[old]
+        return len(recent) >= BYES_OF_A_STOP
+
+    def _stopping(self, node: str, cause: str) -> None:
+        for call in self._calls.of_node(node):
+            for half in [h for h in call.halves.values() if h.state == "ended" and not h.over]:
+                self._context.cancel(f"bye/{call.call}/{half.leg}")
+                self._unannounced(call, half, cause)
 
     def _unannounced(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
         leg = call.legs.get(half.leg)

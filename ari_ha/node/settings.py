@@ -37,9 +37,9 @@ class Ari:
     """Path. Read at every connect, so that a changed password needs no restart."""
     app: str = "ari-ha"
     """Name. The Stasis application the dialplan names; one process only may use it."""
-    ping_every_ms: int = 250
+    ping_every_ms: int = 200
     """Milliseconds. Four chances to answer within the silence limit."""
-    silence_limit_ms: int = 1000
+    silence_limit_ms: int = 800
     """Milliseconds. Longer than any pause of an Asterisk that still serves calls."""
 
 

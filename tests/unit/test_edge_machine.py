@@ -401,3 +401,19 @@ def test_two_people_talking_through_a_silent_node_are_connected_before_it_is_los
     node.silent = False
     world.run(0.5)
     assert call.media.state == "through" and ("c", "a1") not in world.hears[call.call]
+
+
+def test_many_unannounced_byes_are_a_node_that_stops(world):
+    callers = [world.call_in() for _ in range(12)]
+    by_node: dict[str, list] = {}
+    for _, call in callers:
+        by_node.setdefault(call.owner.name, []).append(call)
+    name, calls = max(by_node.items(), key=lambda item: len(item[1]))
+    node = world.nodes[name]
+    assert len(calls) >= 3
+    for key, token in list(node.tokens.items()):
+        if token.call in {call.call for call in calls}:
+            node.sip.hangup(key, world.now)
+    world.settle()
+    assert all(call.owner.name != name for call in calls), "moved before the grace was over"
+    assert not world.carrier.of(sip.LegEnded)
