@@ -273,7 +273,8 @@ class AsteriskSide:
             return
         self._failures += 1
         self._context.count("node_asks_not_done", operation=ask.operation, code=str(code))
-        if self._failures == 1 or self._failures % COMPLAIN_EVERY == 0:
+        # once is a channel or bridge that has just gone
+        if self._failures == 2 or self._failures % COMPLAIN_EVERY == 0:
             self._context.note(
                 f"call/{self._call.call}", f"Asterisk did not do {ask.operation}", level="warning",
                 outcome=outcome, times=self._failures,

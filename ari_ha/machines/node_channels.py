@@ -186,9 +186,7 @@ class Channels:
             call.dialling.entered(leg)
             self._state(channel)
         elif self._arriving(channel.id) is None:
-            self._context.note(
-                f"call/{name.call}", "a channel of ours without a call", level="warning", channel=channel.id
-            )
+            self._context.note(f"call/{name.call}", "its channel came too late", channel=channel.id)
             self._context.count("node_channels_orphaned")
             self._context.hang_up(channel.id)
         else:

@@ -71,8 +71,12 @@ class NodeCore:
         return (known.aor if known else "") or user
 
     def edge_sip(self, call: NodeCall) -> str:
-        """Where a leg of the call is dialled: the edge that owns the call, else one
-        that is linked, else the first there is."""
+        """Where a leg of the call is dialled: host:port of its edge; empty: no edge."""
+        return next((address for name in self.edges_of(call) if (address := self._sip_of(name))), "")
+
+    def edges_of(self, call: NodeCall) -> list[str]:
+        """The edges that may serve the call, the likeliest first: the active one of the
+        pair that owns it, one that lists it, one that is linked, any."""
         owner = self.records.owner(call.call)
         names = [owner.edge] if owner else []
         if owner and (vip := self._vips.get(owner.vip)):
@@ -81,11 +85,7 @@ class NodeCore:
         listing = [peer for peer, edge in linked.items() if edge.calls and call.call in edge.calls.calls]
         known = [name for name, _ in self.config.edges]
         names += [*listing, *(name for name in known if name in linked), *linked, *known]
-        for name in names:
-            address = self._sip_of(name)
-            if address:
-                return address
-        return ""
+        return list(dict.fromkeys(names))
 
     def _sip_of(self, edge: str) -> str:
         said = self.context.links[edge].sip if edge in self.context.links else ""

@@ -284,5 +284,8 @@ class Links:
             agent=order.agent, device=order.device, attempt=order.attempt, call=order.call
         )
         call = self._core.calls.get(order.call)
-        if call is None or not call.say(frame):
+        linked = [e for e in self._core.edges_of(call) if e in self._context.links] if call else []
+        if not linked:
             self._core.acd.claim_answered(order.attempt, False, "")
+            return
+        self._context.tell(linked[0], frame)  # one answers: a standby would say no

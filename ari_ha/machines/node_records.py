@@ -17,6 +17,7 @@ from ari_ha.machines.node_context import NodeContext
 from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode, merge_unknown
 
 RETRY_S = 0.5
+DELETIONS_KEPT_MAX = 1_000
 
 Act = Callable[[], None]
 
@@ -61,6 +62,8 @@ class Records:
         self._stored: dict[str, Stored] = {}
         self._owners: dict[str, OwnerValue] = {}
         self._pens: dict[str, _Pen] = {}
+        self._deleted: dict[str, int] = {}
+        """Records deleted lately, and at which revision."""
         self.seen = False
         """A snapshot of ``calls/`` has come."""
         self.on_superseded: Callable[[str, Epoch, str], None] = lambda call, epoch, node: None
@@ -99,6 +102,11 @@ class Records:
     def changed(self, event: StoreChanged) -> None:
         """One key changed."""
         self._take(event.key, event.value)
+        match self._context.keys.split(event.key):
+            case ("calls", call, "record") if event.value is None:
+                self._deleted[call] = event.revision
+                while len(self._deleted) > DELETIONS_KEPT_MAX:
+                    del self._deleted[next(iter(self._deleted))]
 
     def _take(self, key: str, kv: KeyValue | None) -> None:
         match self._context.keys.split(key):
@@ -140,6 +148,8 @@ class Records:
         old = self._stored.get(call)
         if old is not None and old.revision >= kv.mod_revision:
             return
+        if kv.mod_revision < self._deleted.get(call, 0):
+            return  # the answer to our write came after the news of its deletion
         try:
             value = decode(kv.value, RecordValue, kv.key)
         except BadValue as error:
@@ -343,8 +353,10 @@ class Records:
         if stored is None:
             return
         key = self._context.keys.record(call)
-        self._context.txn(
-            f"record/{call}", lambda outcome: None,
-            compares=(Compare(key, stored.revision), Compare(self._context.keys.owner(call), 0)),
-            deletes=(Delete(key),),
-        )  # fmt: skip
+
+        def removed(outcome: Outcome) -> None:
+            if isinstance(outcome, Done) and not any(kv.key == key for kv in outcome.value.current):
+                self._stored.pop(call, None)
+
+        compares = (Compare(key, stored.revision), Compare(self._context.keys.owner(call), 0))
+        self._context.txn(f"record/{call}", removed, compares=compares, deletes=(Delete(key),))

@@ -292,7 +292,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     agents_up = [leg for leg in call.living() if leg.leg != PRIMARY_LEG and leg.state == UP]
     if record is not None and record.stage == DIALPLAN:
         stage = DIALPLAN
-    elif record is not None and record.verb[:1] == ["agent"]:
+    elif (record is not None and record.verb[:1] == ["agent"]) or call.facts.did.startswith("*"):
         stage = FEATURE
     elif agents_up:
         stage = TALKING
@@ -329,12 +329,12 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
     )  # fmt: skip
-    if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):
-        _into_dialplan(call, record)
-        return
     if past.stage == FEATURE:
         call.end_leg(primary, NORMAL, "feature code interrupted")
         call.over("interrupted")
+        return
+    if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):
+        _into_dialplan(call, record)
         return
     call.save()
     _end_leftovers(call)

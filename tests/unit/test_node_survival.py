@@ -424,3 +424,23 @@ def test_small_words() -> None:
     assert failure_kind(603, 21, True) == "reject" and failure_kind(408, 18, True) == "no-answer"
     assert failure_kind(480, 20, True) == "unreachable" and failure_kind(487, 16, True) == "canceled"
     assert EDGE
+
+
+def test_a_feature_code_is_not_taken_up_again() -> None:
+    bench = Bench()
+    token = bench.token("f1", "c", "7.2", "resume", did="*21", facts={"c": "up"})
+    bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,resume,{token}", "*21")))
+    bench.sleep(4)
+    assert bench.said(link.EndLeg, call="f1") and not bench.machine.core.calls
+
+
+def test_a_record_deleted_before_our_write_was_answered_stays_deleted() -> None:
+    from ari_ha.core.ports.store import KeyValue, StoreChanged
+
+    bench = Bench(())
+    bench.trunk()
+    records, key = bench.machine.core.records, bench.keys.record("k1")
+    written = bench.store.data[key]
+    bench.post(StoreChanged(key=key, value=None, revision=written.mod_revision + 5))
+    records.learn("k1", KeyValue(key, written.value, written.mod_revision + 1))
+    assert records.record("k1") is None
