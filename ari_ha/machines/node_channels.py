@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,6 +363,11 @@ class Channels:
                 self._entered(channel, channel.dialplan.app_data.split(",")[1:])
         for arriving in list(self._core.resumes.by_call.values()):
             self._core.resumes.look(arriving)
+        if not self._first:
+            # Asterisk was away while their calls left: it could not be told
+            lost = self._lost_bridges(event.bridges)
+            self._suspects[DESTROY] |= lost
+            self._end_suspects(lost, DESTROY, "bridgeId")
 
     def _ours(self, channel: ari.Channel) -> bool:
         where = channel.dialplan
@@ -462,10 +467,13 @@ class Channels:
         self._end_suspects(lost, HANGUP, "channelId")
 
     def _bridges_listed(self, outcome: Outcome) -> None:
-        if not isinstance(outcome, Done):
-            return
+        if isinstance(outcome, Done):
+            self._end_suspects(self._lost_bridges(outcome.value), DESTROY, "bridgeId")
+
+    def _lost_bridges(self, bridges: Iterable[ari.Bridge]) -> set[str]:
+        """Bridges of ours that no call here has."""
         lost = set()
-        for bridge in outcome.value:
+        for bridge in bridges:
             parsed = parse_bridge_id(bridge.id)
             if parsed is None or bridge.name != parsed[0]:
                 continue
@@ -473,7 +481,7 @@ class Channels:
             arriving = parsed[0] in self._core.resumes.by_call
             if not arriving and (call is None or call.asterisk.bridge != bridge.id):
                 lost.add(bridge.id)
-        self._end_suspects(lost, DESTROY, "bridgeId")
+        return lost
 
     def _end_suspects(self, lost: set[str], operation: str, param: str) -> None:
         for ident in lost & self._suspects[operation]:

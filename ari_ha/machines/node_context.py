@@ -31,6 +31,7 @@ class EdgeLink:
     hello: bool = False
     calls: EdgeCalls | None = None
     """Its last list of the calls we serve; None until it has sent one."""
+    calls_at: float = 0.0
     compared: bool = False
     """Whether that list has been compared with what is here: it is true only for the
     moment it was made, and is used once."""

@@ -29,6 +29,7 @@ from ari_ha.wire.keyspace import (
 )
 
 V = TypeVar("V", bound=Value)
+LISTED_VALID_S = 30.0
 
 
 class NodeCore:
@@ -223,8 +224,13 @@ class NodeCore:
             self.acd.caller_leaves(ident, "ended between two nodes")
 
     def listed(self, ident: str) -> bool:
-        """Whether a linked edge says that we serve the call."""
-        return any(edge.calls and ident in edge.calls.calls for edge in self.context.links.values())
+        """Whether a linked edge has said lately that we serve the call. It lists calls only
+        when its link comes up: an old list proves nothing."""
+        since = self.context.now - LISTED_VALID_S
+        return any(
+            edge.calls is not None and ident in edge.calls.calls and edge.calls_at >= since
+            for edge in self.context.links.values()
+        )
 
     # --- taking up -----------------------------------------------------------------
 

@@ -195,7 +195,7 @@ class Links:
         edge = self._context.links.get(peer)
         if edge is None:
             return
-        edge.calls, edge.compared = frame, False
+        edge.calls, edge.calls_at, edge.compared = frame, self._context.now, False
         self._context.note("node", "the edge's list of our calls", edge=peer, calls=len(frame.calls))
         self.compare(peer)
 
