@@ -46,6 +46,11 @@ class Entry:
     verb: tuple[str, ...]
 
 
+QUICK_SWEEP_S = 1.0
+QUICK_SWEEPS = 4
+"""Sweeps in quick succession after each connect."""
+
+
 class Channels:
     """The Asterisk side of `NodeMachine`."""
 
@@ -59,6 +64,7 @@ class Channels:
         self._hangups: dict[str, int] = {}
         """Channels being hung up, and the cause."""
         self._first = True
+        self._quick_sweeps = 0
 
     # --- events --------------------------------------------------------------------
 
@@ -339,6 +345,7 @@ class Channels:
         )  # fmt: skip
         self._first = False
         self._on_state()
+        self._quick_sweeps = QUICK_SWEEPS
         self._arm_sweep()
 
     def _compare(self, event: AriSnapshot) -> None:
@@ -441,7 +448,11 @@ class Channels:
     # --- leftovers -----------------------------------------------------------------
 
     def _arm_sweep(self) -> None:
-        self._context.after("sweep", self._context.timings.sweep_every_s, self._sweep)
+        """Often at first after Asterisk was away, when most is left over."""
+        often = self._quick_sweeps > 0
+        self._quick_sweeps -= often
+        every_s = QUICK_SWEEP_S if often else self._context.timings.sweep_every_s
+        self._context.after("sweep", every_s, self._sweep)
 
     def _sweep(self) -> None:
         """Channels and bridges of ours that belong to no call: ended when seen twice."""
