@@ -366,9 +366,9 @@ def test_orphans_are_ended_when_seen_twice() -> None:
     bench = Bench()
     bench.asterisk.channels["k0.a1.6.1"] = {"state": "Up", "app_data": "", "exten": "", "music": ""}
     bench.asterisk.bridges["k0.6.1"] = set()
-    bench.sleep(6)
+    bench.sleep(1.4)
     assert "k0.a1.6.1" in bench.asterisk.channels
-    bench.sleep(6)
+    bench.sleep(1.4)
     assert not bench.asterisk.channels and not bench.asterisk.bridges
 
 
