@@ -63,8 +63,8 @@ class Primary:
         if not (leader.value.stage == "open" and seen.writable and model.primary == model.me):
             if not seen.writable and model.order and model.order.value.stage == "asked":
                 self._begin("cancel", [self._txn("forget the order", deletes=(model.keys.order,))], now)
-            elif model.same_identity:
-                ctx.steps.begin("release", self.release("its identity is not its own"), self.leading, now)
+            elif why := self._unfit(seen):
+                ctx.steps.begin("release", self.release(why), self.leading, now)
             else:
                 self._begin("promote", self._promotion(seen), now)
             return
@@ -84,6 +84,21 @@ class Primary:
             self._begin("follow", self._follow_peer(seen), now)
         elif seen.increment < len(ctx.config.servers):
             self._begin("number", [self._number()], now)
+
+    def _unfit(self, seen: Observation) -> str:
+        """Why this server cannot be promoted any more, though it has the lead."""
+        model = self._ctx.model
+        leader, sync = model.leader, model.sync
+        if model.same_identity:
+            return "its identity is not its own"
+        if model.primary == model.me or sync is None or (leader is not None and leader.value.forced):
+            return ""
+        if seen.apply_error:
+            return f"it cannot apply: {seen.apply_error}"
+        named = (sync.value.standby, sync.value.standby_life) == (model.me, seen.life)
+        if not named and (sync.value.mode != "async" or model.waits):
+            return "it was restarted: what it had received may be gone"
+        return ""
 
     def _begin(self, kind: str, steps: list[Step], now: Instant) -> None:
         def wanted(at: Instant) -> bool:

@@ -159,9 +159,11 @@ class Replica:
 
         def act(at: Instant) -> Effect:
             writable = seen.writable and model.primary == model.me
+            order = model.order
+            forced = order is not None and order.value.kind == "failover" and model.primary != model.me
             value = LeaderValue(
                 server=model.me, process=ctx.config.process, stage="open" if writable else "promoting",
-                since=ctx.utc_s,
+                since=ctx.utc_s, forced=forced,
             )  # fmt: skip
             deletes = [Delete(model.keys.released)]
             if model.order is not None:
@@ -230,7 +232,9 @@ class Replica:
             return
         if PURGED in seen.io_error or FORKED in seen.apply_error:
             why = "the primary has no longer what is missing here"
-            self._rebuild(seen.apply_error or why, model.own(), now)
+            # A number may have been used twice: archived even where it seems known.
+            errant = model.own() or (seen.position if seen.apply_error else "")
+            self._rebuild(seen.apply_error or why, errant, now)
         elif seen.source != other:
             self._begin("rejoin", self._rejoin(seen, other), now)
         elif seen.io == "no" or (not seen.applying and not seen.apply_error):
@@ -339,18 +343,15 @@ class Replica:
         value = stored.value
         if model.alive and (model.server is None or not model.running(now)):
             return
-        if value.stage == "archive" and not model.alive:
-            self.start(now)
-            return
         seen = model.server
         if seen is not None and seen.life == self._copied_life:
             # Copied, and etcd did not hear of it.
             ctx.steps.begin("rebuild", [Step("rebuilt", self._rebuilt)], lambda at: True, now)
             return
-        errant = model.own() or (value.errant if value.stage == "archive" else "")
+        errant = (value.errant if value.stage == "archive" else "") or model.own()
         archived: dict[str, str] = {}
         steps: list[Step] = []
-        if errant and seen is not None:
+        if errant:  # out of the files: the server need not run
             steps += [
                 Step("archive", lambda at: ArchiveErrant(gtids=errant, limit_s=600.0),
                      after=lambda path: archived.update(file=str(path))),

@@ -60,6 +60,8 @@ class LeaderValue(DatabaseValue):
     stage: str = "promoting"
     """promoting, open"""
     since: float = 0.0
+    forced: bool = False
+    """An operator accepted that confirmed writes may be missing."""
 
 
 class SyncValue(DatabaseValue):

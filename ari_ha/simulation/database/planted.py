@@ -53,6 +53,7 @@ def _undrained(machine: DatabaseMachine) -> None:
 def _anybody(machine: DatabaseMachine) -> None:
     """Whoever is there takes the lead, certified or not."""
     machine.replica._succeed = lambda seen, now: ""  # type: ignore[method-assign]
+    machine.primary._unfit = lambda seen: ""  # type: ignore[method-assign]
 
 
 def _off_untold(machine: DatabaseMachine) -> None:

@@ -19,6 +19,7 @@ SAFETY_MIN_S, SAFETY_MAX_S = 12.0, 30.0
 TOGETHER_S = 40.0
 LOOK_EVERY_S = 1.0
 UNWATCHED = frozenset({"watcher-kill", "watcher-freeze", "host-freeze", "host-kill"})
+LAST_LOOKS_MAX = 500
 QUIET_S = 4.0
 """Without writes, so that both servers can be compared."""
 
@@ -118,12 +119,13 @@ def _run(
         checkers.problem("comes together", "nobody can write")
     clients.writing = False
     world.run_until(world.now + QUIET_S)
-    # The heartbeat goes on: look at a moment when nothing is under way.
-    for _ in range(20):
+    # What was found only now is mended too; the heartbeat goes on, so look when nothing
+    # is under way.
+    for _ in range(LAST_LOOKS_MAX):
         one, two = pair.servers.values()
-        if one.disk.has == two.disk.has:
+        if one.disk.has == two.disk.has and not checkers.together():
             break
-        world.run_until(world.now + 0.05)
+        world.run_until(world.now + 0.07)
     checkers.unwatched = bool(UNWATCHED & set(faults.done))
     checkers.final()
 

@@ -1,0 +1,1 @@
+"""The watcher: beside each database server; replication, failover, and its health."""
