@@ -24,11 +24,11 @@ class Line:
     def to_dict(self) -> dict[str, object]:
         """The line as JSON values."""
         return {
+            **dict(self.facts),
             "at": self.at_utc_s,
             "subject": self.subject,
             "text": self.text,
             "cause": self.cause,
-            **dict(self.facts),
         }
 
 
