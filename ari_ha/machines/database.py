@@ -49,7 +49,6 @@ from ari_ha.machines.database_replica import Replica
 from ari_ha.machines.database_steps import StepList
 from ari_ha.machines.database_writers import TwoWriters
 
-MIRROR_LIMIT_S = 1.0
 FAST_KINDS = frozenset({"promote", "certify", "switchover", "rejoin", "restart", "degrade", "follow"})
 
 
@@ -72,7 +71,6 @@ class DatabaseMachine:
         self._asked_at: Instant = now
         self._asked_basis = 0
         self._retry_at: Instant = now
-        self._ended_at: Instant = now
         self._decided_at: Instant = now
 
     # -- events
@@ -166,7 +164,7 @@ class DatabaseMachine:
 
     def _ended(self, ended: StepList, why: str, now: Instant) -> None:
         """A list of steps is over."""
-        self._observe_at = self._ended_at = now
+        self._observe_at = now
         if why:
             self._retry_at = now + self.config.timings.retry_s
             self.ctx.note(f"{ended.kind} stopped", step=ended.step, why=why)
@@ -189,8 +187,8 @@ class DatabaseMachine:
         self._unresponsive(now)
         self.ctx.steps.tick(now)
         if self.ctx.steps.current is None and now >= self._retry_at:
-            if model.revision < self.ctx.steps.written and now < self._ended_at + MIRROR_LIMIT_S:
-                pass  # our own last write is not in the mirror yet: it would be decided again
+            if model.alive and model.asked_at < self.ctx.steps.touched_at:
+                pass  # what was done is not seen yet: it would be decided again
             elif two:
                 self.writers.plan(now)
             else:
@@ -283,7 +281,6 @@ class DatabaseMachine:
             self.ctx.steps.deadline(),
             self.publisher.deadline(),
             self._retry_at,
-            self._ended_at + MIRROR_LIMIT_S,
         ]
         if not self._observing and self.model.alive is not False:
             times.append(self._observe_at)

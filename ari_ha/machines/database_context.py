@@ -19,7 +19,7 @@ class Context:
         self.model = Model(config)
         self.out: list[Effect] = []
         self.counts: dict[str, int] = {}
-        self.steps = Steps(self.emit, ended)
+        self.steps = Steps(self.emit, ended, lambda: self.model.lease, self.model.take_written)
         self.utc_s = 0.0
 
     def emit(self, effect: Effect) -> None:

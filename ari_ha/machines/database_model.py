@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from ari_ha.core.machine import Instant
 from ari_ha.core.ports.database import Observation
-from ari_ha.core.ports.store import Compare, KeyValue, StoreChanged, StoreSnapshot
+from ari_ha.core.ports.store import Compare, KeyValue, StoreChanged, StoreSnapshot, StoreTxn
 from ari_ha.machines.database_config import ASYNC, DatabaseConfig
 from ari_ha.machines.database_gtid import BadGtids, extra, has_all
 from ari_ha.wire.database_keys import (
@@ -62,6 +62,8 @@ class Model:
         """`revision` at that moment."""
         self.silent_since: Instant | None = None
         self.unreadable: dict[str, str] = {}
+        self._floor: dict[str, int] = {}
+        """Revisions of our own transactions, known before the mirror tells."""
 
     # -- etcd
 
@@ -69,19 +71,37 @@ class Model:
         """The whole mirror."""
         if event.prefix != self.keys.root:
             return
-        self.stored = {}
+        kept = {key for key, revision in self._floor.items() if revision > event.revision}
+        self.stored = {key: stored for key, stored in self.stored.items() if key in kept}
         for key, item in event.items.items():
-            self._take(key, item)
+            if key not in kept:
+                self._take(key, item)
+        self._floor = {key: self._floor[key] for key in kept}
         self.loaded = True
         self.revision = max(self.revision, event.revision)
 
     def take_change(self, event: StoreChanged) -> None:
         """One key."""
         self.revision = max(self.revision, event.revision)
+        if event.revision < self._floor.get(event.key, 0):
+            return
+        self._floor.pop(event.key, None)
         if event.value is None:
             self.stored.pop(event.key, None)
         else:
             self._take(event.key, event.value)
+
+    def take_written(self, txn: StoreTxn, revision: int, lease: int) -> None:
+        """Our own transaction was applied: so it is, though the mirror lags behind, and
+        tells the keys of one revision one by one. ``lease``: ours when it was asked for."""
+        for put in txn.puts:
+            if self._floor.get(put.key, 0) < revision:
+                self._floor[put.key] = revision
+                item = KeyValue(put.key, put.value, revision, revision, lease if put.leased else 0)
+                self._take(put.key, item)
+        for delete in txn.deletes:
+            self._floor[delete.key] = revision
+            self.stored.pop(delete.key, None)
 
     def _take(self, key: str, item: KeyValue) -> None:
         parts = self.keys.split(key)

@@ -61,16 +61,23 @@ class Steps:
     """Runs at most one list."""
 
     def __init__(
-        self, emit: Callable[[Effect], None], ended: Callable[[StepList, str, Instant], None]
+        self,
+        emit: Callable[[Effect], None],
+        ended: Callable[[StepList, str, Instant], None],
+        lease: Callable[[], int],
+        written: Callable[[StoreTxn, int, int], None],
     ) -> None:
         self._emit = emit
+        self._lease = lease
+        self._written = written
+        self._leases: dict[str, int] = {}
         self._ended = ended
         self._serial = 0
         self.current: StepList | None = None
         self.open_tag = ""
         """An `open` whose outcome is not known yet."""
-        self.written = 0
-        """Revision of the last transaction that was applied."""
+        self.touched_at: Instant = -1e9
+        """When something was last done to the server, or found out to be done."""
 
     @property
     def kind(self) -> str:
@@ -94,14 +101,14 @@ class Steps:
     def tick(self, now: Instant) -> None:
         """Goes on as far as possible."""
         while (running := self.current) is not None:
+            if running.index >= len(running.steps):
+                self.current = None
+                self._ended(running, "", now)
+                return
             if not running.wanted(now):
                 self.drop("not wanted any more", now)
                 return
             if running.under_way:
-                return
-            if running.index >= len(running.steps):
-                self.current = None
-                self._ended(running, "", now)
                 return
             try:
                 if not self._take(running, running.steps[running.index], now):
@@ -124,6 +131,8 @@ class Steps:
             tagged = replace(effect, lane=LANE, tag=tag)  # type: ignore[call-arg]
             if isinstance(tagged, DatabaseDo) and tagged.verb == "open":
                 self.open_tag = tag
+            if isinstance(tagged, StoreTxn):
+                self._leases[tag] = self._lease()
             self._emit(tagged)
             return False
         self._next(running, now)
@@ -140,6 +149,12 @@ class Steps:
         if tag and tag == self.open_tag:
             self.open_tag = ""
         poison = isinstance(effect, DatabaseDo) and effect.verb in POISON and isinstance(outcome, Unknown)
+        if isinstance(effect, DatabaseDo):
+            self.touched_at = now
+        if isinstance(effect, StoreTxn):
+            lease = self._leases.pop(tag, 0)
+            if isinstance(outcome, Done) and outcome.value.succeeded:
+                self._written(effect, outcome.value.revision, lease)
         running = self.current
         if running is None or not tag or running.under_way != tag:
             return poison
@@ -153,7 +168,6 @@ class Steps:
             if not outcome.value.succeeded:
                 self.drop(f"{step.name}: etcd has something else by now", now)
                 return False
-            self.written = max(self.written, outcome.value.revision)
         if step.after is not None:
             step.after(outcome.value)
         self._next(running, now)
