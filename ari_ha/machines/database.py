@@ -224,11 +224,13 @@ class DatabaseMachine:
                 self.replica.plan(now)
 
     def _unresponsive(self, now: Instant) -> None:
-        """A process that lives and does not answer."""
-        silent = self.model.silent_since
-        if silent is None or self.model.alive is not True or self.ctx.steps.kind == "rebuild":
+        """A process that lives and does not answer. One that has not answered yet in this
+        life recovers, which takes its time."""
+        silent, timings = self.model.silent_since, self.config.timings
+        if silent is None or self.model.alive is not True or self.ctx.steps.kind in ("rebuild", "start"):
             return
-        if now - silent >= self.config.timings.unresponsive_s:
+        limit_s = timings.start_limit_s if self.model.seen is None else timings.unresponsive_s
+        if now - silent >= limit_s:
             self.authority.kill("it does not answer", now)
 
     def _observe(self, now: Instant) -> None:
@@ -288,6 +290,7 @@ class DatabaseMachine:
         if silent is not None:
             times.append(silent + self.config.timings.down_after_s)
             times.append(silent + self.config.timings.unresponsive_s)
+            times.append(silent + self.config.timings.start_limit_s)
         later = [at for at in times if at is not None and at > now]
         return min(later, default=now + self.config.timings.publish_s)
 

@@ -264,6 +264,25 @@ def test_a_lead_of_an_older_lease_is_not_ours() -> None:
     assert "open" not in bench.verbs() and bench.txns("retake")
 
 
+def silence(bench: Bench) -> bool:
+    """Eight seconds without an answer; whether the server was killed for it."""
+    for _ in range(8):
+        bench.wait(0.6, look=False)
+        bench.tell(LeaseState(held=True, until=bench.now + 4.5, lease=LEASE))
+        for observe in [effect for effect in bench.out if isinstance(effect, Observe)]:
+            bench.out.remove(observe)
+            bench.now += 0.4
+            bench.tell(OutcomeOf(effect=observe, outcome=Unknown("no outcome within 1 s")))
+    return any(isinstance(effect, KillServer) for effect in bench.out)
+
+
+def test_a_server_that_stops_answering_is_killed_and_one_that_recovers_is_not() -> None:
+    assert silence(primary())
+    recovering = Bench("db1", PRIMARY)
+    recovering.tell(ServerLife(alive=True, life="L1"))
+    assert not silence(recovering)
+
+
 # --- the primary ----------------------------------------------------------------------------
 
 
