@@ -30,6 +30,7 @@ _CUT_RULES = f"""table inet {CUT_TABLE} {{
 }}
 """
 
+CONTROL_SOCKET = "/run/asterisk/asterisk.ctl"
 
 class LabError(Exception):
     """The lab could not do it; the text says why."""
@@ -116,9 +117,18 @@ class Lab:
         return Struck(self.signal(node, "asterisk", "TERM"))
 
     def asterisk_restart_now(self, node: str) -> Struck:
-        """`core restart now` typed by an operator."""
-        script = "date +%s.%N; asterisk -rx 'core restart now' || true"
-        return Struck(float(self.run(node, "sh", "-c", script).split()[0]))
+        """`core restart now` typed by an operator whose console is already open: the command goes to
+        Asterisk's control socket, and the clock starts when it is sent."""
+        script = (
+            "import socket, time\n"
+            "console = socket.socket(socket.AF_UNIX)\n"
+            f"console.connect({CONTROL_SOCKET!r})\n"
+            "console.recv(4096)\n"
+            "print(time.time(), flush=True)\n"
+            "console.sendall(b'core restart now\\0')\n"
+            "time.sleep(0.2)\n"
+        )
+        return Struck(float(self.run(node, "/opt/ari-ha/bin/python", "-c", script).split()[0]))
 
     def asterisk_freeze(self, node: str) -> Struck:
         """SIGSTOP: the process is there and does nothing."""

@@ -116,4 +116,6 @@ class Registration:
             return
         self.state = "refused"
         self._challenges = 0
-        self.due = None if event.status in (401, 403, 404) else now + RETRY_S
+        # a phone that was refused asks again: its account may only just have been made
+        self._authorization = ""
+        self.due = now + RETRY_S
