@@ -382,6 +382,7 @@ class Primary:
         """Commits wait first; then the standby must have all there was; then etcd is told."""
         ctx, model = self._ctx, self._ctx.model
         goal: dict[str, str] = {}
+        acked: list[int] = []
         self._certify_again_at = 0.0
 
         def on(value: Any) -> None:
@@ -391,6 +392,13 @@ class Primary:
             if model.asked_at < self._semi_on_at + ctx.timings.settle_s or not seen.semi_source:
                 return False
             if seen.semi_clients < 1:
+                return False
+            if not acked:
+                acked.append(seen.semi_acked)
+            if seen.semi_acked <= acked[0]:
+                # A commit that was under way when waiting began may not wait, and may not be
+                # in the position yet. One that waited, and was confirmed, lies behind it in
+                # the binary log; the heartbeat is one at the latest.
                 return False
             peer = self._peer()
             if peer is None:
@@ -420,7 +428,7 @@ class Primary:
         semi_on = self.do("semi_on", unless=lambda seen: seen.semi_source)
         return [
             Step("semi_on", semi_on.act, after=on),
-            self.seen("commits wait", aim, 3.0),
+            self.seen("commits wait", aim, 5.0),
             Step("standby has everything", until=caught_up, limit_s=ctx.timings.certify_limit_s),
             Step("standby in etcd", act),
         ]

@@ -30,7 +30,7 @@ def test_killed_at_every_step(scenario: str, flavour: str) -> None:
 @pytest.mark.parametrize("mode", [SYNC, ASYNC])
 def test_a_switchover_opens_one_server_once(flavour: str, mode: str) -> None:
     """The old primary knows that it has handed over before its mirror tells."""
-    shape = Shape(flavour=flavour, mode=mode)
+    shape = Shape(flavour=flavour, mode=mode, slow_commits=0.0)
     for seed, lag_s in ((0, 0.0), (1, 0.0), (2, 0.5)):
         odds = Odds(kinds=(), lag_s=lag_s)
         plan = Plan(odds=odds, shape=shape, script=SCENARIOS["switchover"], safety_s=8.0)

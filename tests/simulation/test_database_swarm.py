@@ -10,7 +10,7 @@ from ari_ha.simulation.database.pair import Shape
 from ari_ha.simulation.database.planted import PLANTED
 from ari_ha.simulation.database.run import Plan, Result, run_seed
 
-SWARM_SEEDS = 90
+SWARM_SEEDS = 75
 SEEDS_PER_BLOCK = 15
 PLANTED_SEEDS_MAX = 40
 

@@ -23,6 +23,7 @@ NET_TIMEOUT_S = 4.0
 CONNECT_RETRY_S = 1.0
 STOP_UNREACHABLE_S = {MYSQL: 2.0, MARIADB: 2.3}
 """Stopping the receiver while its source cannot be reached."""
+SLOW_COMMIT_MAX_S = 1.0
 UNSYNCED_MAX = 3
 """Confirmed transactions MariaDB's truncation took with it where nothing waited."""
 
@@ -144,6 +145,9 @@ class FakeServer(Process):
         self.on_rebuild: Callable[[FakeServer, FakeServer], None] = lambda server, donor: None
         self.archived: set[Gtid] = set()
         self.apply_s = 0.003
+        self.commit_max_s = 0.005
+        self.slow_commits = 0.0
+        """Share of commits a slow disk takes up to `SLOW_COMMIT_MAX_S` for."""
         self.errant_count = 0
         self.offset, self.increment = number, 2
         self._forget()
@@ -222,7 +226,12 @@ class FakeServer(Process):
         self.waiting.append(Waiting(len(self.disk.log) - 1, reply))
         self._pump()
         if not self.semi_source:
-            self._commit(len(self.disk.log) - 1)
+            # It will not wait any more, whatever is turned on meanwhile.
+            index, world = len(self.disk.log) - 1, self.world
+            took_s = world.between(0.0, self.commit_max_s)
+            if world.chance(self.slow_commits):
+                took_s = world.between(0.0, SLOW_COMMIT_MAX_S)
+            world.after(took_s, self.in_life(lambda: self._commit(index)))
 
     def _next_gtid(self) -> Gtid:
         if self._one_domain:

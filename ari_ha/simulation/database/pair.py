@@ -99,6 +99,7 @@ class Shape:
     shape: str = REPLICA
     mode: str = SYNC
     clock_skew: float = 0.0
+    slow_commits: float = 0.03
     timings: DatabaseTimings = field(default_factory=DatabaseTimings)
 
 
@@ -128,6 +129,7 @@ class Pair:
             server = FakeServer(
                 world, self.network, name, number, shape.flavour, own_domain=shape.shape == CIRCULAR
             )
+            server.slow_commits = shape.slow_commits
             server.told = self._teller(name)
             server.on_open = self._opened
             self.servers[name] = server

@@ -97,6 +97,23 @@ def _truncates_always(pair: Pair) -> None:
     pair._start_server = start  # type: ignore[method-assign]
 
 
+def _named_too_early(machine: DatabaseMachine) -> None:
+    """The standby is named as soon as commits wait, whatever was under way."""
+    real = machine.primary._certify
+
+    def certify() -> list[Step]:
+        steps = real()
+        peer = machine.primary._peer()
+        seen = machine.model.server
+        assert peer is not None and seen is not None
+        cell = steps[-1].act.__closure__ or ()  # type: ignore[union-attr]
+        for goal in (c.cell_contents for c in cell if isinstance(c.cell_contents, dict)):
+            goal.update(position=seen.position, life=peer.life, server=peer.server)
+        return [steps[0], steps[-1]]
+
+    machine.primary._certify = certify  # type: ignore[method-assign]
+
+
 def _life_forgotten(machine: DatabaseMachine) -> None:
     """A standby counts as certified though it was restarted."""
     model: Model = machine.model
@@ -160,6 +177,10 @@ PLANTED = {
         "MariaDB's truncation where nothing waited", _truncates_always,
         ("host-kill", "server-kill", "cut-peer"), ("no confirmed write is lost",), flavour=MARIADB,
         pause_s=1.0,
+    ),
+    "named-too-early": Planted(
+        "a standby is named that lacks what was there before", _machines(_named_too_early),
+        ("cut-peer", "slow-replica", "server-kill"), ("no confirmed write is lost",), pause_s=1.2,
     ),
     "life-forgotten": Planted(
         "a restarted standby is promoted", _machines(_life_forgotten), ("slow-replica", "server-kill"),
