@@ -98,6 +98,18 @@ class DatabaseServer:
             self._abandon(lane)
             raise
 
+    async def refused_grants(self, users: tuple[str, ...], limit_s: float = 5.0) -> dict[str, list[str]]:
+        """Rights by user with which an application could write to a closed server."""
+        found: dict[str, list[str]] = {}
+        for user in users:
+            grantee = {"grantee": f"'{user}'@%"}
+            outcome = await self.statement("grants", sql.GRANTS, grantee, limit_s)
+            if isinstance(outcome, Done) and (
+                rights := sql.refused_grants(self._flavour.name, outcome.value)
+            ):
+                found[user] = rights
+        return found
+
     def close(self) -> None:
         """Closes every connection."""
         for lane in list(self._lanes.values()):

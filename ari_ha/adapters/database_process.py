@@ -50,6 +50,8 @@ class ProcessOptions:
     """Host and port by server."""
     clone_user: str = "repl"
     clone_password: str = field(default="", repr=False)
+    clone_tls: bool = False
+    """A copy must be encrypted on its way."""
 
 
 class ServerProcess:
@@ -201,6 +203,7 @@ class ServerProcess:
             if not isinstance(outcome, Done):
                 return outcome
         text = "CLONE INSTANCE FROM %(user)s@%(host)s:" + str(int(port)) + " IDENTIFIED BY %(password)s"
+        text += " REQUIRE SSL" if self._options.clone_tls else " REQUIRE NO SSL"
         given = {"user": self._options.clone_user, "host": host, "password": self._options.clone_password}
         outcome = await server.statement("clone", text, given, limit_s)
         ended = isinstance(outcome, Refused) and outcome.code in CLONE_ENDED

@@ -60,6 +60,9 @@ class Local:
     """User of replication and clones."""
     repl_password_file: str
     """Path. Readable by its owner only."""
+    application_users: tuple[str, ...] = ()
+    """Users of applications; a right with which they could write to a closed server is
+    told in the log and as a gauge."""
     ca_file: str = ""
     """Path. Authority of the servers' certificates; empty: no TLS."""
     pid_file: str = "/run/mysqld/mysqld.pid"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import shutil
@@ -40,6 +41,7 @@ from sidecars.watcher.config import WatcherSettings
 
 log = logging.getLogger("ari_ha.watcher")
 EVERY_SECOND_S = 1.0
+GRANTS_EVERY_S = 60
 READS = ("status", "history", "errant")
 WRITES = ("switchover", "hold", "release", "reinit", "failover", "checksum")
 
@@ -71,7 +73,7 @@ class WatcherProcess:
                 start=local.start, start_truncating=local.start_truncating, rebuild=local.rebuild,
                 errant_directory=local.errant_directory, datadir=local.datadir,
                 donors={name: (server.host, server.port) for name, server in settings.servers.items()},
-                clone_user=local.repl_user, clone_password=repl_password,
+                clone_user=local.repl_user, clone_password=repl_password, clone_tls=bool(local.ca_file),
             ),
             self._post,
             lambda: self.server,
@@ -190,10 +192,22 @@ class WatcherProcess:
 
     async def _every_second(self) -> None:
         """The time for the machine, and gauges of what it knows."""
-        while True:
+        for second in itertools.count():
             self.shell.post(WallClock(utc_s=time.time()))
             self._measure()
+            if second % GRANTS_EVERY_S == 0:
+                await self._look_at_grants()
             await asyncio.sleep(EVERY_SECOND_S)
+
+    async def _look_at_grants(self) -> None:
+        """Applications must not be able to write to a closed server."""
+        users = self.settings.local.application_users
+        if not users or self.machine.model.server is None:
+            return
+        found = await self.server.refused_grants(users)
+        self.metrics.gauge("database_grants_refused", sum(map(len, found.values())))
+        for user, rights in found.items():
+            tell(log, "event", "application could write to a closed server", user=user, rights=rights)
 
     def _measure(self) -> None:
         now, model, gauge = time.monotonic(), self.machine.model, self.metrics.gauge

@@ -27,6 +27,7 @@ from ari_ha.core.ports.database import (
     KillServer,
     Observe,
     PeerSaid,
+    Rebuild,
     SendPeer,
     ServerLife,
     StartServer,
@@ -194,10 +195,41 @@ async def test_disconnect_spares_those_who_have_gone() -> None:
     local.close()
 
 
+async def test_a_clone_that_ends_the_server_is_a_success(tmp_path: Path) -> None:
+    """ER_CLONE_SHUTDOWN: the copy is there, and we start the server."""
+    start = tmp_path / "start"
+    start.write_text(f"#!/bin/sh\nsleep 60 >/dev/null 2>&1 &\necho $! > {tmp_path}/pid\n")
+    start.chmod(0o755)
+    ended = pymysql.err.OperationalError(3707, "Restart server failed")
+    state = {"SELECT state FROM": [{"state": "Completed"}]}
+    local, connection = server({"CLONE": ended, **state, **MYSQL_ANSWERS})
+    options = ProcessOptions(
+        flavour="mysql", pid_file=str(tmp_path / "pid"), name="sleep", start=(str(start),),
+        donors={"db2": ("10.0.0.42", 3306)}, clone_password="geheim", clone_tls=True,
+    )  # fmt: skip
+    process = ServerProcess(options, lambda event: None, lambda: local)
+    outcome = await process.perform(Rebuild(donor="db2", limit_s=20.0))
+    assert isinstance(outcome, Done) and outcome.value == process.life
+    (text, args) = next(pair for pair in connection.asked if pair[0].startswith("CLONE"))
+    assert text.endswith("REQUIRE SSL") and "geheim" not in text and args["password"] == "geheim"
+    assert "geheim" not in repr(options)
+    await process.perform(KillServer())
+    process.close()
+    local.close()
+
+
 def test_rights_the_application_must_not_have() -> None:
     rows = [{"PRIVILEGE_TYPE": "SELECT"}, {"privilege_type": "READ_ONLY ADMIN"}]
     assert sql.refused_grants("mariadb", rows) == ["READ_ONLY ADMIN"]
     assert sql.refused_grants("mysql", rows) == []
+
+
+async def test_rights_are_asked_for_by_user() -> None:
+    rows = [{"GRANTEE": "'asterisk'@'%'", "PRIVILEGE_TYPE": "CONNECTION_ADMIN"}]
+    local, connection = server({"SELECT grantee": rows})
+    assert await local.refused_grants(("asterisk",)) == {"asterisk": ["CONNECTION_ADMIN"]}
+    assert connection.asked[0][1] == {"grantee": "'asterisk'@%"}
+    local.close()
 
 
 def test_a_password_file_is_private(tmp_path: Path) -> None:

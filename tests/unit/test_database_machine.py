@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -408,30 +409,49 @@ def test_the_example_settings_can_be_used(tmp_path: Path) -> None:
         build(WatcherSettings, document | {"etcd": document["etcd"] | {"election_ms": 2000}})
 
 
-async def test_a_watcher_is_put_together(tmp_path: Path) -> None:
+def watcher_settings(tmp_path: Path) -> Any:
     from ari_ha.runtime.settings import build
     from sidecars.watcher.config import WatcherSettings
-    from sidecars.watcher.wiring import WatcherProcess
 
     for name in ("ha", "repl", "peer"):
         (tmp_path / name).write_text("0123456789abcdef0")
         (tmp_path / name).chmod(0o600)
-    settings = build(
-        WatcherSettings,
-        {
-            "cluster": "main", "database": "cdr", "server": "db1", "peer_key": str(tmp_path / "peer"),
-            "servers": {
-                name: {"host": f"h{n}", "peer": f"127.0.0.1:{n}"} for n, name in enumerate(("db1", "db2"), 1)
-            },
-            "etcd": {"endpoints": ["127.0.0.1:1"]},
-            "local": {
-                "password": str(tmp_path / "ha"), "repl_password": str(tmp_path / "repl"), "start": ["true"],
-            },
-        },
-    )  # fmt: skip
-    process = WatcherProcess(settings)
+    servers = {
+        name: {"host": f"h{n}", "peer": f"127.0.0.1:{n - 1}"} for n, name in enumerate(("db1", "db2"), 1)
+    }
+    local = {
+        "password": str(tmp_path / "ha"), "repl_password": str(tmp_path / "repl"), "start": ["true"],
+        "port": 1, "pid_file": str(tmp_path / "none"),
+    }  # fmt: skip
+    document = {
+        "cluster": "main", "database": "cdr", "server": "db1", "servers": servers, "local": local,
+        "peer_key": str(tmp_path / "peer"), "etcd": {"endpoints": ["127.0.0.1:1"]},
+        "http": {"listen": "127.0.0.1:0", "checks": "127.0.0.1:0"},
+    }  # fmt: skip
+    return build(WatcherSettings, document)
+
+
+async def test_a_watcher_is_put_together(tmp_path: Path) -> None:
+    from sidecars.watcher.wiring import WatcherProcess
+
+    process = WatcherProcess(watcher_settings(tmp_path))
     assert process._ready() == (False, "the server does not answer")
     assert not process._writable()[0] and not process._readable()[0]
     assert {"GET /v1/status", "POST /v1/switchover", "POST /v1/hold"} <= set(process._routes())
     process._measure()
     assert b"ari_ha_database_writable 0.0" in process.metrics.render()[0]
+
+
+async def test_a_watcher_runs_with_nothing_there(tmp_path: Path) -> None:
+    """No etcd, no server: it says so, opens nothing, and ends when told to."""
+    from sidecars.watcher.wiring import WatcherProcess
+
+    process = WatcherProcess(watcher_settings(tmp_path))
+    running = asyncio.create_task(process.run())
+    await asyncio.sleep(0.6)
+    assert not running.done() and process.shell.faults == 0
+    assert process.machine.model.alive is False and not process._writable()[0]
+    status, body = await process.desk.ask("status", {})
+    assert (status, body["leader"], body["may_write"]) == (200, None, False)
+    process.shell.stop()
+    await asyncio.wait_for(running, 10)
