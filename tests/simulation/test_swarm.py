@@ -9,12 +9,10 @@ from ari_ha.cli.simulate import replay
 from ari_ha.simulation.faults import KINDS, Odds
 from ari_ha.simulation.run import Plan, Result, run_seed
 
-SWARM_SEEDS = 120
+SWARM_SEEDS = 200
 SEEDS_PER_BLOCK = 10
 SEEDS_PER_FAULT = 5
 PAUSE_S = 2.5
-OPEN_SEEDS = {76}
-"""Seeds of the swarm that still fail: see `OPEN`."""
 
 
 def verdict(result: Result, plan: Plan = Plan()) -> str:
@@ -25,8 +23,8 @@ def verdict(result: Result, plan: Plan = Plan()) -> str:
 
 @pytest.mark.parametrize("first", range(0, SWARM_SEEDS, SEEDS_PER_BLOCK))
 def test_swarm(first: int) -> None:
-    seeds = set(range(first, first + SEEDS_PER_BLOCK)) - OPEN_SEEDS
-    bad = [r for seed in sorted(seeds) if not (r := run_seed(seed)).good]
+    seeds = range(first, first + SEEDS_PER_BLOCK)
+    bad = [r for seed in seeds if not (r := run_seed(seed)).good]
     assert not bad, "\n\n".join(verdict(result) for result in bad)
 
 
@@ -104,23 +102,7 @@ KEPT_SWARM = {
 }
 
 
-OPEN = {
-    "a phone rung while a move completes",
-    "the record of a feature code",
-    "the edge dies just after an answer",
-    "a restarted app and a call that has moved",
-    "an agent whose name the record does not know yet",
-}
-"""Those that still fail: known faults, each with its story one command away."""
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=False)) if name in OPEN else name
-        for name in KEPT_SWARM
-    ],
-)
+@pytest.mark.parametrize("name", KEPT_SWARM)
 def test_what_failed_once_in_the_swarm(name: str) -> None:
     result = run_seed(KEPT_SWARM[name])
     assert result.good, verdict(result)
