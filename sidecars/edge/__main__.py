@@ -6,48 +6,23 @@ of its own, never stopped forwarding meanwhile.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from ari_ha.runtime import supervise
-from ari_ha.runtime.settings import SettingsError
-
-DEFAULT_SETTINGS = "/etc/ari-ha/settings.json"
+from ari_ha.runtime import process
 
 
 def main(settings_path: str | None = None) -> None:
-    """Runs until told to stop. Exits with `supervise.EXIT_CONFIG` on unusable settings."""
-    path = settings_path or os.environ.get("ARI_HA_SETTINGS") or DEFAULT_SETTINGS
-    if not supervise.is_child():
-        command = [sys.executable, "-m", "sidecars.edge", str(path)]
-        raise SystemExit(supervise.run(command, name="edge"))
-    _serve(str(path))
+    """Runs until told to stop; see `process.main`."""
+    process.main("edge", "sidecars.edge", _parts, settings_path)
 
 
-def _serve(path: str) -> None:
-    import uvloop
-
-    from ari_ha.runtime import logs
-    from ari_ha.runtime.settings import load
+def _parts() -> tuple[type, Callable[[Any], Any]]:
     from sidecars.edge.settings import EdgeSettings
     from sidecars.edge.wiring import EdgeProcess
 
-    logs.setup("edge")
-    try:
-        settings = load(EdgeSettings, path).settings
-    except SettingsError as error:
-        print(f"edge: {path}: {error}", file=sys.stderr)
-        raise SystemExit(supervise.EXIT_CONFIG) from error
-
-    async def serve() -> None:
-        beat = supervise.start_heartbeat()
-        await EdgeProcess(settings).run()
-        if beat:
-            beat.cancel()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+    return EdgeSettings, EdgeProcess
 
 
 if __name__ == "__main__":
