@@ -6,6 +6,7 @@ share one clock), and everything broken here can be mended here."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -17,7 +18,10 @@ import typer
 
 from ari_ha.cli.output import fail, print_json, say, table
 
-PREFIX = "ari-ha-"
+PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
+"""Of the containers; a second lab on the same machine has another name."""
+NETWORK = os.environ.get("ARI_HA_LAB_NET", "172.30")
+"""First half of every address of the lab."""
 COMMAND_LIMIT_S = 15.0
 NODES = ("ast1", "ast2", "ast3")
 EDGES = ("edge1",)

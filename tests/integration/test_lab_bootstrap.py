@@ -17,19 +17,22 @@ from pathlib import Path
 
 import pytest
 
+from ari_ha.cli.lab import NETWORK, PREFIX
+
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).resolve().parents[2]
-NODE, NODE_ADDRESS = "ari-ha-ast3", "172.30.2.33"
-EDGE_ADDRESS = "172.30.2.12"
-FAKE_EDGE = "lab-test-edge"
+NODE, NODE_ADDRESS = PREFIX + "ast3", NETWORK + ".2.33"
+EDGE_ADDRESS = NETWORK + ".2.12"
+ETCD_ADDRESS = NETWORK + ".2.21"
+FAKE_EDGE = PREFIX + "test-edge"
 PYTHON = "/opt/ari-ha/bin/python"
 RESTART_LIMIT_S = 10.0
 
 SIP = textwrap.dedent(
     """
     import json, socket, sys, time
-    HOST, NODE = "172.30.2.12", "172.30.2.33"
+    HOST, NODE = "@EDGE@", "@NODE@"
     def bound(port):
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((HOST, port)); s.settimeout(5); return s
     SDP = "\\r\\n".join(["v=0", f"o=- 1 1 IN IP4 {HOST}", "s=-", f"c=IN IP4 {HOST}", "t=0 0",
@@ -50,7 +53,7 @@ SIP = textwrap.dedent(
                 f"Contact: <sip:t@{HOST}:5070>", f"Content-Length: {len(body)}", "", body]
         return "\\r\\n".join(head).encode()
     """
-)
+).replace("@EDGE@", EDGE_ADDRESS).replace("@NODE@", NODE_ADDRESS)
 
 
 def docker(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
@@ -66,7 +69,7 @@ def edge() -> Iterator[None]:
     if shutil.which("docker") is None or NODE not in docker("ps", "--format", "{{.Names}}", check=False):
         pytest.skip("the lab is not up: make lab-up")
     docker("rm", "-f", FAKE_EDGE, check=False)
-    place = ("--network", "ari-ha_core", "--ip", EDGE_ADDRESS)
+    place = ("--network", PREFIX.rstrip("-") + "_core", "--ip", EDGE_ADDRESS)
     docker(
         "run",
         "-d",
@@ -141,7 +144,7 @@ OUTGOING = textwrap.dedent(
         async with aiohttp.ClientSession(headers=login) as session:
             async with session.ws_connect("http://127.0.0.1:8088/ari/events?app=lab-test") as socket:
                 ari("POST", "channels/create", {
-                    "endpoint": "PJSIP/edge-out/sip:1001@172.30.2.12:5070", "app": "lab-test",
+                    "endpoint": "PJSIP/edge-out/sip:1001@@EDGE@:5070", "app": "lab-test",
                     "channelId": "lab-test-leg", "formats": "alaw",
                     "variables": {"PJSIP_HEADER(add,X-ARI-HA-Token)": "t" * 2000, "HA_LEG": "lab-test"}})
                 ari("POST", "channels/lab-test-leg/variable?value=yes&variable=" + LATE)
@@ -156,7 +159,7 @@ OUTGOING = textwrap.dedent(
                         return
     asyncio.run(asyncio.wait_for(main(), 15))
     """
-)
+).replace("@EDGE@", EDGE_ADDRESS)
 
 
 def test_an_outgoing_leg_carries_the_apps_headers_and_music() -> None:
@@ -228,10 +231,10 @@ def test_etcd_asks_for_a_certificate() -> None:
             "python3",
             "-c",
             textwrap.dedent(
-                """
+                f"""
             import socket, ssl
             context = ssl._create_unverified_context()
-            link = context.wrap_socket(socket.create_connection(("172.30.2.21", 2379), 3))
+            link = context.wrap_socket(socket.create_connection(("{ETCD_ADDRESS}", 2379), 3))
             link.sendall(b"GET /version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
             print(link.recv(100))
             """

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from ari_ha.cli.chaos_stage import Stage, until
-from ari_ha.cli.lab import EDGES
+from ari_ha.cli.lab import EDGES, NETWORK
 from ari_ha.wire.token import LegToken, sign
 
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
-EDGE = ("172.30.1.11", 5060)
-NODE = ("172.30.2.31", 5060)
+EDGE = (f"{NETWORK}.1.11", 5060)
+EDGE_CORE = f"{NETWORK}.2.11"
+NODE = (f"{NETWORK}.2.31", 5060)
 ANSWER_LIMIT_S = 3.0
 
 
@@ -79,7 +80,7 @@ def test_a_stranger_with_a_forged_header_gets_nothing_from_the_edge(stage: Stage
 
 def test_a_stranger_gets_nothing_from_the_edges_inner_ports(stage: Stage) -> None:
     for port in (5070, 5072, 5074):
-        status = final_status(("172.30.2.11", port), "6000", forged())
+        status = final_status((EDGE_CORE, port), "6000", forged())
         assert status == 0 or status >= 400
     nothing_happened(stage)
 
@@ -143,7 +144,7 @@ def test_malformed_datagrams_disturb_nobody(stage: Stage) -> None:
     noise = random.Random(7)
     since = stage.far.now()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for target in (EDGE, ("172.30.2.11", 5070), ("172.30.2.11", 5074)):
+        for target in (EDGE, (EDGE_CORE, 5070), (EDGE_CORE, 5074)):
             for junk in JUNK:
                 sock.sendto(junk, target)
             good = invite(target, sock_named(), "6000", forged())

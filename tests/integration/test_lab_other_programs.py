@@ -12,14 +12,14 @@ import pytest
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import Pair
 from ari_ha.cli.chaos_stage import Stage, until
-from ari_ha.cli.lab import FAREND, LabError
+from ari_ha.cli.lab import FAREND, NETWORK, LabError
 from ari_ha.wire.token import LegToken, sign
 
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = ROOT / "docker/scenarios"
-EDGE, CARRIER, PHONES = "172.30.1.11", "172.30.1.50", "172.30.1.60"
+EDGE, CARRIER, PHONES = (f"{NETWORK}.1.{host}" for host in (11, 50, 60))
 BORROWED = "1060"
 """The phone whose account the other programs use while our own stays silent."""
 SIPP_PORT, BARESIP_PORT = 5090, 5095
