@@ -32,6 +32,7 @@ COMPARE_TRIES_MAX = 5
 RETRY_S = 0.5
 PIN_ROUNDS = 100_000
 AGENT_FIELDS = ("name", "queues", "skills", "pin_hash")
+TRUNK_SECRETS = ("password", "realm", "ha1_md5", "ha1_sha256")
 FAMILIES = {"agents": "agent", "users": "user", "queues": "queue", "trunks": "trunk"}
 
 _app = typer.Typer(no_args_is_help=True, help="The directory: agents, users, queues, trunks.")
@@ -176,9 +177,7 @@ def _user(name: str, entry: dict[str, Any], realm: str) -> Iterator[tuple[str, d
     secret.setdefault("realm", realm)
     password = fields.pop("password", None)
     if password is not None:
-        text = f"{name}:{secret['realm']}:{password}".encode()
-        secret["ha1_md5"] = hashlib.md5(text).hexdigest()
-        secret["ha1_sha256"] = hashlib.sha256(text).hexdigest()
+        secret |= _ha1s(name, secret["realm"], str(password))
     yield f"users/{name}", _checked(fields, UserValue, f"users: {name}")
     if secret.get("ha1_md5") or secret.get("ha1_sha256"):
         yield (
@@ -194,12 +193,24 @@ def _queue(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str,
 
 
 def _trunk(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    from ari_ha.wire.keyspace import TrunkValue
+    from ari_ha.wire.keyspace import SecretTrunkValue, TrunkValue
 
     fields = dict(entry)
     if isinstance(fields.get("dids"), dict):  # number -> what the dialplan does with it
         fields["dids"] = sorted(fields["dids"])
+    secret = {field: fields.pop(field) for field in TRUNK_SECRETS if field in fields}
+    if secret.get("password") and secret.get("realm"):
+        secret |= _ha1s(str(fields.get("user", "")), secret["realm"], secret.pop("password"))
     yield f"trunks/{name}", _checked(fields, TrunkValue, f"trunks: {name}")
+    if secret:
+        secret = {"trunk": name, **secret}
+        yield f"secret/trunks/{name}", _checked(secret, SecretTrunkValue, f"trunks: {name}")
+
+
+def _ha1s(user: str, realm: str, password: str) -> dict[str, str]:
+    """What is stored in place of a password (RFC 7616 §3.4.2)."""
+    text = f"{user}:{realm}:{password}".encode()
+    return {"ha1_md5": hashlib.md5(text).hexdigest(), "ha1_sha256": hashlib.sha256(text).hexdigest()}
 
 
 _ENTRY = {"agents": _agent, "users": _user, "queues": _queue, "trunks": _trunk}

@@ -41,6 +41,8 @@ from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.takeover import Takeover
+from ari_ha.machines.trunk_care import TrunkCare
+from ari_ha.machines.trunks import Trunks
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import (
     BadValue,
@@ -77,10 +79,14 @@ class EdgeMachine:
         self.context.node_doubted = self.watch.doubted
         self.context.asterisk_gone = self.watch.gone
         self.registrar = Registrar(self.context)
-        self.setup = Setup(self.context, self.calls, self.watch, self.registrar)
+        self.trunks = Trunks(self.context)
+        self.context.trunk_credentials = self.trunks.credentials
+        self.trunk_care = TrunkCare(self.context, self.trunks)
+        self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.setup.on_moving_half_failed = self.takeover.half_failed
-        self.dialogs = Dialogs(self.context, self.calls, self.setup, self.takeover, self.registrar)
+        self.dialogs = Dialogs(self.context, self.calls, self.setup, self.takeover, self.registrar,
+                               self.trunk_care)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -393,8 +399,10 @@ class EdgeMachine:
         if family == "edges":
             self._edges.clear()
         self.registrar.begin_snapshot(event.prefix, event.items)
+        self.trunks.begin_snapshot(family, event.items)
         for key, item in event.items.items():
             self.registrar.stored(key, item)
+            self.trunks.stored(key, item)
             self._authority_stored(key, item)
             if self.serving:
                 self.calls.record_stored(key, item.value)
@@ -406,6 +414,7 @@ class EdgeMachine:
 
     def _changed(self, event: StoreChanged) -> None:
         self.registrar.stored(event.key, event.value)
+        self.trunks.stored(event.key, event.value)
         self._authority_stored(event.key, event.value)
         if event.value:
             self.calls.record_stored(event.key, event.value.value)
@@ -422,6 +431,7 @@ class EdgeMachine:
         self.serving = True
         self.watch.start()
         self.registrar.start()
+        self.trunk_care.start()
         for node in self.watch.nodes.values():
             if node.link_up:
                 self._send_calls(node.config.name)
@@ -450,6 +460,7 @@ class EdgeMachine:
                 for leg in call.living() if call else ():
                     if call and leg.state == "ringing":
                         self.setup.limit_ringing(call, leg)
+                        self.setup.outbound.watch(call, leg)
                 record = keys.record(value.call)
                 if record in self._read["calls"]:
                     self.calls.record_stored(record, self._read["calls"][record])
@@ -481,6 +492,8 @@ class EdgeMachine:
                 return 200, [node_view(n, self.calls.load(n.config.name)) for n in self.watch.nodes.values()]
             case "bindings":
                 return 200, self.registrar.snapshot()
+            case "trunks":
+                return 200, self.trunks.view()
             case _:
                 return 404, {"error": f"unknown verb {verb}"}
 

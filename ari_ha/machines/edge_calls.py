@@ -112,6 +112,19 @@ class Calls:
             or (call.move and call.move.to.name == node)
         )
 
+    def trunk_load(self, trunk: str) -> int:
+        """Calls of a carrier at the moment, both ways."""
+        return sum(
+            (call.trunk == trunk) + sum(leg.trunk == trunk for leg in call.living())
+            for call in self.by_id.values()
+        )
+
+    def rekey(self, call: EdgeCall, leg: PhoneLeg, key: str) -> None:
+        """The leg is tried anew under another SIP key."""
+        self.by_key.pop(leg.key, None)
+        leg.key = key
+        self.by_key[key] = (call.call, leg.leg)
+
     # --- media ---------------------------------------------------------------------
 
     def effective_state(self, call: EdgeCall) -> str:
@@ -130,8 +143,13 @@ class Calls:
         if call.ended:
             return
         state = self.effective_state(call)
-        up = sorted((leg.leg for leg in call.up()), key=lambda leg: (leg != PRIMARY_LEG, leg))
-        tags = {leg: half.tag for leg, half in call.halves.items() if half.state == "up"}
+        heard = {leg.leg for leg in call.audible()}
+        up = sorted(heard, key=lambda leg: (leg != PRIMARY_LEG, leg))
+        tags = {
+            leg: half.tag
+            for leg, half in call.halves.items()
+            if half.state == "up" or (half.calls_us and half.state == "calling" and leg in heard)
+        }
         changed = state != call.media.state
         call.media.state = state
         taught = [(tag, {"from-tag": tag, "sdp": sdp}) for tag, sdp in call.media.untaught()]

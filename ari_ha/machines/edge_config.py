@@ -46,6 +46,8 @@ class EdgeTimings:
     """A node app away for longer: its calls are moved while they still run."""
     ring_limit_s: float = 180.0
     """Longest ringing of a phone; the app's own limit is shorter."""
+    trunk_silence_s: float = 4.0
+    """A carrier that has not even said 100 to an INVITE by then: another trunk is tried."""
     session_expires_s: int = 600
     """RFC 4028 session interval asked of phones: a phone that vanished without BYE is
     noticed at its next refresh, and its agent is free again."""

@@ -13,6 +13,7 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.edge_config import EdgeConfig
+from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
 from ari_ha.sip.flow import Flow, Listener
 from ari_ha.wire.keyspace import Keys
@@ -50,6 +51,8 @@ class EdgeContext:
         """Whether that life of a node's Asterisk is certainly over"""
         self.node_doubted: Callable[[str], bool] = lambda node: False
         """Whether a node is silent at the moment"""
+        self.trunk_credentials: Callable[[str], Credentials | None] = lambda trunk: None
+        """Who we are at a carrier that challenges us"""
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}
         self._serial = 0

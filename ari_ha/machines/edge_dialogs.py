@@ -24,6 +24,7 @@ from ari_ha.machines.edge_model import (
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.takeover import Takeover
+from ari_ha.machines.trunk_care import TrunkCare
 from ari_ha.sip import events as sip
 from ari_ha.sip.sdp import SdpError, SessionDescription
 from ari_ha.wire import link
@@ -37,8 +38,10 @@ class Dialogs:
     """Routes the engine's events."""
 
     def __init__(
-        self, context: EdgeContext, calls: Calls, setup: Setup, takeover: Takeover, registrar: Registrar
+        self, context: EdgeContext, calls: Calls, setup: Setup, takeover: Takeover, registrar: Registrar,
+        care: TrunkCare,
     ) -> None:
+        self._care = care
         self._context = context
         self._calls = calls
         self._setup = setup
@@ -57,6 +60,8 @@ class Dialogs:
             sip.ReinviteReceived: self._reinvite,
             sip.InfoReceived: self._info,
             sip.InDialogRequest: self._in_dialog,
+            sip.ResponseReceived: self._response,
+            sip.RequestFailed: self._no_response,
         }
 
     def heard(self, event: Any) -> None:
@@ -86,11 +91,19 @@ class Dialogs:
             case _:
                 context.sip.respond(event.txn, 405, context.now)
 
+    def _response(self, event: sip.ResponseReceived) -> None:
+        if self._care.owns(event.key):
+            self._care.answered(event)
+
+    def _no_response(self, event: sip.RequestFailed) -> None:
+        if self._care.owns(event.key):
+            self._care.unanswered(event)
+
     # --- progress ------------------------------------------------------------------
 
     def _ringing(self, event: sip.LegRinging) -> None:
         if found := self._calls.phone(event.leg):
-            self._setup.phone_ringing(*found)
+            self._setup.phone_ringing(*found, event.status, event.sdp)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if not call.move:
@@ -150,7 +163,10 @@ class Dialogs:
     def _failed(self, event: sip.LegFailed) -> None:
         if found := self._calls.phone(event.leg):
             call, leg = found
-            self._calls.end_leg(call, leg, "failed", event.reason, event.status)
+            if not self._setup.outbound.failed(call, leg, event.status, event.headers):
+                # a 3xx is not passed on: Asterisk would follow it on its own
+                status = event.status if event.status >= 400 else 480
+                self._calls.end_leg(call, leg, "failed", event.reason, status)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if call.move and call.move.halves.get(node_leg.leg) is node_leg:

@@ -12,6 +12,8 @@ from ari_ha.wire.keyspace import DialogsValue, MediaValue
 
 DIGITS_KEPT_MAX = 64
 MOVES_KEPT_MAX = 32
+DEVICE, NUMBER = "device:", "number:"
+"""What a node may ask to be dialled: an address of record, or a number at a carrier."""
 CODECS = {8: "PCMA", 0: "PCMU"}
 """Static payload types (RFC 3551 §6) carried end to end; PCMA preferred."""
 
@@ -106,6 +108,17 @@ class PhoneLeg:
     sdp_version: int = 1
     late_offer: bool = False
     ringing_sent: bool = False
+    target: str = ""
+    """What a node asked to be dialled, ``device:<aor>`` or ``number:<number>``"""
+    trunk: str = ""
+    """The trunk it leaves by"""
+    tried: list[str] = field(default_factory=list)
+    """Trunks tried for it, this one included"""
+    progress: bool = False
+    """The carrier has reported progress: no other trunk is tried any more."""
+    early: bool = False
+    """Its audio is heard before the answer (RFC 3960)."""
+    redirects: int = 0
     media_lines: list[str] = field(default_factory=list)
     """The phone's offer, line by line: empty for the audio we take, else the m-line that
     refuses a stream; an answer has as many m-lines as its offer (RFC 3264 §6)."""
@@ -114,6 +127,11 @@ class PhoneLeg:
     def alive(self) -> bool:
         """Whether anybody is, or may soon be, on this leg."""
         return self.state != "ended"
+
+    @property
+    def number(self) -> str:
+        """The number dialled at a carrier; empty for a phone."""
+        return self.target.removeprefix(NUMBER) if self.target.startswith(NUMBER) else ""
 
     def local_sdp(self, direction: str = "sendrecv", bump: bool = False) -> str:
         """Our SDP to this phone: same origin, same port, its own payload numbers.
@@ -151,6 +169,11 @@ class PhoneLeg:
             "telephone_event": self.side.telephone_event,
             "sdp_version": self.sdp_version,
             "late_offer": self.late_offer,
+            "target": self.target,
+            "trunk": self.trunk,
+            "tried": self.tried,
+            "progress": self.progress,
+            "early": self.early,
             "media_lines": self.media_lines,
         }
 
@@ -158,8 +181,9 @@ class PhoneLeg:
     def from_dict(cls, data: dict[str, Any]) -> PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
-        names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port",
-                 "sdp_version", "late_offer", "media_lines")  # fmt: skip
+        names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port", "target",
+                 "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
+                 "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
 
 
@@ -257,6 +281,8 @@ class EdgeCall:
     caller: str = ""
     did: str = ""
     trunk: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
+    """What is kept of the caller's identity headers (`identity`)"""
     legs: dict[str, PhoneLeg] = field(default_factory=dict)
     halves: dict[str, NodeLeg] = field(default_factory=dict)
     owner: NodeId | None = None
@@ -303,6 +329,10 @@ class EdgeCall:
         """Legs that have been answered."""
         return [leg for leg in self.legs.values() if leg.state == "up"]
 
+    def audible(self) -> list[PhoneLeg]:
+        """Legs whose audio flows: answered, or heard early."""
+        return [leg for leg in self.living() if leg.state == "up" or leg.early]
+
     def facts(self) -> dict[str, str]:
         """The edge's word about every living leg, for a resume."""
         return {leg.leg: "held" if leg.held else leg.state for leg in self.living()}
@@ -342,6 +372,7 @@ class EdgeCall:
             tombstones=dict(self.tombstones),
             kind=self.kind,
             want=self.want,
+            identity=dict(self.identity),
         )
 
     def media_value(self) -> MediaValue:

@@ -30,12 +30,14 @@ def restore_call(
         did=value.did,
         trunk=value.trunk,
         want=value.want,
+        identity=dict(value.identity),
         tombstones=dict(value.tombstones),
     )
     for data in value.legs.values():
         leg = PhoneLeg.from_dict(data)
         if data.get("sip"):
-            context.sip.import_leg(leg.key, data["sip"], context.now)
+            credentials = context.trunk_credentials(leg.trunk)
+            context.sip.import_leg(leg.key, data["sip"], context.now, credentials=credentials)
             call.legs[leg.leg] = leg
     for data in value.node_legs.values():
         half = NodeLeg.from_dict(data)

@@ -6,9 +6,12 @@ from collections.abc import Callable, Set
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused
+from ari_ha.machines import identity
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import (
+    DEVICE,
+    NUMBER,
     AudioSide,
     CodecRefused,
     EdgeCall,
@@ -17,13 +20,13 @@ from ari_ha.machines.edge_model import (
     answer_lines,
     narrowed,
 )
+from ari_ha.machines.edge_outbound import Outbound
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.message import Request, SipParseError
 from ari_ha.sip.sdp import SdpError, SessionDescription
-from ari_ha.sip.uri import NameAddr, SipUri
 from ari_ha.wire import link
 from ari_ha.wire.token import HEADER, BadToken, LegToken, sign, verify
 
@@ -31,7 +34,6 @@ RETRY_AFTER = (("Retry-After", "5"),)
 TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
 """Answers of a node to a new call that say something of the node, not of the
 caller's wish; 480 and 603 are what Asterisk says before its app is registered."""
-NUMBER_MAX_CHARS = 64
 TOMBSTONES_TOLD_MAX = 24
 FALLBACK_HEADER = "X-ARI-HA-Fallback"
 """``no``: the dialplan's own fallback is not wanted (asterisk-conf/extensions.conf)."""
@@ -40,8 +42,12 @@ FALLBACK_HEADER = "X-ARI-HA-Fallback"
 class Setup:
     """Builds calls and legs, and hears how they fare until they are answered."""
 
-    def __init__(self, context: EdgeContext, calls: Calls, watch: NodeWatch, registrar: Registrar) -> None:
+    def __init__(
+        self, context: EdgeContext, calls: Calls, watch: NodeWatch, registrar: Registrar, trunks: Trunks
+    ) -> None:
         self._context = context
+        self._trunks = trunks
+        self.outbound = Outbound(context, calls, trunks)
         self._calls = calls
         self._watch = watch
         self._registrar = registrar
@@ -50,28 +56,30 @@ class Setup:
     # --- a new call ----------------------------------------------------------------
 
     def from_public(self, event: InviteReceived) -> None:
-        """An INVITE on a public listener: a carrier by its address, else a user by
-        digest; anybody else is refused."""
-        request = event.request
-        trunk = self._registrar.trunk_of(event.flow.host)
+        """An INVITE on a public listener: a carrier by its address or its digest, else a
+        user by digest; anybody else is refused."""
+        trunk, user = self._trunks.of_host(event.flow.host), ""
         if trunk is None:
-            user = self._registrar.authenticate_invite(event)
-            if user is None:
+            found = self._registrar.authenticate_invite(event)
+            if found is None:
                 return
-            self._new_call(event, "agent", "", user)
+            trunk, user = self._trunks.of_user(found), found
+        if trunk is None:
+            self._new_call(event, "agent", "", user, identity.user_part(event.request.uri))
             return
-        did = _user_part(request.uri)
-        allowed = self._registrar.trunk_numbers(trunk)
-        if allowed and did not in allowed:
+        did = self._trunks.called(trunk, event.request)
+        if not self._trunks.accepts(trunk, did):
             self._refuse(event, 404, "unknown_did")
-            return
-        self._new_call(event, "trunk", trunk, "")
+        elif why := self._trunks.refusal(trunk):
+            self._refuse(event, 503, why, RETRY_AFTER)
+        else:
+            self._new_call(event, "trunk", trunk, "", did)
 
     def _refuse(self, event: InviteReceived, status: int, why: str, headers: tuple = ()) -> None:
         self._context.count("edge_invites_refused", why=why)
         self._context.sip.reject(event.leg, status, self._context.now, headers=headers)
 
-    def _new_call(self, event: InviteReceived, kind: str, trunk: str, user: str) -> None:
+    def _new_call(self, event: InviteReceived, kind: str, trunk: str, user: str, did: str) -> None:
         context, request = self._context, event.request
         if len(self._calls.by_id) >= context.config.calls_max:
             self._refuse(event, 503, "full", RETRY_AFTER)
@@ -85,8 +93,10 @@ class Setup:
         except CodecRefused:
             self._refuse(event, 488, "no_codec")
             return
-        caller = user or _number(request)
-        call = self._calls.create(kind, caller, _user_part(request.uri), trunk)
+        caller, kept = identity.heard(request, self._trunks.table.get(trunk))
+        caller = user or self._trunks.inbound(trunk, caller)
+        call = self._calls.create(kind, caller, did, trunk)
+        call.identity = kept
         role = "customer" if kind == "trunk" else "user"
         leg = PhoneLeg(PRIMARY_LEG, role, event.leg, user=user, side=side, late_offer=not offer)
         leg.media_lines = answer_lines(offer) if offer else []
@@ -329,13 +339,11 @@ class Setup:
 
     def _dial(self, event: InviteReceived, call: EdgeCall, token: LegToken) -> None:
         context = self._context
-        aor = token.target.removeprefix("device:")
-        binding = self._registrar.binding_of(aor)
-        if aor in self._calls.device_of:
-            self._refuse(event, 486, "device_busy")
-            return
-        if binding is None:
-            self._refuse(event, 480, "no_binding")
+        number = token.target.removeprefix(NUMBER) if token.target.startswith(NUMBER) else ""
+        aor = "" if number else token.target.removeprefix(DEVICE)
+        refusal = self.outbound.refusal(number) if number else self._device_refusal(aor)
+        if refusal is not None:
+            self._refuse(event, *refusal)
             return
         offer = event.request.body.decode("utf-8", "replace")
         try:
@@ -347,8 +355,9 @@ class Setup:
         home = call.home()
         assert home is not None
         leg = PhoneLeg(
-            token.leg, "agent", context.new_id(), aor=aor, attempt=token.attempt, side=self._same_side(call)
-        )
+            token.leg, "customer" if number else "agent", context.new_id(), aor=aor, target=token.target,
+            attempt=token.attempt, side=self._same_side(call),
+        )  # fmt: skip
         half = NodeLeg(
             token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),
             calls_us=True, side=node_side,
@@ -364,10 +373,29 @@ class Setup:
                 self._calls.end_leg(call, leg, "edge", "34", 503)
                 return
             self._calls.teach(call, half.tag, narrowed(offer, half.side))
-            self._open_phone_media(call, leg, "", lambda: self._ring_phone(call, leg, binding))
+            self._open_phone_media(call, leg, "", lambda: self._ring(call, leg))
 
         body = self.create_body(half.tag, half.side, context.config.core_interface)
         self._create(call, body, half_opened)
+
+    def _device_refusal(self, aor: str) -> tuple[int, str] | None:
+        if aor in self._calls.device_of:
+            return 486, "device_busy"
+        return None if self._registrar.binding_of(aor) else (480, "no_binding")
+
+    def _ring(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """The leg has its port: the carrier, or the phone, is called."""
+        if leg.number:
+            # a restarted edge must know that it may be ringing there: written down first
+            self._calls.touch(call, lambda: self._ring_number(call, leg))
+        else:
+            self._ring_phone(call, leg)
+
+    def _ring_number(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        if self.outbound.ring(call, leg):
+            self.limit_ringing(call, leg)
+        else:
+            self._calls.end_leg(call, leg, "edge", "34", 503)
 
     def _same_side(self, call: EdgeCall) -> AudioSide:
         """The payload numbers the caller uses: one codec and one telephone-event
@@ -375,12 +403,16 @@ class Setup:
         primary = call.legs[PRIMARY_LEG].side
         return AudioSide(primary.payload, primary.telephone_event or 101)
 
-    def _ring_phone(self, call: EdgeCall, leg: PhoneLeg, binding: object) -> None:
+    def _ring_phone(self, call: EdgeCall, leg: PhoneLeg) -> None:
         context, config = self._context, self._context.config
         if not leg.alive or call.ended:
             return
+        binding = self._registrar.binding_of(leg.aor)
+        if binding is None:
+            self._calls.end_leg(call, leg, "edge", "20", 480)
+            return
         flow, target = self._registrar.route(binding)
-        caller = call.caller or "anonymous"
+        caller = identity.shown_to_phone(call.caller, call.identity)
         context.sip.invite(
             leg.key,
             flow=flow,
@@ -406,11 +438,15 @@ class Setup:
         if leg.state == "ringing" and not call.ended:
             self._calls.end_leg(call, leg, "timeout", "18", 408)
 
-    def phone_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """The agent's phone rings."""
+    def phone_ringing(self, call: EdgeCall, leg: PhoneLeg, status: int, sdp: str | None) -> None:
+        """The phone rings, or a carrier reports progress, perhaps with early media."""
         half, home = call.half_of(leg.leg), call.home()
+        early = bool(leg.trunk) and self.outbound.progressed(call, leg, sdp)
         if half and half.calls_us and half.state == "calling":
-            self._context.sip.ring(half.key, self._context.now)
+            if early:
+                self._context.sip.ring(half.key, self._context.now, 183, sdp=half.local_sdp())
+            elif status != 183 or not leg.trunk:
+                self._context.sip.ring(half.key, self._context.now)
         if home and not leg.ringing_sent:
             leg.ringing_sent = True
             frame = link.LegRinging(call=call.call, leg=leg.leg, epoch=str(call.epoch))
@@ -428,6 +464,8 @@ class Setup:
             self._calls.end_leg(call, leg, "edge", "", 488)
             return
         leg.state = "up"
+        if leg.trunk:
+            self._trunks.worked(leg.trunk)
         self._calls.teach(call, leg.leg, narrowed(sdp or "", leg.side))
 
         def tell_node() -> None:
@@ -443,26 +481,10 @@ class Setup:
                 frame = link.LegAnswered(call=call.call, leg=leg.leg, epoch=str(call.epoch))
                 context.link(home.name, frame)
 
-        context.note(f"call/{call.call}", f"{leg.aor} answered", leg=leg.leg)
+        context.note(f"call/{call.call}", f"{leg.aor or leg.number} answered", leg=leg.leg)
         self._calls.touch(call, tell_node)
 
 
 def _newest(tombstones: dict[str, str]) -> dict[str, str]:
     """The last legs that ended: a token has room for some, and older ones are history."""
     return dict(list(tombstones.items())[-TOMBSTONES_TOLD_MAX:])
-
-
-def _user_part(uri: str) -> str:
-    try:
-        return (SipUri.parse(uri).user or "")[:NUMBER_MAX_CHARS]
-    except SipParseError:
-        return ""
-
-
-def _number(request: Request) -> str:
-    """The caller's number as the From header gives it (RFC 3261 §20.20)."""
-    try:
-        return (NameAddr.parse(request.get("from")).sip_uri.user or "anonymous")[:NUMBER_MAX_CHARS]
-    except SipParseError:
-        return "anonymous"
-

@@ -1,4 +1,4 @@
-"""Phones: who may register, where each one is, and which carriers are ours.
+"""Phones: who may register, and where each one is.
 
 Bindings (RFC 3261 §10) live in etcd with their expiry in the value and are
 reaped by the pair that holds them; an edge that starts anew knows every phone.
@@ -23,7 +23,6 @@ from ari_ha.wire.keyspace import (
     BadValue,
     BindingValue,
     SecretUserValue,
-    TrunkValue,
     UserValue,
     Value,
     decode,
@@ -46,7 +45,7 @@ class Held:
 
 
 class Registrar:
-    """Registrations, digest authentication and the trunk table."""
+    """Registrations and digest authentication."""
 
     def __init__(self, context: EdgeContext) -> None:
         self._context = context
@@ -55,24 +54,18 @@ class Registrar:
         self._authority = DigestAuthority(config.realm, secret)
         self._users: dict[str, UserValue] = {}
         self._secrets: dict[str, SecretUserValue] = {}
-        self._trunks: dict[str, TrunkValue] = {}
         self._bindings: dict[str, dict[str, Held]] = {}
         """AOR -> contact hash -> binding"""
-        for name, trunk in config.trunks.items():
-            hosts, dids = list(trunk.get("hosts", [])), list(trunk.get("dids", []))  # type: ignore[call-overload]
-            self._trunks[name] = TrunkValue(trunk=name, hosts=hosts, dids=dids)
 
     # --- what etcd says ------------------------------------------------------------
 
     def stored(self, key: str, item: KeyValue | None) -> None:
-        """A key of users/, secret/users/, trunks/ or bindings/ as it is now."""
+        """A key of users/, secret/users/ or bindings/ as it is now."""
         parts = self._context.keys.split(key)
         if parts[:1] == ("users",):
             self._keep(self._users, parts[1], item, UserValue)
         elif parts[:2] == ("secret", "users"):
             self._keep(self._secrets, parts[2], item, SecretUserValue)
-        elif parts[:1] == ("trunks",) and (item or parts[1] not in self._context.config.trunks):
-            self._keep(self._trunks, parts[1], item, TrunkValue)
         elif parts[:1] == ("bindings",) and len(parts) == 3:
             self._binding_stored(parts[1], parts[2], item)
 
@@ -86,10 +79,6 @@ class Registrar:
             table, key_of = tables[family]
             for name in [name for name in table if key_of(name) not in items]:
                 del table[name]  # type: ignore[attr-defined]
-        elif family == ("trunks",):
-            known = self._context.config.trunks
-            for name in [n for n in self._trunks if keys.trunk(n) not in items and n not in known]:
-                del self._trunks[name]
         elif family == ("bindings",):
             for aor, held in self._bindings.items():
                 for ident in [i for i, h in held.items() if h.written and keys.binding(aor, i) not in items]:
@@ -117,20 +106,6 @@ class Registrar:
             self._context.note("edge", "unreadable binding kept out", level="error", error=error)
             return
         self._bindings.setdefault(aor, {})[ident] = Held(value)
-
-    # --- trunks --------------------------------------------------------------------
-
-    def trunk_of(self, host: str) -> str | None:
-        """The trunk whose carrier has this address."""
-        for name, trunk in self._trunks.items():
-            if host in trunk.hosts:
-                return name
-        return None
-
-    def trunk_numbers(self, trunk: str) -> frozenset[str]:
-        """Numbers accepted from the trunk; empty accepts all."""
-        value = self._trunks.get(trunk)
-        return frozenset(value.dids) if value else frozenset()
 
     # --- digest --------------------------------------------------------------------
 

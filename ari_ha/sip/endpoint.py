@@ -108,6 +108,10 @@ class Endpoint:
         """What is to be sent since the last call, in order."""
         return self._stack.drain_output()
 
+    def contact(self, flow: Flow, user: str = "") -> str:
+        """Our Contact for somebody reached by this flow."""
+        return self._stack.contact(flow, user)
+
     # calls
 
     def invite(
@@ -254,6 +258,11 @@ class Endpoint:
         """ "calling", "early", "answered", "confirmed", "ending", or "ended" (also: never heard of)."""
         found = self._core.legs.get(leg)
         return "ended" if found is None else found.state
+
+    def leg_tried(self, leg: str) -> bool:
+        """Whether the far side has said anything, 100 included, to our INVITE."""
+        found = self._core.legs.get(leg)
+        return found is not None and (found.out is None or found.out.provisional)
 
     def legs(self) -> Iterable[str]:
         """The keys of all legs that are not ended."""

@@ -151,7 +151,7 @@ class EdgeProcess:
         async def explain(asked: Asked) -> Answer:
             return 200, [line.to_dict() for line in self.story.about(asked.path["subject"])]
 
-        verbs = ("status", "calls", "nodes", "bindings")
+        verbs = ("status", "calls", "nodes", "bindings", "trunks")
         return {
             **{f"GET /v1/{verb}": self.desk.route(verb) for verb in verbs},
             "GET /v1/calls/{call}": self.desk.route("call"),

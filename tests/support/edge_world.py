@@ -272,10 +272,12 @@ class EdgeWorld:
             if have == set(token.facts):
                 self.say(node, link.Bridged(call=token.call, epoch=token.epoch, legs=sorted(have)))
 
-    def dial(self, node: Node, call: Any, leg: str, aor: str, attempt: str = "t1") -> str:
-        """The node's app rings a phone."""
+    def dial(
+        self, node: Node, call: Any, leg: str, aor: str, attempt: str = "t1", target: str = ""
+    ) -> str:
+        """The node's app rings a phone, or whatever ``target`` names."""
         token = LegToken(kind="dial", call=call.call, leg=leg, epoch=str(call.epoch),
-                         target=f"device:{aor}", attempt=attempt)  # fmt: skip
+                         target=target or f"device:{aor}", attempt=attempt)  # fmt: skip
         key = self.new_id()
         node.sip.invite(
             key, flow=Flow("l", "udp", EDGE_CORE, 5070), target=f"sip:{leg}@{EDGE_CORE}:5070",
@@ -317,6 +319,10 @@ class EdgeWorld:
         phone.sip.request("r2", "REGISTER", headers=(contact, ("Authorization", header)), **arguments)
         self.settle()
         return phone
+
+    def carrier_flow(self) -> Flow:
+        """The way from anybody outside to the edge."""
+        return Flow("l", "udp", *EDGE_PUBLIC)
 
     def call_in(self, did: str = "6000", sdp: bool = True) -> tuple[str, Any]:
         """The carrier calls; the caller's key and the edge's call."""
