@@ -15,6 +15,8 @@ from ari_ha.sip.flow import Flow
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst (a node's death moves many calls) must wait in the kernel, not be lost."""
 TCP_CONNECTIONS_MAX = 5_000
+TCP_CONNECTIONS_PER_HOST_MAX = 500
+"""Many phones may sit behind one address; one address may not take every connection."""
 TCP_WRITE_BUFFER_MAX_BYTES = 1024 * 1024
 TCP_CONNECT_LIMIT_S = 4.0
 TCP_WAITING_MAX = 64
@@ -68,6 +70,12 @@ class SipSockets:
         else:
             self._connect(data, flow)
 
+    def drop(self, flow: Flow) -> None:
+        """Closes the stream of a flow, if it has one."""
+        stream = self._streams.get(flow.conn or "")
+        if stream:
+            stream.abort()
+
     def _connect(self, data: bytes, flow: Flow) -> None:
         address = (flow.listener, flow.host, flow.port)
         waiting = self._connecting.get(address)
@@ -116,10 +124,12 @@ class SipSockets:
                 del self._by_address[address]
             self._post(SipFlowClosed(flow=flow, reason=reason))
 
-    @property
-    def full(self) -> bool:
-        """Whether no further connection is taken."""
-        return len(self._streams) >= TCP_CONNECTIONS_MAX
+    def full(self, host: str) -> bool:
+        """Whether no further connection is taken, at all or from this host."""
+        if len(self._streams) >= TCP_CONNECTIONS_MAX:
+            return True
+        flows = (stream.flow for stream in self._streams.values())
+        return sum(flow is not None and flow.host == host for flow in flows) >= TCP_CONNECTIONS_PER_HOST_MAX
 
     def post(self, event: Event) -> None:
         """Gives an event to the owner."""
@@ -154,10 +164,10 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        if self._sockets.full:
+        host, port = transport.get_extra_info("peername")[:2]
+        if self._sockets.full(host):
             transport.abort()
             return
-        host, port = transport.get_extra_info("peername")[:2]
         name = self._sockets.opened(self)
         self.flow = Flow(self._listener, "tcp", host, port, name)
         self._sockets.reached(self)

@@ -20,7 +20,7 @@ from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, WallClock
-from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
+from ari_ha.core.ports.sip import CloseSip, SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import (
     Compare,
     KeyValue,
@@ -31,6 +31,7 @@ from ari_ha.core.ports.store import (
     StoreSnapshot,
     TxnResult,
 )
+from ari_ha.machines.doorkeeper import Doorkeeper
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.edge_context import EdgeContext
@@ -82,6 +83,10 @@ class EdgeMachine:
         self.trunks = Trunks(self.context)
         self.context.trunk_credentials = self.trunks.credentials
         self.trunk_care = TrunkCare(self.context, self.trunks)
+        self.doorkeeper = Doorkeeper(
+            self.context, lambda host: host in self.registrar.hosts or bool(self.trunks.of_host(host))
+        )
+        self.registrar.on_failure = self.doorkeeper.failed
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.setup.on_moving_half_failed = self.takeover.half_failed
@@ -187,6 +192,11 @@ class EdgeMachine:
 
     def _sip_bytes(self, event: SipBytes) -> None:
         sip, now = self.context.sip, self.context.now
+        flow = event.flow
+        if flow.listener.startswith("public-") and not self.doorkeeper.admits(event.data, flow.host):
+            if flow.reliable:  # what follows could not be framed any more
+                self.context.emit(CloseSip(flow=flow))
+            return
         if event.flow.transport == "udp":
             sip.receive(event.data, event.flow, now)
         else:
@@ -510,5 +520,6 @@ class EdgeMachine:
             "calls": len(self.calls.by_id),
             "moving": self.takeover.moving_count(),
             "waiting_for_a_node": self.takeover.waiting_count(),
+            "banned": self.doorkeeper.banned(),
             "sip": dict(context.sip.counters),
         }

@@ -63,6 +63,35 @@ class EdgeTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class Protection:
+    """What the public side does about sources that ask too much of it."""
+
+    messages_per_second: float = 50.0
+    """Per unknown source address; further messages are dropped. A phone needs a handful,
+    many phones behind one address are known after their first registration."""
+    known_messages_per_second: float = 20_000.0
+    """The same for hosts of trunks and of registered phones."""
+    burst_s: float = 4.0
+    """Seconds of silence that may be made up for at once."""
+    auth_failures_max: int = 5
+    """Wrong digests of one unknown source within the window before it is banned."""
+    auth_window_s: float = 60.0
+    """Seconds in which they are counted."""
+    ban_s: float = 600.0
+    """Seconds in which a banned source gets no answer. Hosts of trunks and of registered
+    phones are never banned: over UDP an address is easily forged."""
+    sources_max: int = 20_000
+    """Source addresses remembered; those not heard for longest are forgotten first."""
+    scanners: tuple[str, ...] = (
+        "friendly-scanner", "sipvicious", "sipcli", "sundayddr", "vaxsipuseragent", "pplsip", "sip-scan",
+        "siparmyknife", "sipptk", "iwar",
+    )  # fmt: skip
+    """Words in a message of an unknown source that get silence and a ban."""
+    options_for_strangers: bool = False
+    """Whether OPTIONS of unknown sources are answered: they are how scanners look."""
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeConfig:
     """One edge."""
 
@@ -88,3 +117,4 @@ class EdgeConfig:
     calls_max: int = 2_000
     """New calls beyond this get 503: a full edge keeps the calls it has."""
     timings: EdgeTimings = EdgeTimings()
+    protection: Protection = Protection()

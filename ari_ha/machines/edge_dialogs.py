@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ari_ha.core.ports.sip import CloseSip
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import (
@@ -60,6 +61,7 @@ class Dialogs:
             sip.ReinviteReceived: self._reinvite,
             sip.InfoReceived: self._info,
             sip.InDialogRequest: self._in_dialog,
+            sip.StreamBroken: lambda event: context.emit(CloseSip(flow=event.flow)),
             sip.ResponseReceived: self._response,
             sip.RequestFailed: self._no_response,
         }

@@ -56,6 +56,10 @@ class Registrar:
         self._secrets: dict[str, SecretUserValue] = {}
         self._bindings: dict[str, dict[str, Held]] = {}
         """AOR -> contact hash -> binding"""
+        self.hosts: set[str] = set()
+        """Addresses phones are registered from, brought up to date with every reaping"""
+        self.on_failure: Callable[[str], None] = lambda host: None
+        """Called with the address a wrong digest came from."""
 
     # --- what etcd says ------------------------------------------------------------
 
@@ -106,6 +110,7 @@ class Registrar:
             self._context.note("edge", "unreadable binding kept out", level="error", error=error)
             return
         self._bindings.setdefault(aor, {})[ident] = Held(value)
+        self.hosts.add(value.host)
 
     # --- digest --------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class Registrar:
             return {}
         return {secret.user: {"MD5": secret.ha1_md5, "SHA-256": secret.ha1_sha256}}
 
-    def _verify(self, request: Request) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    def _verify(self, request: Request, flow: Flow) -> tuple[str | None, tuple[tuple[str, str], ...]]:
         """The authenticated user, or None and the challenge to answer with."""
         context = self._context
         verdict = self._authority.verify(request, self._ha1s(request), context.now)
@@ -124,12 +129,13 @@ class Registrar:
             return verdict.username, ()
         if verdict.reason not in ("missing", "stale"):
             context.count("edge_auth_failures", reason=verdict.reason)
+            self.on_failure(flow.host)
         values = self._authority.challenge(context.now, context.new_id(), stale=verdict.stale)
         return None, tuple(("WWW-Authenticate", value) for value in values)
 
     def authenticate_invite(self, event: InviteReceived) -> str | None:
         """The user who sent this INVITE; otherwise it has been answered 401."""
-        user, challenge = self._verify(event.request)
+        user, challenge = self._verify(event.request, event.flow)
         if user is None:
             self._context.sip.reject(event.leg, 401, self._context.now, headers=challenge)
         return user
@@ -139,7 +145,7 @@ class Registrar:
     def register(self, event: RequestReceived) -> None:
         """RFC 3261 §10.3; answered when the binding is in etcd, or after a limit."""
         context, request = self._context, event.request
-        user, challenge = self._verify(request)
+        user, challenge = self._verify(request, event.flow)
         if user is None:
             context.sip.respond(event.txn, 401, context.now, headers=challenge)
             return
@@ -231,6 +237,7 @@ class Registrar:
             edge=context.config.edge,
         )
         held[ident] = Held(value, written=False)
+        self.hosts.add(flow.host)
         return ident
 
     def _write(self, aor: str, ident: str, then: Callable[[], None] = lambda: None) -> None:
@@ -303,6 +310,7 @@ class Registrar:
                     self._write(aor, ident)
             if not held:
                 del self._bindings[aor]
+        self.hosts = {item.value.host for held in self._bindings.values() for item in held.values()}
         self.start()
 
     def snapshot(self) -> list[dict[str, object]]:

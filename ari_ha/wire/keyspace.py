@@ -379,7 +379,7 @@ class TrunkValue(Value):
     """Who we are when the carrier asks for a digest; the secret is in ``secret/trunks/``."""
     max_calls: int = 1000
     """Calls at once, both ways together."""
-    calls_per_second: int = 50
+    calls_per_second: int = 1000
     """New calls a second, both ways together; also the largest burst."""
     inbound_user: str = ""
     """A user whose digest makes a call one of this trunk's, from whatever address."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ari_ha.machines.edge_config import EdgeTimings
+from ari_ha.machines.edge_config import EdgeTimings, Protection
 from ari_ha.runtime.settings import SettingsError, check_lease
 
 
@@ -134,6 +134,8 @@ class EdgeSettings:
     """HTTP interface."""
     timings: EdgeTimings = EdgeTimings()
     """Limits and periods."""
+    protection: Protection = Protection()
+    """What the public side does about sources that ask too much."""
     calls_max: int = 2_000
     """Calls at once; a further one gets 503."""
 

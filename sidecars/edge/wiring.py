@@ -20,7 +20,7 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import SendProbe, WallClock
-from ari_ha.core.ports.sip import SendSip
+from ari_ha.core.ports.sip import CloseSip, SendSip
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.story import Story
 from ari_ha.machines.edge import FAMILIES, EdgeMachine
@@ -70,6 +70,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         core_interface=settings.rtpengine.core_interface,
         calls_max=settings.calls_max,
         timings=settings.timings,
+        protection=settings.protection,
     )
 
 
@@ -93,7 +94,7 @@ class EdgeProcess:
             perform_now=self._perform_now,
             metrics=self.metrics,
             log=log,
-            instant=(SendSip, SendLink, SendProbe, OperatorReply),
+            instant=(SendSip, CloseSip, SendLink, SendProbe, OperatorReply),
         )
         self.sip = SipSockets(self.shell.post)
         host, port = host_port(settings.rtpengine.ng)
@@ -136,6 +137,8 @@ class EdgeProcess:
     def _perform_now(self, effect: Effect) -> None:
         if isinstance(effect, SendSip):
             self.sip.send(effect.data, effect.flow)
+        elif isinstance(effect, CloseSip):
+            self.sip.drop(effect.flow)
         elif isinstance(effect, SendLink):
             dialer = self.links.get(effect.peer)
             if dialer:

@@ -34,3 +34,10 @@ class SendSip(Effect):
 
     data: bytes
     flow: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSip(Effect):
+    """Close the stream of a flow: its bytes cannot be framed, or it asks too much."""
+
+    flow: Any
