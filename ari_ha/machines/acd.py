@@ -190,6 +190,13 @@ class Acd:
         self._calls.ended(call, agent, cause)
         return self._step()
 
+    def conversation_state(self, call: str, agent: str, rule: str, now: float, utc: float) -> list[Effect]:
+        """The agent is in a call no queue gave him, and what he does there: dial,
+        connect, join, consult, consult-end."""
+        self._desk.begin(now, utc)
+        self._calls.state(call, agent, rule)
+        return self._step()
+
     def claim_answered(
         self, attempt: str, granted: bool, now: float, utc: float, holder: str = ""
     ) -> list[Effect]:

@@ -175,6 +175,26 @@ def _unhold(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
     return _with(agent, work="talking", work_since=utc)
 
 
+def _dial(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
+    """He calls somebody himself: no queue gives him a caller meanwhile."""
+    return _with(_adopt(agent, facts, utc), work="dialing", misses=agent.misses)
+
+
+def _connect(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
+    assert agent.attempt is not None
+    attempt = msgspec.structs.replace(agent.attempt, since=utc)
+    return _with(agent, work="talking", work_since=utc, attempt=attempt)
+
+
+def _undial(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
+    """Nobody answered him: nothing to wrap up."""
+    return to_idle(agent, utc)
+
+
+def _consult(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
+    return _with(agent, work="consult", work_since=utc)
+
+
 def _end(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
     assert agent.attempt is not None
     talked = max(0.0, utc - agent.attempt.since) if agent.attempt.since else 0.0
@@ -277,7 +297,13 @@ RULES: dict[str, Rule] = {
         Rule("unreachable", TRYING, "idle", _release, "attempt", "RINGCANCELED"),
         Rule("hold", frozenset({"talking"}), "hold", _hold, "call"),
         Rule("unhold", frozenset({"hold"}), "talking", _unhold, "call"),
-        Rule("end", IN_CALL, "acw", _end, "call", "COMPLETE"),
+        Rule("dial", _IDLE | {"acw"}, "dialing", _dial),
+        Rule("connect", frozenset({"dialing"}), "talking", _connect, "call"),
+        Rule("join", _IDLE | {"acw"}, "talking", _adopt),
+        Rule("consult", frozenset({"talking", "hold"}), "consult", _consult, "call"),
+        Rule("consult-end", frozenset({"consult"}), "talking", _unhold, "call"),
+        Rule("undial", frozenset({"dialing"}), "idle", _undial, "call"),
+        Rule("end", IN_CALL - {"dialing"}, "acw", _end, "call", "COMPLETE"),
         Rule("void", BUSY, "idle", _void),
         Rule("acw-done", frozenset({"acw"}), "idle", _acw_done),
         Rule("acw-extend", frozenset({"acw"}), "acw", _acw_extend),
@@ -295,12 +321,19 @@ _ALREADY: dict[str, frozenset[str]] = {
     "ring": frozenset({"ringing"}) | IN_CALL,
     "answer": IN_CALL,
     "adopt": IN_CALL,
-    "hold": frozenset({"hold"}),
+    "dial": IN_CALL,
+    "connect": frozenset({"talking", "hold", "consult"}),
+    "join": IN_CALL,
+    "consult": frozenset({"consult"}),
+    "consult-end": frozenset({"talking", "hold"}),
+    "hold": frozenset({"hold", "consult"}),
     "unhold": frozenset({"talking", "consult"}),
 }
 """Work in which the rule has already had its effect, for the same attempt or call."""
 
-_GONE_IS_DONE = frozenset({"release", "excused", "no-answer", "reject", "busy", "unreachable", "end"})
+_GONE_IS_DONE = frozenset(
+    {"release", "excused", "no-answer", "reject", "busy", "unreachable", "undial", "end"}
+)
 """Rules that end an attempt or a call: when it is not the agent's any more, it was done."""
 
 
@@ -326,6 +359,13 @@ def advance(agent: AgentValue, name: str, facts: Facts, utc: float) -> AgentValu
         return Not(f"agent is {agent.work}", already=name in _GONE_IS_DONE or name.startswith("acw-"))
     new = rule.apply(agent, facts, utc)
     return new if isinstance(new, Not) else _with(new, seq=agent.seq + 1)
+
+
+def ending_rule(agent: AgentValue) -> str:
+    """How the agent's part in a call ends, by what he does in it."""
+    if agent.work in TRYING:
+        return "release"
+    return "undial" if agent.work == "dialing" else "end"
 
 
 def recover(agent: AgentValue, call: str, since: float, from_node: str) -> AgentValue | Not:

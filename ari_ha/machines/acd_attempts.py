@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ari_ha.core.ports.store import Compare, Put
-from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING, Facts, Not, advance
+from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING, Facts, Not, advance, ending_rule
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice, AttemptWon, CancelAttempt, PutsRefused, StartAttempt
 from ari_ha.machines.acd_writes import Op, Plan, Result, Writes
@@ -395,6 +395,11 @@ class Attempts:
     def hold(self, call: str, agent: str, held: bool) -> None:
         self._agent_only("hold", call, agent, "hold" if held else "unhold", Facts(call=call))
 
+    def state(self, call: str, agent: str, rule: str) -> None:
+        """A transition of an agent in a call that no queue gave him."""
+        facts = Facts(call=call, attempt=call, node=str(self.desk.me))
+        self._agent_only(rule, call, agent, rule, facts)
+
     def ended(self, call: str, agent: str, cause: str) -> None:
         for attempt in self._attempts_of(call):
             if attempt.agent == agent:
@@ -406,7 +411,7 @@ class Attempts:
             value = self.desk.view.agent(agent)
             if value is None or value.attempt is None or value.attempt.call != call:
                 return Not("not in this call", already=True)
-            rule = "release" if value.work in TRYING else "end"
+            rule = ending_rule(value)
             new = self._change(agent, rule, self._facts(value))
             if isinstance(new, Not):
                 return new

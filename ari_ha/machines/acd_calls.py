@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from ari_ha.core.ports.store import Compare, Put
-from ari_ha.machines.acd_agents import IN_CALL, TRYING, Not, recover, recovered
+from ari_ha.machines.acd_agents import IN_CALL, TRYING, Not, ending_rule, recover, recovered
 from ari_ha.machines.acd_attempts import Attempt, Attempts, Caller, call_lock
 from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
 from ari_ha.machines.acd_writes import Plan, Result
@@ -81,7 +81,7 @@ class Calls(Attempts):
             entry_key = self.desk.view.entry_key(call)
             writes: dict[str, Value | None] = {entry_key: None} if entry_key else {}
             for name, agent in self.desk.view.agents_of(call):
-                rule = "release" if agent.work in TRYING else "end"
+                rule = ending_rule(agent)
                 new = self._change(name, rule, self._facts(agent))
                 if not isinstance(new, Not):
                     writes[self.desk.keys.agent(name)] = new

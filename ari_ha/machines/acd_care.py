@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from ari_ha.machines.acd_agents import BUSY, REASON_DEVICE, TRYING, Facts, Not, advance, recovered
+from ari_ha.machines.acd_agents import (
+    BUSY,
+    REASON_DEVICE,
+    TRYING,
+    Facts,
+    Not,
+    advance,
+    ending_rule,
+    recovered,
+)
 from ari_ha.machines.acd_attempts import Attempts, call_lock
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice
@@ -219,7 +228,7 @@ class Care:
 
     def _freed(self, agent: AgentValue, facts: Facts) -> AgentValue | Not:
         if agent.attempt is not None:
-            rule = "release" if agent.work in TRYING else "end"
+            rule = ending_rule(agent)
             return advance(agent, rule, facts, self.desk.utc)
         return advance(agent, "void", facts, self.desk.utc)
 

@@ -35,6 +35,7 @@ from ari_ha.machines.doorkeeper import Doorkeeper
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_setup import Setup
@@ -90,8 +91,9 @@ class EdgeMachine:
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.setup.on_moving_half_failed = self.takeover.half_failed
-        self.dialogs = Dialogs(self.context, self.calls, self.setup, self.takeover, self.registrar,
-                               self.trunk_care)  # fmt: skip
+        self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
+        self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
+                               self.registrar, self.trunk_care)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -253,7 +255,7 @@ class EdgeMachine:
             if call.lost or primary is None or primary.state == "trying":
                 continue
             legs = {
-                leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.state, held=leg.held)
+                leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.fact, held=leg.held)
                 for leg in call.living()
             }
             calls[call.call] = link.CallAtEdge(epoch=str(call.epoch), legs=legs)
@@ -468,9 +470,9 @@ class EdgeMachine:
                 restore_call(context, self.calls, self.takeover, value, owner, media)
                 call = self.calls.by_id.get(value.call)
                 for leg in call.living() if call else ():
-                    if call and leg.state == "ringing":
-                        self.setup.limit_ringing(call, leg)
-                        self.setup.outbound.watch(call, leg)
+                    if call and leg.state == "ringing" and leg.target:
+                        self.dialling.limit_ringing(call, leg)
+                        self.dialling.outbound.watch(call, leg)
                 record = keys.record(value.call)
                 if record in self._read["calls"]:
                     self.calls.record_stored(record, self._read["calls"][record])

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ari_ha.core.ids import PRIMARY_LEG, Epoch, NodeId
+from ari_ha.core.ids import Epoch, NodeId
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
-from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, ng_body, wanted_graph
+from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
 from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode
@@ -25,6 +25,15 @@ DELETE_TRIES_MAX = 50
 STORE_RETRY_S = 0.5
 CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
+
+
+def early_graph(call: EdgeCall) -> set[Hears]:
+    """A caller who is not answered yet hears the party that lets itself be heard."""
+    head = call.primary
+    if head is None or not (head.progress and head.waits):
+        return set()
+    heard = [leg for leg in call.living() if leg.early and leg.state == "ringing" and leg.target]
+    return {(head.leg, leg.leg) for leg in heard}
 
 
 def _nothing() -> None:
@@ -144,7 +153,7 @@ class Calls:
             return
         state = self.effective_state(call)
         heard = {leg.leg for leg in call.audible()}
-        up = sorted(heard, key=lambda leg: (leg != PRIMARY_LEG, leg))
+        up = sorted(heard, key=lambda leg: (leg != call.head, leg))
         tags = {
             leg: half.tag
             for leg, half in call.halves.items()
@@ -153,7 +162,7 @@ class Calls:
         changed = state != call.media.state
         call.media.state = state
         taught = [(tag, {"from-tag": tag, "sdp": sdp}) for tag, sdp in call.media.untaught()]
-        graph = call.media.change_to(wanted_graph(state, up, tags))
+        graph = call.media.change_to(wanted_graph(state, up, tags) | early_graph(call))
         if changed:
             self._context.note(f"call/{call.call}", f"media {state}")
             if not call.lost:
@@ -247,7 +256,7 @@ class Calls:
                 call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by
             )
             context.link(home.name, frame)
-        if leg.leg == PRIMARY_LEG:
+        if leg.leg == call.head:
             for other in call.living():
                 self.end_leg(call, other, "edge", "16")
         if not call.living():
@@ -265,7 +274,7 @@ class Calls:
 
     def _forget_leg(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """Of an ended leg only its tombstone stays: a caller may outlive many attempts."""
-        if leg.leg != PRIMARY_LEG:
+        if leg.leg != call.head:
             call.legs.pop(leg.leg, None)
             self.by_key.pop(leg.key, None)
             call.media.forget_tag(leg.leg)

@@ -12,6 +12,7 @@ from typing import Any
 from ari_ha.core.ports.sip import CloseSip
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_model import (
     MIRRORED,
     AudioSide,
@@ -39,13 +40,14 @@ class Dialogs:
     """Routes the engine's events."""
 
     def __init__(
-        self, context: EdgeContext, calls: Calls, setup: Setup, takeover: Takeover, registrar: Registrar,
-        care: TrunkCare,
-    ) -> None:
+        self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
+        registrar: Registrar, care: TrunkCare,
+    ) -> None:  # fmt: skip
         self._care = care
         self._context = context
         self._calls = calls
         self._setup = setup
+        self._dialling = dialling
         self._takeover = takeover
         self._registrar = registrar
         self._late_reinvites: set[str] = set()
@@ -76,7 +78,7 @@ class Dialogs:
 
     def _invite(self, event: sip.InviteReceived) -> None:
         if event.flow.listener.startswith("node-"):
-            self._setup.from_node(event)
+            self._dialling.from_node(event)
         else:
             self._setup.from_public(event)
 
@@ -105,7 +107,7 @@ class Dialogs:
 
     def _ringing(self, event: sip.LegRinging) -> None:
         if found := self._calls.phone(event.leg):
-            self._setup.phone_ringing(*found, event.status, event.sdp)
+            self._dialling.phone_ringing(*found, event.status, event.sdp)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if not call.move:
@@ -115,7 +117,7 @@ class Dialogs:
         if found := self._calls.phone(event.leg):
             call, leg = found
             if leg.alive:
-                self._setup.phone_answered(call, leg, event.sdp)
+                self._dialling.phone_answered(call, leg, event.sdp)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if call.move and call.move.halves.get(node_leg.leg) is node_leg:
@@ -165,7 +167,7 @@ class Dialogs:
     def _failed(self, event: sip.LegFailed) -> None:
         if found := self._calls.phone(event.leg):
             call, leg = found
-            if not self._setup.outbound.failed(call, leg, event.status, event.headers):
+            if not self._dialling.outbound.failed(call, leg, event.status, event.headers):
                 # a 3xx is not passed on: Asterisk would follow it on its own
                 status = event.status if event.status >= 400 else 480
                 self._calls.end_leg(call, leg, "failed", event.reason, status)

@@ -115,7 +115,8 @@ class PhoneLeg:
     tried: list[str] = field(default_factory=list)
     """Trunks tried for it, this one included"""
     progress: bool = False
-    """The carrier has reported progress: no other trunk is tried any more."""
+    """The carrier has reported progress: no other trunk is tried any more. On a caller's
+    leg: he was told that the party can be heard."""
     early: bool = False
     """Its audio is heard before the answer (RFC 3960)."""
     redirects: int = 0
@@ -127,6 +128,21 @@ class PhoneLeg:
     def alive(self) -> bool:
         """Whether anybody is, or may soon be, on this leg."""
         return self.state != "ended"
+
+    @property
+    def waits(self) -> bool:
+        """A caller who has not been answered yet."""
+        return self.state in ("trying", "ringing") and not self.target
+
+    @property
+    def fact(self) -> str:
+        """The leg's state as nodes know states: whoever is not answered rings."""
+        return "ringing" if self.state == "trying" else self.state
+
+    @property
+    def name(self) -> str:
+        """Whom the leg leads to, in words."""
+        return self.aor or self.number or self.leg
 
     @property
     def number(self) -> str:
@@ -281,6 +297,8 @@ class EdgeCall:
     caller: str = ""
     did: str = ""
     trunk: str = ""
+    head: str = PRIMARY_LEG
+    """The leg whose end ends the call"""
     identity: dict[str, str] = field(default_factory=dict)
     """What is kept of the caller's identity headers (`identity`)"""
     legs: dict[str, PhoneLeg] = field(default_factory=dict)
@@ -308,8 +326,8 @@ class EdgeCall:
 
     @property
     def primary(self) -> PhoneLeg | None:
-        """The leg that made the call, while it lives."""
-        leg = self.legs.get(PRIMARY_LEG)
+        """The leg whose call it is, while it lives."""
+        leg = self.legs.get(self.head)
         return leg if leg and leg.alive else None
 
     def half_of(self, leg: str) -> NodeLeg | None:
@@ -335,7 +353,7 @@ class EdgeCall:
 
     def facts(self) -> dict[str, str]:
         """The edge's word about every living leg, for a resume."""
-        return {leg.leg: "held" if leg.held else leg.state for leg in self.living()}
+        return {leg.leg: "held" if leg.held else leg.fact for leg in self.living()}
 
     def two_talking(self) -> bool:
         """Whether exactly two people are on the call and nobody is on hold."""
@@ -373,6 +391,7 @@ class EdgeCall:
             kind=self.kind,
             want=self.want,
             identity=dict(self.identity),
+            head=self.head,
         )
 
     def media_value(self) -> MediaValue:

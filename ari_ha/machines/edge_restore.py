@@ -32,6 +32,7 @@ def restore_call(
         want=value.want,
         identity=dict(value.identity),
         tombstones=dict(value.tombstones),
+        head=value.head,
     )
     for data in value.legs.values():
         leg = PhoneLeg.from_dict(data)
@@ -39,6 +40,9 @@ def restore_call(
             credentials = context.trunk_credentials(leg.trunk)
             context.sip.import_leg(leg.key, data["sip"], context.now, credentials=credentials)
             call.legs[leg.leg] = leg
+        elif leg.target and not leg.aor:
+            # it may ring at the carrier or not: it is not dialled again
+            call.tombstones[leg.leg] = "lost"
     for data in value.node_legs.values():
         half = NodeLeg.from_dict(data)
         base, _, n = half.tag.rpartition(".")
@@ -72,7 +76,7 @@ def _whole(call: EdgeCall) -> bool:
 def _assume_media(call: EdgeCall) -> None:
     """rtpengine kept what it had: probably the stored state. Everything else the call
     may have had is taken away, everything wanted is said again."""
-    up = [leg.leg for leg in sorted(call.up(), key=lambda leg: (leg.role != "customer", leg.leg))]
+    up = [leg.leg for leg in sorted(call.up(), key=lambda leg: (leg.leg != call.head, leg.leg))]
     tags = {half.leg: half.tag for half in call.halves.values()}
     graph = set()
     for state in (call.media.state, THROUGH, DIRECT):

@@ -1,4 +1,4 @@
-"""Setting calls up: from a trunk, from an agent's phone, and legs a node dials."""
+"""Setting calls up: from a trunk, and from an agent's phone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ari_ha.machines import identity
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import (
-    DEVICE,
-    NUMBER,
     AudioSide,
     CodecRefused,
     EdgeCall,
@@ -20,15 +18,13 @@ from ari_ha.machines.edge_model import (
     answer_lines,
     narrowed,
 )
-from ari_ha.machines.edge_outbound import Outbound
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import SdpError, SessionDescription
-from ari_ha.wire import link
-from ari_ha.wire.token import HEADER, BadToken, LegToken, sign, verify
+from ari_ha.wire.token import HEADER, LegToken, sign
 
 RETRY_AFTER = (("Retry-After", "5"),)
 TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
@@ -47,7 +43,6 @@ class Setup:
     ) -> None:
         self._context = context
         self._trunks = trunks
-        self.outbound = Outbound(context, calls, trunks)
         self._calls = calls
         self._watch = watch
         self._registrar = registrar
@@ -69,29 +64,30 @@ class Setup:
             return
         did = self._trunks.called(trunk, event.request)
         if not self._trunks.accepts(trunk, did):
-            self._refuse(event, 404, "unknown_did")
+            self.refuse(event, 404, "unknown_did")
         elif why := self._trunks.refusal(trunk):
-            self._refuse(event, 503, why, RETRY_AFTER)
+            self.refuse(event, 503, why, RETRY_AFTER)
         else:
             self._new_call(event, "trunk", trunk, "", did)
 
-    def _refuse(self, event: InviteReceived, status: int, why: str, headers: tuple = ()) -> None:
+    def refuse(self, event: InviteReceived, status: int, why: str, headers: tuple = ()) -> None:
+        """Turns an INVITE down; counted by ``why``."""
         self._context.count("edge_invites_refused", why=why)
         self._context.sip.reject(event.leg, status, self._context.now, headers=headers)
 
     def _new_call(self, event: InviteReceived, kind: str, trunk: str, user: str, did: str) -> None:
         context, request = self._context, event.request
         if len(self._calls.by_id) >= context.config.calls_max:
-            self._refuse(event, 503, "full", RETRY_AFTER)
+            self.refuse(event, 503, "full", RETRY_AFTER)
             return
         if not context.media_ok:
-            self._refuse(event, 503, "media relay away", RETRY_AFTER)
+            self.refuse(event, 503, "media relay away", RETRY_AFTER)
             return
         offer = request.body.decode("utf-8", "replace") if request.body else ""
         try:
             side = AudioSide.of(offer) if offer else AudioSide()
         except CodecRefused:
-            self._refuse(event, 488, "no_codec")
+            self.refuse(event, 488, "no_codec")
             return
         caller, kept = identity.heard(request, self._trunks.table.get(trunk))
         caller = user or self._trunks.inbound(trunk, caller)
@@ -103,16 +99,16 @@ class Setup:
         self._calls.index(call, leg)
         context.note(f"call/{call.call}", f"new {kind} call", caller=caller, did=call.did, trunk=trunk)
         context.count("edge_calls_started", kind=kind)
-        self._open_phone_media(call, leg, offer, lambda: self.choose_node(call))
+        self.open_phone_media(call, leg, offer, lambda: self.choose_node(call))
 
-    def _open_phone_media(
+    def open_phone_media(
         self, call: EdgeCall, leg: PhoneLeg, remote: str, then: Callable[[], None]
     ) -> None:
         """Gets the leg its port; with the phone's SDP at hand, tells rtpengine of it."""
         context = self._context
 
         def opened(outcome: Outcome) -> None:
-            if not self._take_port(outcome, leg):
+            if not self.take_port(outcome, leg):
                 self._media_failed(call, leg, outcome)
                 return
             if remote:
@@ -120,15 +116,15 @@ class Setup:
             then()
 
         body = self.create_body(leg.leg, leg.side, context.config.public_interface)
-        self._create(call, body, opened)
+        self.create(call, body, opened)
 
-    def _create(self, call: EdgeCall, body: dict[str, object], then: Callable[[Outcome], None]) -> None:
+    def create(self, call: EdgeCall, body: dict[str, object], then: Callable[[Outcome], None]) -> None:
         """Asks rtpengine for a port. A create that was only stopped by an earlier failure
         of its lane was never tried: it is asked again."""
 
         def done(outcome: Outcome) -> None:
             if isinstance(outcome, Refused) and outcome.reason == LANE_STOPPED and not call.ended:
-                self._create(call, body, then)
+                self.create(call, body, then)
             else:
                 then(outcome)
 
@@ -144,8 +140,8 @@ class Setup:
         }
 
     @staticmethod
-    def _take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg) -> bool:
-        """Reads address and port from the SDP rtpengine made."""
+    def take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg) -> bool:
+        """Whether rtpengine gave a port. Reads address and port from the SDP rtpengine made."""
         if not isinstance(outcome, Done):
             return False
         try:
@@ -222,7 +218,7 @@ class Setup:
         def opened(outcome: Outcome) -> None:
             if half.state == "ended" or call.ended:
                 return
-            if not self._take_port(outcome, half):
+            if not self.take_port(outcome, half):
                 if kind == "resume":
                     self.on_moving_half_failed(call, half, 503, "no media port")
                 else:
@@ -254,7 +250,7 @@ class Setup:
             )
 
         body = self.create_body(tag, half.side, config.core_interface)
-        self._create(call, body, opened)
+        self.create(call, body, opened)
 
     def _fallback(self, kind: str, name: str) -> tuple[tuple[str, str], ...]:
         """While another node could serve, this one's dialplan must refuse at once when
@@ -274,7 +270,7 @@ class Setup:
         half.state = "up"
         leg = call.legs[half.leg]
         self.learn_node_media(call, half, sdp)
-        if leg.state != "trying":
+        if not leg.waits:
             self._calls.apply_media(call)
             return
         leg.state = "up"
@@ -311,178 +307,6 @@ class Setup:
         else:
             call.refused_by.add(half.node.name)
             self.choose_node(call)
-
-    # --- a node dials a phone ------------------------------------------------------
-
-    def from_node(self, event: InviteReceived) -> None:
-        """An INVITE of a node: its app rings a phone for a call it serves."""
-        context = self._context
-        try:
-            token = verify(event.request.get(HEADER), context.config.header_key)
-        except BadToken as error:
-            context.note("edge", "INVITE of a node without a true token", level="warning", error=error)
-            self._refuse(event, 403, "bad_token")
-            return
-        call = self._calls.by_id.get(token.call)
-        if token.kind != "dial" or call is None or str(call.epoch) != token.epoch or call.owner is None:
-            self._refuse(event, 481, "stale_dial")
-            return
-        known = call.legs.get(token.leg)
-        if token.leg in call.announced:
-            # the app gave the attempt up before its INVITE came: the link is quicker
-            self._refuse(event, 487, "attempt_given_up")
-            return
-        if known is not None or token.leg in call.tombstones or call.primary is None:
-            self._refuse(event, 486 if known and known.alive else 487, "leg_exists")
-            return
-        self._dial(event, call, token)
-
-    def _dial(self, event: InviteReceived, call: EdgeCall, token: LegToken) -> None:
-        context = self._context
-        number = token.target.removeprefix(NUMBER) if token.target.startswith(NUMBER) else ""
-        aor = "" if number else token.target.removeprefix(DEVICE)
-        refusal = self.outbound.refusal(number) if number else self._device_refusal(aor)
-        if refusal is not None:
-            self._refuse(event, *refusal)
-            return
-        offer = event.request.body.decode("utf-8", "replace")
-        try:
-            # the call's own codec, or Asterisk would have to transcode between its legs
-            node_side = AudioSide.of(offer, call.legs[PRIMARY_LEG].side.payload)
-        except CodecRefused:
-            self._refuse(event, 488, "no_codec")
-            return
-        home = call.home()
-        assert home is not None
-        leg = PhoneLeg(
-            token.leg, "customer" if number else "agent", context.new_id(), aor=aor, target=token.target,
-            attempt=token.attempt, side=self._same_side(call),
-        )  # fmt: skip
-        half = NodeLeg(
-            token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),
-            calls_us=True, side=node_side,
-        )  # fmt: skip
-        (call.move.halves if call.move else call.halves)[leg.leg] = half
-        self._calls.by_key[half.key] = (call.call, leg.leg)
-        self._calls.index(call, leg)
-
-        def half_opened(outcome: Outcome) -> None:
-            if half.state == "ended" or call.ended:
-                return
-            if not self._take_port(outcome, half):
-                self._calls.end_leg(call, leg, "edge", "34", 503)
-                return
-            self._calls.teach(call, half.tag, narrowed(offer, half.side))
-            self._open_phone_media(call, leg, "", lambda: self._ring(call, leg))
-
-        body = self.create_body(half.tag, half.side, context.config.core_interface)
-        self._create(call, body, half_opened)
-
-    def _device_refusal(self, aor: str) -> tuple[int, str] | None:
-        if aor in self._calls.device_of:
-            return 486, "device_busy"
-        return None if self._registrar.binding_of(aor) else (480, "no_binding")
-
-    def _ring(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """The leg has its port: the carrier, or the phone, is called."""
-        if leg.number:
-            # a restarted edge must know that it may be ringing there: written down first
-            self._calls.touch(call, lambda: self._ring_number(call, leg))
-        else:
-            self._ring_phone(call, leg)
-
-    def _ring_number(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        if self.outbound.ring(call, leg):
-            self.limit_ringing(call, leg)
-        else:
-            self._calls.end_leg(call, leg, "edge", "34", 503)
-
-    def _same_side(self, call: EdgeCall) -> AudioSide:
-        """The payload numbers the caller uses: one codec and one telephone-event
-        number per call wherever both ends allow it."""
-        primary = call.legs[PRIMARY_LEG].side
-        return AudioSide(primary.payload, primary.telephone_event or 101)
-
-    def _ring_phone(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        context, config = self._context, self._context.config
-        if not leg.alive or call.ended:
-            return
-        binding = self._registrar.binding_of(leg.aor)
-        if binding is None:
-            self._calls.end_leg(call, leg, "edge", "20", 480)
-            return
-        flow, target = self._registrar.route(binding)
-        caller = identity.shown_to_phone(call.caller, call.identity)
-        context.sip.invite(
-            leg.key,
-            flow=flow,
-            target=target,
-            from_=f"<sip:{caller}@{config.public_host}>",
-            to=f"<sip:{leg.aor}@{config.realm}>",
-            sdp=leg.local_sdp(),
-            session_expires=context.timings.session_expires_s,
-            now=context.now,
-        )
-        leg.state = "ringing"
-        context.note(f"call/{call.call}", f"ringing {leg.aor}", leg=leg.leg, attempt=leg.attempt)
-        self.limit_ringing(call, leg)
-        self._calls.touch(call)
-
-    def limit_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """A phone rings for a named time at most, whatever becomes of its app."""
-        name = f"ring/{call.call}/{leg.leg}"
-        when = self._context.now + self._context.timings.ring_limit_s
-        self._context.at(name, when, lambda: self._rang_out(call, leg))
-
-    def _rang_out(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        if leg.state == "ringing" and not call.ended:
-            self._calls.end_leg(call, leg, "timeout", "18", 408)
-
-    def phone_ringing(self, call: EdgeCall, leg: PhoneLeg, status: int, sdp: str | None) -> None:
-        """The phone rings, or a carrier reports progress, perhaps with early media."""
-        half, home = call.half_of(leg.leg), call.home()
-        early = bool(leg.trunk) and self.outbound.progressed(call, leg, sdp)
-        if half and half.calls_us and half.state == "calling":
-            if early:
-                self._context.sip.ring(half.key, self._context.now, 183, sdp=half.local_sdp())
-            elif status != 183 or not leg.trunk:
-                self._context.sip.ring(half.key, self._context.now)
-        if home and not leg.ringing_sent:
-            leg.ringing_sent = True
-            frame = link.LegRinging(call=call.call, leg=leg.leg, epoch=str(call.epoch))
-            self._context.link(home.name, frame)
-            self._calls.touch(call)
-
-    def phone_answered(self, call: EdgeCall, leg: PhoneLeg, sdp: str | None) -> None:
-        """The agent answered: learn the phone's address, then tell the node, by its own
-        INVITE where it dialled, and on the link (it may be the phone of a moved call)."""
-        context = self._context
-        context.cancel(f"ring/{call.call}/{leg.leg}")
-        try:
-            leg.side = AudioSide.of(sdp or "")
-        except CodecRefused:
-            self._calls.end_leg(call, leg, "edge", "", 488)
-            return
-        leg.state = "up"
-        if leg.trunk:
-            self._trunks.worked(leg.trunk)
-        self._calls.teach(call, leg.leg, narrowed(sdp or "", leg.side))
-
-        def tell_node() -> None:
-            half, home = call.half_of(leg.leg), call.home()
-            if call.ended or not leg.alive:
-                return
-            if half and half.calls_us and half.state == "calling":
-                half.state = "up"
-                context.sip.answer(half.key, half.local_sdp(), context.now)
-                self._calls.touch(call)
-            self._calls.apply_media(call)
-            if home:
-                frame = link.LegAnswered(call=call.call, leg=leg.leg, epoch=str(call.epoch))
-                context.link(home.name, frame)
-
-        context.note(f"call/{call.call}", f"{leg.aor or leg.number} answered", leg=leg.leg)
-        self._calls.touch(call, tell_node)
 
 
 def _newest(tombstones: dict[str, str]) -> dict[str, str]:

@@ -7,13 +7,13 @@ Facts come from three sides: the edge (phones), Asterisk (channels) and the ACD
 
 from __future__ import annotations
 
-from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.ports.store import Compare, KeyValue, Put
 from ari_ha.machines.acd_orders import AttemptWon, CallerQueued, CancelAttempt, QueueFull, StartAttempt
 from ari_ha.machines.node_asterisk import AsteriskSide, MediaWish
 from ari_ha.machines.node_call_base import CallBase, CallFacts
 from ari_ha.machines.node_dialling import Dialling
 from ari_ha.machines.node_model import (
+    DIALING,
     DIALPLAN,
     ENDED,
     FEATURE,
@@ -34,6 +34,7 @@ from ari_ha.machines.node_model import (
     Wanted,
     failure_kind,
 )
+from ari_ha.machines.node_outbound import Outbound
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
@@ -57,6 +58,7 @@ class NodeCall(CallBase):
         self.media.on_limit = self.touch
         self.asterisk = AsteriskSide(parts.context, self, self.media)
         self.dialling = Dialling(parts, self)
+        self.outbound = Outbound(parts, self)
         self.lent: RecordValue | None = None
         """The record as the ACD writes it in its own transaction."""
         self.lent_refused = False
@@ -76,7 +78,7 @@ class NodeCall(CallBase):
     def wanted(self) -> Wanted:
         """What Asterisk should be doing now."""
         wanted = Wanted(media=THROUGH)
-        if self.stage != SETUP:
+        if self.stage not in (SETUP, DIALING):
             wanted.answer = tuple(
                 leg.leg
                 for leg in self.living()
@@ -96,9 +98,9 @@ class NodeCall(CallBase):
             if len(people) == 2 and self.media_policy == HITLESS:
                 wanted.media = HITLESS
         elif self.stage in (QUEUED, TALKING):
-            customer = self.legs.get(PRIMARY_LEG)
+            customer = self.legs.get(self.head)
             if customer is not None and customer.joined:
-                wanted.music = {PRIMARY_LEG: self.music}
+                wanted.music = {self.head: self.music}
         return wanted
 
     def satisfied(self, wanted: Wanted) -> None:
@@ -107,7 +109,7 @@ class NodeCall(CallBase):
         there = tuple(leg.leg for leg in self.living() if leg.channel is not None and leg.channel.up)
         if any(leg.state == UP and leg.leg not in there for leg in self.living()):
             return  # somebody's channel is missing: the call is not whole
-        if there and there != self.bridged_said and self.stage in (QUEUED, TALKING, FEATURE):
+        if there and there != self.bridged_said and self.stage in (QUEUED, TALKING, DIALING, FEATURE):
             self.bridged_said = there
             self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=list(there)))
         if there and self.stage in (QUEUED, TALKING):
@@ -172,7 +174,7 @@ class NodeCall(CallBase):
             self.to_dialplan(order.why)
         elif order.action in ("", "busy"):
             self.note("queue full", queue=order.queue)
-            self.end_leg(self.legs[PRIMARY_LEG], USER_BUSY, "queue full")
+            self.end_leg(self.legs[self.head], USER_BUSY, "queue full")
             self.over("queue full")
         else:
             self.note("queue full", queue=order.queue, extension=order.action)
@@ -216,13 +218,17 @@ class NodeCall(CallBase):
     def _is_with_us(self, order: StartAttempt) -> bool:
         """Somebody talks here of whom the record did not say who it is: the agent the
         ACD thinks is still to be rung."""
-        nameless = [leg for leg in self.living() if leg.leg != PRIMARY_LEG and not leg.agent]
+        nameless = self._nameless()
         if self.stage != TALKING or len(nameless) != 1 or not order.again:
             return False
         self.introduce(nameless[0], order.agent, order.attempt.attempt)
         self.parts.acd.attempt_answered(order.attempt.attempt)
         self.save()
         return True
+
+    def _nameless(self) -> list[Leg]:
+        """Agents of whom nobody has said yet who they are."""
+        return [leg for leg in self.living() if leg.leg != self.head and not (leg.agent or leg.target)]
 
     def introduce(self, leg: Leg, agent: str, attempt: str, device: str = "") -> None:
         """It is known now whose leg this is."""
@@ -233,7 +239,7 @@ class NodeCall(CallBase):
 
     def record_came(self, record: RecordValue) -> None:
         """A newer record than the one we began with: it may know agents we do not."""
-        nameless = {leg.leg: leg for leg in self.living() if leg.leg != PRIMARY_LEG and not leg.agent}
+        nameless = {leg.leg: leg for leg in self._nameless()}
         known = [a for a in record.attempts.values() if a.leg in nameless and a.state != ENDED]
         if not known:
             return
@@ -306,7 +312,7 @@ class NodeCall(CallBase):
         if self.queue:
             self.requeue("the agent's leg was lost")
             return
-        self.end_leg(self.legs[PRIMARY_LEG], NORMAL, "the other side was lost")
+        self.end_leg(self.legs[self.head], NORMAL, "the other side was lost")
         self.over("agent lost")
 
     def requeue(self, why: str) -> None:
@@ -335,8 +341,11 @@ class NodeCall(CallBase):
         leg.state = UP
         self.touch()
         attempt = self.attempts.get(leg.attempt)
+        if leg.target:
+            self.outbound.answered(leg)
+            return
         if attempt is None:
-            self.stage = TALKING if self.stage in (SETUP, QUEUED) else self.stage
+            self.stage = TALKING if self.stage in (SETUP, QUEUED, DIALING) else self.stage
             return
         if attempt.state in ("answered", ENDED):
             return
@@ -353,6 +362,9 @@ class NodeCall(CallBase):
         """An unanswered agent's leg came to nothing."""
         leg.state = ENDED
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
+        if leg.target:
+            self.outbound.failed(leg, kind)
+            return
         attempt = self.attempts.get(leg.attempt)
         if attempt is None or attempt.state == ENDED:
             return
@@ -371,8 +383,8 @@ class NodeCall(CallBase):
         if not leg.alive:
             return
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
-        leg.by = frame.by or "phone"
-        if leg.leg == PRIMARY_LEG:
+        leg.by, leg.status = frame.by or "phone", frame.status
+        if leg.leg == self.head:
             self._caller_gone(leg)
             return
         was, leg.state = leg.state, ENDED
@@ -395,7 +407,7 @@ class NodeCall(CallBase):
     def _caller_gone(self, leg: Leg) -> None:
         """The edge ends every other leg by itself."""
         leg.state = ENDED
-        why = "abandoned" if self.stage in (SETUP, QUEUED) else "ended by the caller"
+        why = "abandoned" if self.stage in (SETUP, QUEUED, DIALING) else "ended by the caller"
         self.note("the caller is gone", by=leg.by, stage=self.stage)
         for other in self.living():
             if other.state == UP and self.stage == TALKING:
@@ -453,7 +465,7 @@ class NodeCall(CallBase):
             self.parts.unindex(channel.id)
         if not leg.alive or self.stage == OVER:
             self.finish_if_empty()
-        elif self.stage == DIALPLAN and leg.leg == PRIMARY_LEG:
+        elif self.stage == DIALPLAN and leg.leg == self.head:
             self.end_leg(leg, NORMAL, "the dialplan has ended")
             self.over("ended in the dialplan")
         elif channel is not None and channel.dialled and leg.state in ("trying", RINGING):

@@ -53,6 +53,8 @@ class CallBase:
     media_policy: str = HITLESS
     music: str = "default"
     vip: str = ""
+    head: str = PRIMARY_LEG
+    """The leg whose end ends the call"""
     legs: dict[str, Leg] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     legs_used: set[str] = field(default_factory=set)
@@ -143,7 +145,7 @@ class CallBase:
             },
             legs={leg.leg: self._leg_value(leg) for leg in self.legs.values()},
             bridge=f"{facts.call}.{facts.epoch}", want_media=self.media_policy,
-            ending=dict(self.ending), variables=dict(self.variables),
+            head=self.head, ending=dict(self.ending), variables=dict(self.variables),
         )  # fmt: skip
 
     @staticmethod
@@ -151,8 +153,9 @@ class CallBase:
         state = "held" if leg.held and leg.alive else leg.state
         channel = leg.channel.id if leg.channel is not None else ""
         return LegValue(
-            leg=leg.leg, role=leg.role, agent=leg.agent, state=state, channel=channel, ended_by=leg.by
-        )
+            leg=leg.leg, role=leg.role, agent=leg.agent, state=state, channel=channel, ended_by=leg.by,
+            target=leg.target,
+        )  # fmt: skip
 
     def save(self, then: Act | None = None) -> None:
         """Writes the record as it is now. ``then``: when it is stored, or may as well be."""
@@ -215,7 +218,7 @@ class CallBase:
     def to_dialplan(self, why: str, context: str = "", extension: str = "") -> None:
         """The call leaves Stasis and goes on in the dialplan: at ``extension``, or at
         the label for callers the app cannot serve."""
-        leg = self.legs.get(PRIMARY_LEG)
+        leg = self.legs.get(self.head)
         if leg is None or leg.channel is None:
             return
         self.stage = DIALPLAN
@@ -245,7 +248,7 @@ class CallBase:
             self.note("goes on in the dialplan", extension=self.continue_at[1])
             if self.recovering:
                 self.recovering = False
-                self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=[PRIMARY_LEG]))
+                self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=[self.head]))
             return
         self.note("the dialplan has no place for it; the next line it is", level="warning", outcome=outcome)
         node = self.parts.context
@@ -258,7 +261,7 @@ class CallBase:
                 raise InvariantBroken(f"{self.call}: leg {leg.leg} under {name}")
             if leg.announced and leg.alive:
                 raise InvariantBroken(f"{self.call}: leg {name} lives although its end was announced")
-        if self.stage == DIALPLAN and any(leg.alive and leg.leg != PRIMARY_LEG for leg in self.living()):
+        if self.stage == DIALPLAN and any(leg.alive and leg.leg != self.head for leg in self.living()):
             raise InvariantBroken(f"{self.call}: in the dialplan with an agent")
         if len([a for a in self.attempts.values() if a.state in ("intent", "ringing")]) > 1:
             raise InvariantBroken(f"{self.call}: two attempts at once")

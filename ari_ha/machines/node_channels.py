@@ -284,6 +284,8 @@ class Channels:
                 call.enter_queue(name, "")
             case ("through", name, *_):
                 call.enter_queue(name, "through")
+            case ("dial", number, *_):
+                call.outbound.begin(number, entry.token.user)
             case _:
                 text = ",".join(entry.verb) or "nothing"
                 call.note(f"the dialplan asks for {text!r}, which this app does not do", level="error")

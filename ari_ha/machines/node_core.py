@@ -71,6 +71,22 @@ class NodeCore:
         known = self._users.get(user)
         return (known.aor if known else "") or user
 
+    def dial_target(self, number: str) -> str:
+        """What a dialled number means: ``device:<aor>`` of a user here, else ``number:``."""
+        ours = any(number in (name, user.aor) for name, user in self._users.items())
+        return f"device:{self.device_of(number)}" if ours else f"number:{number}"
+
+    def agent_of(self, user: str) -> str:
+        """The agent logged in at this account's phone; empty: none."""
+        return self.agent_at(f"device:{self.device_of(user)}")
+
+    def agent_at(self, target: str) -> str:
+        """The agent logged in at a dialled ``device:``; empty: none."""
+        kind, _, device = target.partition(":")
+        agents = self.acd.acd.agents().items()
+        here = (name for name, a in agents if a.device == device and a.intent != "logged_out")
+        return next(here, "") if kind == "device" and device else ""
+
     def edge_sip(self, call: NodeCall) -> str:
         """Where a leg of the call is dialled: host:port of its edge; empty: no edge."""
         return next((address for name in self.edges_of(call) if (address := self._sip_of(name))), "")

@@ -115,6 +115,10 @@ class AcdDesk:
         if agent:
             self._took(self.acd.conversation_ended(call, agent, cause, *self._clocks))
 
+    def conversation_state(self, call: str, agent: str, rule: str) -> None:
+        """An agent's part in a call that no queue gave him: dial, connect, join."""
+        self._took(self.acd.conversation_state(call, agent, rule, *self._clocks))
+
     def claim_answered(self, attempt: str, granted: bool, holder: str) -> None:
         """An edge's answer about a device."""
         self._took(self.acd.claim_answered(attempt, granted, *self._clocks, holder=holder))

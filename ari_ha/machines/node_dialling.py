@@ -48,7 +48,7 @@ class Dialling:
             again=order.again,
         )  # fmt: skip
         timeout_s = max(1.0, order.ring_timeout_s) + context.timings.dial_margin_s
-        call.save(lambda: self._dial(leg, attempt, timeout_s))
+        call.save(lambda: self.dial(leg, f"device:{attempt.device}", attempt.attempt, timeout_s))
 
     def redial(self, attempt: Attempt) -> None:
         """The leg of an agent in conversation was lost with its node, ended by nobody:
@@ -60,7 +60,8 @@ class Dialling:
         call.note("ringing the agent again", agent=attempt.agent, leg=leg.leg, attempt=attempt.attempt)
         context.count("node_agents_redialled")
         self.watch_redial(attempt, False)
-        call.save(lambda: self._dial(leg, attempt, REDIAL_LIMIT_S + context.timings.dial_margin_s))
+        limit_s = REDIAL_LIMIT_S + context.timings.dial_margin_s
+        call.save(lambda: self.dial(leg, f"device:{attempt.device}", attempt.attempt, limit_s))
 
     def watch_redial(self, attempt: Attempt, failed: bool) -> None:
         """Being rung again has a limit; ``failed``: it is over already."""
@@ -71,7 +72,8 @@ class Dialling:
             context = self._parts.context
             context.after(f"won/{call.call}", REDIAL_LIMIT_S, lambda: call.redial_failed(attempt))
 
-    def _dial(self, leg: Leg, attempt: Attempt, timeout_s: float) -> None:
+    def dial(self, leg: Leg, target: str, attempt: str, timeout_s: float) -> None:
+        """Creates the leg's channel and dials ``target`` at the edge."""
         call, context = self._call, self._parts.context
         if not leg.alive or leg.channel is not None or call.legs.get(leg.leg) is not leg or call.quiet():
             return
@@ -83,7 +85,7 @@ class Dialling:
         channel = str(ChannelName(call.call, leg.leg, call.epoch))
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
-            target=f"device:{attempt.device}", attempt=attempt.attempt, caller=call.caller,
+            target=target, attempt=attempt, caller=call.caller,
         )  # fmt: skip
         leg.channel = Channel(channel, dialled=True, answered=True)
         self._parts.index(channel, call, leg.leg)

@@ -5,7 +5,6 @@ after it is the reason) · *25 the other of the two."""
 
 from __future__ import annotations
 
-from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.machine import Outcome
 from ari_ha.machines.acd_orders import VerbResult
 from ari_ha.machines.node_call import NodeCall
@@ -31,7 +30,7 @@ def begin_feature(call: NodeCall, token: LegToken) -> None:
     if verb is None or (rest and verb != "not-ready"):
         call.note("no such feature code", code=token.did, user=token.user)
         context.count("node_features_unknown")
-        call.end_leg(call.legs[PRIMARY_LEG], NOT_FOUND, "no such feature code")
+        call.end_leg(call.legs[call.head], NOT_FOUND, "no such feature code")
         call.over("unknown code")
         return
     args: dict[str, object] = {"by": token.user}
@@ -53,7 +52,7 @@ def feature_done(call: NodeCall, result: VerbResult) -> None:
     good = 200 <= result.status < 300
     call.note("feature done", status=result.status, answer=result.text, agent=result.agent)
     context.count("node_features_done", status=str(result.status))
-    leg = call.legs.get(PRIMARY_LEG)
+    leg = call.legs.get(call.head)
     if leg is None or not leg.alive or leg.channel is None:
         return
     media = DONE_TONE if good else REFUSED_TONE
@@ -72,7 +71,7 @@ def _no_answer(call: NodeCall) -> None:
 
 
 def _end(call: NodeCall) -> None:
-    leg = call.legs.get(PRIMARY_LEG)
+    leg = call.legs.get(call.head)
     if leg is not None and leg.alive:
         call.end_leg(leg, NORMAL, "feature code done")
     call.over("feature code")

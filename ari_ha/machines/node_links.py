@@ -13,7 +13,7 @@ from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
 
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
-FEATURES = ("queue", "through", "resume", "agent")
+FEATURES = ("queue", "through", "resume", "agent", "dial")
 
 
 class Links:

@@ -12,6 +12,8 @@ TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
 LOST = "lost"
 """An attempt whose agent was in conversation and whose leg is being made again."""
 SETUP, QUEUED, TALKING, DIALPLAN, FEATURE, OVER = "setup", "queued", "talking", "dialplan", "feature", "ended"
+DIALING = "dialing"
+"""A party is being called, and the caller waits for its answer."""
 HITLESS, THROUGH = "hitless", "through"
 
 NO_MUSIC = ""
@@ -95,6 +97,10 @@ class Leg:
     """`EndLeg` was said."""
     by: str = ""
     """Who ended it."""
+    target: str = ""
+    """What was dialled, ``device:<aor>`` or ``number:<number>``, where somebody asked for it."""
+    status: int = 0
+    """The SIP status it failed with, as the edge said."""
 
     @property
     def alive(self) -> bool:

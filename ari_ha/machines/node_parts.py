@@ -28,6 +28,18 @@ class Parts(Protocol):
         """The address of record of an authenticated user's phone."""
         ...
 
+    def dial_target(self, number: str) -> str:
+        """What a dialled number means: ``device:<aor>`` of a user here, else ``number:``."""
+        ...
+
+    def agent_of(self, user: str) -> str:
+        """The agent logged in at this account's phone; empty: none."""
+        ...
+
+    def agent_at(self, target: str) -> str:
+        """The agent logged in at a dialled ``device:``; empty: none."""
+        ...
+
     def edge_sip(self, call: NodeCall) -> str:
         """Where a leg of the call is dialled: host:port of its edge; empty: no edge."""
         ...

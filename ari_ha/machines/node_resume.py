@@ -13,6 +13,7 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_model import (
+    DIALING,
     DIALPLAN,
     ENDED,
     FEATURE,
@@ -28,6 +29,7 @@ from ari_ha.machines.node_model import (
     Channel,
     Leg,
 )
+from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
 from ari_ha.wire.keyspace import RecordValue
@@ -213,6 +215,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.answered, call.variables = record.answered, dict(record.variables)
     call.ending = dict(record.ending)
     config = parts.queue(record.queue) if record.queue else None
+    call.head = record.head
     call.music = config.moh if config else call.music
     call.media_policy = THROUGH if record.want_media == THROUGH and arriving.record else HITLESS
     call.retired = list(arriving.retired)
@@ -236,7 +239,7 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         leg = Leg(
             name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD,
             agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
-            attempt=attempt.attempt if attempt else "",
+            attempt=attempt.attempt if attempt else "", target=known.target if known else "",
         )  # fmt: skip
         call.add_leg(leg)
         channel = arriving.channels.get(name)
@@ -289,11 +292,13 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
                 unwilling.append(value.attempt)
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
-    agents_up = [leg for leg in call.living() if leg.leg != PRIMARY_LEG and leg.state == UP]
+    agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP]
     if record is not None and record.stage == DIALPLAN:
         stage = DIALPLAN
-    elif (record is not None and record.verb[:1] == ["agent"]) or call.facts.did.startswith("*"):
+    elif (record is not None and record.verb == ["agent"]) or call.facts.did.startswith("*"):
         stage = FEATURE
+    elif record is not None and (dialling := stage_after(call, record)):
+        stage = dialling
     elif agents_up:
         stage = TALKING
     elif record is not None and record.stage == TALKING and not left:
@@ -315,16 +320,17 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         ended=dict(arriving.ended), record=bool(record), was_on=record.node if record else "",
         after_ms=round((context.now - arriving.since) * 1000),
     )  # fmt: skip
-    call.stage = past.stage if past.stage in (TALKING, FEATURE) else QUEUED
+    call.stage = past.stage if past.stage in (TALKING, FEATURE, DIALING) else QUEUED
     call.media.want = ""
     call.media.there = ""
     call.recovering = True
-    primary = call.legs.get(PRIMARY_LEG)
-    if primary is None or PRIMARY_LEG in call.ending:
+    primary = call.legs.get(call.head)
+    if primary is None or call.head in call.ending:
         _nobody_to_serve(call)
         return
     # whoever talks is in no queue, even when nobody knows which agent it is
-    queue = "" if past.stage == TALKING and not (past.talking or past.lost_agents) else call.queue
+    nobody = past.stage == DIALING or (past.stage == TALKING and not (past.talking or past.lost_agents))
+    queue = "" if nobody else call.queue
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
@@ -345,6 +351,8 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _agents_left(call, past)
     elif past.lost_agents and not past.talking:
         _agents_lost(call, past)
+    if record is not None and call.stage in (DIALING, TALKING):
+        call.outbound.resumed(arriving, record)
     call.touch()
 
 
@@ -386,7 +394,7 @@ def _agents_left(call: NodeCall, past: Past) -> None:
     """The agent hung up while the call moved: the conversation is over."""
     for agent in past.left_agents:
         call.parts.acd.conversation_ended(call.call, agent, "agent")
-    call.end_leg(call.legs[PRIMARY_LEG], NORMAL, "the other side hung up")
+    call.end_leg(call.legs[call.head], NORMAL, "the other side hung up")
     call.over("ended by the agent")
 
 

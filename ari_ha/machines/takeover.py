@@ -47,9 +47,7 @@ class Takeover:
         calls = self._calls.of_node(node.config.name)
         for call in calls:
             self.lose(call, why)
-        movers = [
-            c for c in self._calls.by_id.values() if c.move and c.move.to.name == node.config.name
-        ]
+        movers = [c for c in self._calls.by_id.values() if c.move and c.move.to.name == node.config.name]
         for call in movers:
             self._retry(call, "survivor lost")
         if calls or movers:
@@ -61,7 +59,7 @@ class Takeover:
     def lose(self, call: EdgeCall, why: str) -> None:
         """This call's node does not serve it any more. Two people talking through
         Asterisk are connected directly at once."""
-        leg = call.legs.get(PRIMARY_LEG)
+        leg = call.primary
         if call.ended or leg is None:
             return
         if leg.state == "trying":
@@ -295,7 +293,7 @@ class Takeover:
         assert call.owner is not None
         for leg in call.up():
             base = {"call": call.call, "leg": leg.leg, "epoch": str(call.epoch)}
-            if leg.leg != PRIMARY_LEG:
+            if leg.leg != PRIMARY_LEG or len(call.up()) > 1:
                 self._context.link(call.owner.name, link.LegAnswered(**base))
             self._context.link(call.owner.name, link.LegHeld(**base, held=leg.held))
 

@@ -180,6 +180,8 @@ class LegValue(Value):
     """ringing, up, held, ended"""
     channel: str = ""
     ended_by: str = ""
+    target: str = ""
+    """What was dialled because somebody asked for it: ``device:<aor>``, ``number:<number>``"""
 
 
 class RecordValue(Value):
@@ -191,7 +193,7 @@ class RecordValue(Value):
     node: str
     verb: list[str] = []
     stage: str = "setup"
-    """setup, queued, talking, ended"""
+    """setup, dialing, queued, talking, ended"""
     caller: str = ""
     did: str = ""
     context: str = ""
@@ -207,6 +209,8 @@ class RecordValue(Value):
     legs: dict[str, LegValue] = {}
     bridge: str = ""
     want_media: str = "through"
+    head: str = "c"
+    """The leg whose end ends the call."""
     ending: dict[str, str] = {}
     """leg -> cause: ends the app has decided on, written before the act."""
     variables: dict[str, str] = {}
@@ -244,6 +248,8 @@ class DialogsValue(Value):
     """trunk: from a carrier; agent: an agent's phone dialled"""
     want: str = "through"
     """The media state its node asked for last."""
+    head: str = "c"
+    """The leg whose end ends the call."""
     identity: dict[str, str] = {}
     """Kept of the caller's identity headers: asserted, privacy, diversion."""
 

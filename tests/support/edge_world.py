@@ -67,6 +67,8 @@ class Node(Party):
         self.name = name
         self.frames: list[Any] = []
         self.auto_answer = self.auto_bridge = True
+        self.auto_answer_new = True
+        """Whether new calls are answered at once too (a dialling app waits)."""
         self.tokens: dict[str, LegToken] = {}
 
     def got(self, kind: type) -> list[Any]:
@@ -264,7 +266,7 @@ class EdgeWorld:
             return
         token = verify(event.request.get(HEADER), KEY)
         node.tokens[event.leg] = token
-        if not node.auto_answer:
+        if not node.auto_answer or not (node.auto_answer_new or token.kind == "resume"):
             return
         node.sip.answer(event.leg, node.sdp(), self.now)
         if token.kind == "resume" and node.auto_bridge:

@@ -39,10 +39,16 @@ TABLE = [
     ("reject", "ringing", "idle"), ("busy", "reserved", "idle"), ("unreachable", "reserved", "idle"),
     ("hold", "talking", "hold"), ("hold", "hold", "="), ("hold", "ringing", None), ("hold", "idle", None),
     ("unhold", "hold", "talking"), ("unhold", "talking", "="), ("unhold", "acw", None),
-    ("end", "talking", "acw"), ("end", "hold", "acw"), ("end", "consult", "acw"), ("end", "dialing", "acw"),
+    ("end", "talking", "acw"), ("end", "hold", "acw"), ("end", "consult", "acw"), ("end", "dialing", "="),
     ("end", "idle", "="), ("end", "acw", "="),
     ("acw-done", "acw", "idle"), ("acw-done", "idle", "="), ("acw-extend", "idle", "="),
     ("void", "idle", None),
+    ("dial", "idle", "dialing"), ("dial", "acw", "dialing"), ("dial", "talking", "="),
+    ("connect", "dialing", "talking"), ("connect", "talking", "="), ("connect", "idle", None),
+    ("join", "idle", "talking"), ("join", "hold", "="), ("join", "ringing", None),
+    ("consult", "talking", "consult"), ("consult", "hold", "consult"), ("consult", "dialing", None),
+    ("consult-end", "consult", "talking"), ("consult-end", "hold", "="), ("unhold", "consult", "="),
+    ("undial", "dialing", "idle"), ("undial", "idle", "="),
 ]  # fmt: skip
 
 

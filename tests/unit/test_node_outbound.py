@@ -1,0 +1,126 @@
+"""A call to a number on a node: dialled, answered, refused, taken up elsewhere."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ari_ha.core.ports.ari import AriEvent
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import LegValue, RecordValue
+from tests.support.node_bench import UTC0, Bench
+
+
+def agent_dials(bench: Bench, number: str = "+4930", call: str = "k1") -> str:
+    """1001's phone dials; the channel of his leg."""
+    bench.own(call)
+    token = bench.token(call, kind="agent", user="1001", did=number, caller="1001")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,{number}", number)
+    bench.post(AriEvent(event=start))
+    return start.channel.id
+
+
+def moved_while_dialling(bench: Bench, state: str = "trying") -> None:
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="dialing", verb=["agent", "dial", "+4930"], did="+4930",
+        context="from-agent", extension="+4930",
+        legs={"c": LegValue(leg="c", role="user", agent="1001"),
+              "a1": LegValue(leg="a1", role="party", state=state, target="number:+4930")},
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+
+
+def test_the_intent_is_stored_before_the_number_is_dialled() -> None:
+    bench = Bench()
+    agent_dials(bench)
+    (channel,) = bench.dialled()
+    assert bench.target(channel) == "number:+4930"
+    record = bench.record()
+    assert record is not None and (record.stage, record.legs["a1"].target) == ("dialing", "number:+4930")
+    assert bench.agent().work == "dialing"
+
+
+def test_the_caller_is_not_answered_before_the_party() -> None:
+    bench = Bench()
+    head = agent_dials(bench)
+    (channel,) = bench.dialled()
+    bench.ring(channel)
+    assert bench.asterisk.channels[head]["state"] == "Ring"
+    bench.pick_up(channel)
+    assert bench.hears(head) == bench.hears(channel) == "people"
+    assert bench.said(link.WantMedia, state="hitless")
+    assert bench.agent().work == "talking"
+    bench.gone("k1", "a1")
+    bench.sleep(0.1)
+    assert bench.said(link.EndLeg, leg="c") and bench.agent().work == "idle"
+
+
+def test_a_colleague_is_busy_too() -> None:
+    bench = Bench()
+    agent_dials(bench, "1002")
+    (channel,) = bench.dialled()
+    assert bench.target(channel) == "device:1002"
+    bench.pick_up(channel)
+    assert bench.agent("1002").work == "talking"
+    bench.gone("k1", "c")
+    bench.sleep(1.5)
+    assert {bench.agent(a).work for a in ("1001", "1002")} == {"idle"}
+
+
+@pytest.mark.parametrize(("status", "heard"), [(486, "486"), (404, "404"), (603, "603")])
+def test_the_caller_hears_why_not(status: int, heard: str) -> None:
+    bench = Bench()
+    agent_dials(bench)
+    bench.gone("k1", "a1", status=status, by="failed")
+    assert [f.cause for f in bench.said(link.EndLeg, leg="c")] == [heard]
+    bench.sleep(0.1)
+    assert bench.agent().work == "idle" and bench.agent().handled == 0
+
+
+def test_taken_up_while_it_rings_nothing_is_dialled() -> None:
+    bench = Bench()
+    moved_while_dialling(bench)
+    facts = {"c": "ringing", "a1": "ringing"}
+    channels = bench.resume("k1", "7.2", facts)
+    assert not bench.dialled()
+    assert bench.said(link.Bridged, epoch="7.2"), "the call is whole: two people wait"
+    assert bench.hears(channels["c"]) == "nothing"
+    bench.frame(link.LegAnswered("k1", "a1", "7.2"))
+    bench.frame(link.LegAnswered("k1", "c", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+    record = bench.record()
+    assert record is not None and record.stage == "talking"
+
+
+def test_answered_while_it_moved() -> None:
+    bench = Bench()
+    moved_while_dialling(bench)
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+
+
+def test_refused_while_it_moved_the_caller_is_told() -> None:
+    bench = Bench()
+    moved_while_dialling(bench)
+    bench.resume("k1", "7.2", {"c": "ringing"}, ended={"a1": "failed"})
+    assert bench.said(link.EndLeg, leg="c") and not bench.dialled()
+
+
+def test_not_dialled_yet_it_is_dialled_under_the_same_name() -> None:
+    bench = Bench()
+    moved_while_dialling(bench)
+    bench.resume("k1", "7.2", {"c": "ringing"})
+    assert bench.dialled() == ["k1.a1.7.2"]
+
+
+def test_the_party_hung_up_in_the_gap() -> None:
+    bench = Bench()
+    moved_while_dialling(bench)
+    record = bench.record()
+    assert record is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, stage="talking", answered=UTC0))
+    bench.store_back()
+    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "phone"})
+    assert bench.said(link.EndLeg, leg="c") and not bench.dialled()
