@@ -10,6 +10,9 @@ from ari_ha.machines.media import DIRECT, THROUGH, CallMedia, wanted_graph
 from ari_ha.machines.takeover import Takeover
 from ari_ha.wire.keyspace import DialogsValue, MediaValue, OwnerValue
 
+AFRESH_AFTER_S = 1.0
+"""A caller found unanswered is given to a node after this: the links come up meanwhile."""
+
 
 def restore_call(
     context: EdgeContext,
@@ -62,15 +65,20 @@ def restore_call(
     calls.adopt(call)
     _assume_media(call)
     context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
-    if owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
+    if call.primary.state == "trying":
+        # nobody has answered, and the node's answer to the old process is nobody's
+        why = "edge restarted before the answer"
+        context.at(f"afresh/{call.call}", context.now + AFRESH_AFTER_S, lambda: takeover.lose(call, why))
+    elif owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
         takeover.lose(call, owner.why if owner and owner.why else "edge restarted during a move")
     else:
         calls.apply_media(call)
 
 
 def _whole(call: EdgeCall) -> bool:
-    """Whether every answered leg still has its half at the node."""
-    return all(leg.leg in call.halves for leg in call.up())
+    """Whether every leg still has its half at the node: an INVITE of ours to it that was
+    still open is over."""
+    return all(leg.leg in call.halves for leg in call.living())
 
 
 def _assume_media(call: EdgeCall) -> None:

@@ -34,7 +34,7 @@ def hear_each_other(stage: Stage, one: str, other: str, limit_s: float = 8) -> N
         end = stage.far.now() - 0.1
         rows = {r["call"]: r for r in stage.far.measure(end - 0.6, end, [one, other])["calls"]}
         return all(
-            any(h["call"] == theirs and h["packets"] > 10 for h in rows[mine]["hears"])
+            any(h["call"] == theirs and h["received"] > 10 for h in rows[mine]["hears"])
             for mine, theirs in ((one, other), (other, one))
             if mine in rows
         ) and len(rows) == 2
