@@ -129,7 +129,8 @@ class Registrar:
             return verdict.username, ()
         if verdict.reason not in ("missing", "stale"):
             context.count("edge_auth_failures", reason=verdict.reason)
-            self.on_failure(flow.host)
+            if self._secrets:  # before the directory is loaded nobody can be right
+                self.on_failure(flow.host)
         values = self._authority.challenge(context.now, context.new_id(), stale=verdict.stale)
         return None, tuple(("WWW-Authenticate", value) for value in values)
 
