@@ -13,12 +13,25 @@ from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, Verdict
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
-from ari_ha.cli.lab import EDGES, FAULTS, NODES, LabError, Struck
+from ari_ha.cli.lab import FAULTS, NODES, LabError, Struck
 from ari_ha.farend.client import FarEndError
 
-MOVING = ("asterisk-kill", "asterisk-stop", "asterisk-restart-now", "asterisk-freeze", "node-cut")
+MOVING = (
+    "edge-and-asterisk-kill",
+    "asterisk-kill",
+    "asterisk-stop",
+    "asterisk-restart-now",
+    "asterisk-freeze",
+    "node-cut",
+)
 """Faults after which another Asterisk (or another life of the same one) must serve the calls."""
-MEND_AFTER_S = {"app-freeze": 3.0, "etcd-quorum-loss": 6.0}
+MEND_AFTER_S = {
+    "app-freeze": 3.0,
+    "etcd-quorum-loss": 6.0,
+    "edge-freeze": 4.0,
+    "edge-cut": 4.0,
+    "edge-heartbeats-lost": 4.0,
+}
 """Faults that are mended while the run still watches, after this long."""
 DURING = ("", "hangup-caller", "hangup-agent")
 BASELINE_S = 2.0
@@ -89,7 +102,8 @@ class Run:
         if self.fault.startswith("etcd"):
             return ""
         if self.fault.startswith(("edge", "rtpengine")):
-            return EDGES[0]
+            edge = self.stage.active_edge()
+            return f"{edge} {NODES[self.serial % len(NODES)]}" if "-and-asterisk" in self.fault else edge
         return NODES[self.serial % len(NODES)]
 
     # --- before ---
@@ -280,6 +294,7 @@ class Run:
         """The broken part returns; living calls must not notice."""
         stage = self.stage
         until("all nodes take calls again", 90, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
+        until("the pair is whole again", 60, stage.pair_is_whole, 0.2)
         time.sleep(STEADY_S)
         calls, last = stage.far_calls(), stage.heard_lately(self.pairs)
         for verdict in self.verdicts.values():

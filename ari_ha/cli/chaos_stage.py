@@ -13,7 +13,7 @@ from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, hears_now, music_now
 from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
-from ari_ha.cli.lab import EDGES, NODES, Lab, LabError
+from ari_ha.cli.lab import NODES, PAIR, Lab, LabError
 from ari_ha.core.ports.store import Compare, Put
 from ari_ha.farend.client import FarEndClient, FarEndError
 
@@ -66,6 +66,7 @@ class Stage:
         self.lab = Lab()
         self.say = say
         self._lock: IO[str] | None = None
+        self._active = ""
         self.codec = "pcma"
         """What customers offer."""
 
@@ -79,19 +80,58 @@ class Stage:
         """A node app's answer."""
         return self.cluster.http(self.cluster.settings.processes[node], path, method, body)
 
+    @property
+    def edges(self) -> list[str]:
+        """The lab's edges: one, or the two of a pair."""
+        return [edge for edge in PAIR if edge in self.cluster.settings.processes]
+
+    def active_edge(self) -> str:
+        """The edge that serves. Raises ClusterError while none does."""
+        if len(self.edges) < 2:
+            return self.edges[0]
+        for edge in sorted(self.edges, key=lambda edge: edge != self._active):
+            try:
+                answer = self.cluster.http(self.cluster.settings.processes[edge], "/v1/status", limit_s=0.5)
+            except ClusterError:
+                continue
+            if answer["serving"]:
+                self._active = edge
+                return edge
+        raise ClusterError("no edge serves")
+
+    def pair_is_whole(self) -> bool:
+        """One edge is active, and the other could take over now; true of a single edge."""
+        if len(self.edges) < 2:
+            return True
+        roles = []
+        for name, base in self.cluster.settings.processes.items():
+            if name.startswith("guard"):
+                try:
+                    said = self.cluster.http(base, "/v1/status", limit_s=0.5)
+                except ClusterError:
+                    return False
+                ready = said["fit"] and said["peer"]["heard"] and said["peer"]["fit"]
+                if not ready or (said["role"] == "standby" and not said["clean"]):
+                    return False
+                roles.append(said["role"])
+        return sorted(roles) == ["active", "standby"]
+
+    def _edge_http(self, path: str) -> Any:
+        return self.cluster.http(self.cluster.settings.processes[self.active_edge()], path)
+
     def edge_calls(self) -> dict[str, dict[str, Any]]:
         """The edge's living calls by caller."""
-        answer = self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/calls")
+        answer = self._edge_http("/v1/calls")
         rows = answer["calls"] if isinstance(answer, dict) else answer
         return {str(row["caller"]): row for row in rows}
 
     def edge_call(self, call: str) -> dict[str, Any]:
         """The edge's word about one call."""
-        return self.cluster.http(self.cluster.settings.processes[EDGES[0]], f"/v1/calls/{quote(call)}")
+        return self._edge_http(f"/v1/calls/{quote(call)}")
 
     def edge_status(self) -> dict[str, Any]:
         """The edge's word about itself."""
-        return self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/status")
+        return self._edge_http("/v1/status")
 
     def far_calls(self) -> dict[str, dict[str, Any]]:
         """All calls of the far ends by id."""
@@ -109,7 +149,7 @@ class Stage:
 
     def usable_nodes(self) -> list[str]:
         """Nodes the edge would give a call to."""
-        answer = self.cluster.http(self.cluster.settings.processes[EDGES[0]], "/v1/nodes")
+        answer = self._edge_http("/v1/nodes")
         rows = answer["nodes"] if isinstance(answer, dict) else answer
         return sorted(row["node"] for row in rows if row["usable"] and not row["cordoned"])
 
@@ -156,10 +196,12 @@ class Stage:
         self.far.manner(mode="answer", after_s=0.3, ring=True)
         self.far.hang_up_everything()
         self.uncordon(NODES)
+        until("an edge serves", 60, lambda: bool(self.active_edge()), 0.2)
         until("no call is left at the edge", CLEAN_LIMIT_S, lambda: not self.edge_calls())
         until("no call in etcd has an owner", CLEAN_LIMIT_S, lambda: not self.owned_calls(), 0.2)
         until("no channel is left", CLEAN_LIMIT_S, lambda: not self.channels(), 0.3)
         until("all nodes take calls", 60, lambda: set(self.usable_nodes()) >= set(NODES), 0.2)
+        until("the pair is whole", 60, self.pair_is_whole, 0.2)
 
     def owned_calls(self) -> list[str]:
         """Calls in etcd that somebody serves; the record of one that ended may stay until it is swept."""

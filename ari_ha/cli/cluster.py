@@ -115,7 +115,7 @@ def settings_of(document: Mapping[str, Any], file: Path) -> CliSettings:
         http_token_file=path_of(token_file),
         processes={
             name: str(value["http"])
-            for part in (document.get("nodes"), document.get("edges"))
+            for part in (document.get("nodes"), document.get("edges"), document.get("guards"))
             if isinstance(part, dict)
             for name, value in part.items()
             if isinstance(value, dict) and value.get("http")
@@ -229,12 +229,16 @@ class Cluster:
 
     # -- the processes' HTTP APIs
 
-    def http(self, base: str, path: str, method: str = "GET", body: Any = None) -> Any:
+    def http(
+        self, base: str, path: str, method: str = "GET", body: Any = None, limit_s: float = HTTP_LIMIT_S
+    ) -> Any:
         """What the process at ``base`` (``nodes/<node>.http`` or ``edges/<edge>.http``)
         answers. Raises HttpRefused or ClusterError."""
-        return self.probe(base, path, method, body).document
+        return self.probe(base, path, method, body, limit_s).document
 
-    def probe(self, base: str, path: str, method: str = "GET", body: Any = None) -> HttpAnswer:
+    def probe(
+        self, base: str, path: str, method: str = "GET", body: Any = None, limit_s: float = HTTP_LIMIT_S
+    ) -> HttpAnswer:
         """As `http`, with the far end's clock. Raises HttpRefused or ClusterError."""
         if not base:
             raise ClusterError("this process announces no HTTP address")
@@ -251,7 +255,7 @@ class Cluster:
             address.rstrip("/") + path, data=data, headers=headers, method=method
         )
         try:
-            with _opener(self._tls).open(request, timeout=HTTP_LIMIT_S) as reply:
+            with _opener(self._tls).open(request, timeout=limit_s) as reply:
                 date = reply.headers.get("Date")
                 at_utc_s = parsedate_to_datetime(date).timestamp() if date else 0.0
                 return HttpAnswer(_decoded(reply.read(ANSWER_MAX_BYTES)), at_utc_s)

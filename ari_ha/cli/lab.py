@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from ari_ha.cli import lab_pair
 from ari_ha.cli.output import fail, print_json, say, table
 
 PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
@@ -25,6 +26,8 @@ NETWORK = os.environ.get("ARI_HA_LAB_NET", "172.30")
 COMMAND_LIMIT_S = 15.0
 NODES = ("ast1", "ast2", "ast3")
 EDGES = ("edge1",)
+PAIR = ("edge1", "edge2")
+"""The edges of a lab with a pair."""
 ETCD = ("etcd1", "etcd2", "etcd3")
 FAREND = "farend"
 CUT_TABLE = "ari_ha_cut"
@@ -141,7 +144,7 @@ class Lab:
 
     def node_cut(self, node: str) -> Struck:
         """Nothing goes in or out of the node, as with its cable pulled."""
-        self._assert_own_network(node)
+        self.assert_own_network(node)
         script = "cat > /run/cut.nft && date +%s.%N && nft -f /run/cut.nft"
         at = float(self.run(node, "sh", "-c", script, given=_CUT_RULES).split()[0])
         return Struck(at, lambda: self.node_heal(node))
@@ -150,7 +153,7 @@ class Lab:
         """The cable is plugged in again."""
         self.run(node, "sh", "-c", f"nft delete table inet {CUT_TABLE} 2>/dev/null || true")
 
-    def _assert_own_network(self, host: str) -> None:
+    def assert_own_network(self, host: str) -> None:
         """Refuses to cut anything that is not a container's own network."""
         mode = self.docker("inspect", "--format", "{{.HostConfig.NetworkMode}}", PREFIX + host).strip()
         links = self.run(host, "ip", "-o", "link").splitlines()
@@ -218,11 +221,12 @@ class Lab:
 
         def mend() -> None:
             for member in (leader, other):
-                self._unpause(member)
+                self.unpause(member)
 
         return Struck(at, mend)
 
-    def _unpause(self, host: str) -> None:
+    def unpause(self, host: str) -> None:
+        """A frozen host goes on."""
         if self.running().get(host) == "paused":
             self.docker("unpause", PREFIX + host)
 
@@ -231,11 +235,15 @@ class Lab:
         mended: list[str] = []
         for host, state in self.running().items():
             if state == "paused":
-                self._unpause(host)
+                self.unpause(host)
                 mended.append(f"{host} unpaused")
             elif state != "running":
                 self.docker("start", PREFIX + host)
                 mended.append(f"{host} started")
+        for edge in PAIR:
+            if self.running().get(edge) == "running" and lab_pair.broken(self, edge):
+                lab_pair.heal(self, edge)
+                mended.append(f"{edge} connected")
         for node in NODES:
             if CUT_TABLE in self.run(node, "nft", "list", "tables"):
                 self.node_heal(node)
@@ -285,6 +293,13 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "app-freeze": Lab.app_freeze,
     "edge-process-kill": Lab.edge_process_kill,
     "rtpengine-kill": Lab.rtpengine_kill,
+    "edge-kill": lab_pair.kill,
+    "edge-freeze": lab_pair.freeze,
+    "edge-cut": lab_pair.cut,
+    "edge-heartbeats-lost": lab_pair.deafen,
+    "edge-switchover": lab_pair.switchover,
+    "edge-and-asterisk-kill": lambda lab, hosts: lab_pair.both(lab, *hosts.split()),
+    "edge-and-etcd-leader-kill": lab_pair.with_leader,
     "etcd-member-kill": lambda lab, host: lab.etcd_kill(host or _follower(lab)),
     "etcd-leader-kill": lambda lab, _: lab.etcd_kill(lab.etcd_leader()),
     "etcd-quorum-loss": lambda lab, _: lab.etcd_quorum_loss(),

@@ -30,6 +30,14 @@ def edge(settings: SettingsFile = DEFAULT_SETTINGS) -> None:
     main(settings)
 
 
+@_app.command("guard")
+def guard(settings: SettingsFile = "/etc/ari-ha/guard.json") -> None:
+    """The edge guard: holds the pair's addresses on this host, or leaves them to the peer."""
+    from sidecars.guard.__main__ import main
+
+    main(settings)
+
+
 @_app.command("farend")
 def farend(settings: SettingsFile = DEFAULT_SETTINGS) -> None:
     """The lab's far ends: carriers and agents' phones that measure what people hear."""

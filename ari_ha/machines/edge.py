@@ -8,28 +8,23 @@ from typing import Any
 
 from ari_ha.core.machine import (
     DeadlineReached,
-    Done,
     Effect,
     Event,
     Instant,
     InvariantBroken,
-    Outcome,
     OutcomeOf,
 )
+from ari_ha.core.ports.guard import PairWord
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, WallClock
 from ari_ha.core.ports.sip import CloseSip, SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import (
-    Compare,
-    KeyValue,
     LeaseState,
-    Put,
     StoreChanged,
     StoreReach,
     StoreSnapshot,
-    TxnResult,
 )
 from ari_ha.machines.doorkeeper import Doorkeeper
 from ari_ha.machines.edge_calls import Calls
@@ -38,6 +33,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_restore import restore_call
+from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
@@ -49,12 +45,9 @@ from ari_ha.wire import link
 from ari_ha.wire.keyspace import (
     BadValue,
     DialogsValue,
-    EdgeValue,
     MediaValue,
     OwnerValue,
-    VipValue,
     decode,
-    encode,
 )
 
 EARLY_EVENTS_MAX = 4_000
@@ -62,7 +55,6 @@ EARLY_EVENTS_MAX = 4_000
 EARLY_INVITE_S = 2.0
 """A caller whose INVITE waited longer for us has given up, or is asked again by its carrier."""
 CLAIM_S = 2.0
-VIP_RETRY_S = 0.3
 FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs")
 """Prefixes the process mirrors for this machine; all must be read before it serves."""
 
@@ -100,12 +92,7 @@ class EdgeMachine:
         self.serving = False
         self._claims: dict[str, tuple[str, float]] = {}
         """device -> the attempt that may ring it, and until when its dial must come"""
-        self._vip_asked = False
-        self._vip_holder = ("", 0)
-        self._edges: set[str] = set()
-        """Edges whose leased key is in etcd"""
-        self._seen: set[str] = set()
-        self._told_standby = False
+        self.role = Role(self.context, self._role_taken)
         self._routes: dict[type[Event], Callable[[Any], None]] = {
             SipBytes: self._sip_bytes,
             SipFlowClosed: self._flow_closed,
@@ -122,6 +109,7 @@ class EdgeMachine:
             StoreReach: self._store_reach,
             LeaseState: self._lease,
             OperatorRequest: self._operator,
+            PairWord: lambda event: self.role.guard_word(event.word),
         }
 
     # --- the machine ---------------------------------------------------------------
@@ -129,6 +117,10 @@ class EdgeMachine:
     def handle(self, event: Event, now: Instant) -> Sequence[Effect]:
         """One event in, what to do out."""
         context = self.context
+        if self.role.down:
+            return ()
+        if context.config.guarded and not context.now:
+            context.at("guard", now, self._tell_guard)
         context.now, context.cause = now, event.cause
         if isinstance(event, WallClock):
             context.utc_offset_s = event.utc_s - now
@@ -142,7 +134,8 @@ class EdgeMachine:
                 self.watch.stalled()
             else:
                 context.count("edge_events_unknown", kind=type(event).__name__)
-        self._settle()
+        if not self.role.down:
+            self._settle()
         return context.take_effects()
 
     def _settle(self) -> None:
@@ -234,8 +227,13 @@ class EdgeMachine:
             self.takeover.move(call, "node app away")
 
     def _link_up(self, event: LinkUp) -> None:
-        context, config = self.context, self.context.config
         self.watch.link_up(event.peer)
+        self._hello(event.peer)
+        if self.serving:
+            self._send_calls(event.peer)
+
+    def _hello(self, node: str) -> None:
+        context, config = self.context, self.context.config
         hello = link.EdgeHello(
             edge=config.edge,
             vip=config.vip,
@@ -243,9 +241,7 @@ class EdgeMachine:
             version=config.version,
             sip=f"{config.core_host}:{config.trunk_port}",
         )
-        context.link(event.peer, hello)
-        if self.serving:
-            self._send_calls(event.peer)
+        context.link(node, hello)
 
     def _send_calls(self, node: str) -> None:
         """Snapshot for a node app: what it serves, with the facts of the legs."""
@@ -334,7 +330,7 @@ class EdgeMachine:
 
     def _lease(self, event: LeaseState) -> None:
         if event.held:
-            self._announce()
+            self.role.announce()
 
     def _store_reach(self, event: StoreReach) -> None:
         context = self.context
@@ -343,83 +339,25 @@ class EdgeMachine:
             context.note("edge", text, level="info" if event.reachable else "warning", why=event.why)
         context.store_ok = event.reachable
         if event.reachable:
-            self._announce()
-            self._take_vip()
-
-    def _announce(self) -> None:
-        config, keys = self.context.config, self.context.keys
-        value = EdgeValue(
-            edge=config.edge,
-            vip=config.vip,
-            sip=f"{config.core_host}:{config.trunk_port}",
-            public=f"{config.public_host}:{config.public_port}",
-            http=config.http,
-            version=config.version,
-        )
-        self.context.txn("edge", puts=(Put(keys.edge(config.edge), encode(value), leased=True),))
-
-    def _take_vip(self) -> None:
-        """Writes our name at the address: its revision is the first half of our epochs,
-        and every later write of ours compares it. Taken only when it is nobody's, was
-        ours (we are restarted), or its edge's own leased key is gone."""
-        context, config = self.context, self.context.config
-        if context.edge_revision:
-            return
-        # armed whatever becomes of this try: its answer may be lost
-        context.at("vip", context.now + VIP_RETRY_S, self._take_vip)
-        if self._vip_asked or not context.utc or "vips" not in self._seen or "edges" not in self._seen:
-            return
-        holder, revision = self._vip_holder
-        if holder not in ("", config.edge) and holder in self._edges:
-            if not self._told_standby:
-                self._told_standby = True
-                context.note("edge", "standing by: another edge is active", vip=config.vip, active=holder)
-            return
-        self._vip_asked = True
-        key = context.keys.vip(config.vip)
-        value = VipValue(edge=config.edge, since=context.utc, process=config.process)
-
-        def taken(outcome: Outcome) -> None:
-            self._vip_asked = False
-            if isinstance(outcome, Done) and isinstance(outcome.value, TxnResult) and outcome.value.succeeded:
-                context.cancel("vip")
-                context.edge_revision = outcome.value.revision
-                context.note("edge", "active", vip=config.vip, revision=context.edge_revision)
-                self._maybe_serve()
-
-        context.txn("vip", taken, compares=(Compare(key, revision),), puts=(Put(key, encode(value)),))
-
-    def _authority_stored(self, key: str, item: KeyValue | None) -> None:
-        """Who holds our address, and which edges live."""
-        parts = self.context.keys.split(key)
-        if parts[:1] == ("edges",):
-            (self._edges.add if item else self._edges.discard)(parts[1])
-        elif key == self.context.keys.vip(self.context.config.vip):
-            try:
-                holder = decode(item.value, VipValue, key).edge if item else ""
-            except BadValue:
-                holder = ""
-            self._vip_holder = (holder, item.mod_revision if item else 0)
-            if item and 0 < self.context.edge_revision < item.mod_revision:
-                self.context.note("edge", "another edge took our address", level="error", by=holder)
-                self.context.count("edge_replaced")
+            self.role.announce()
+            self.role.take()
 
     def _snapshot(self, event: StoreSnapshot) -> None:
         parts = self.context.keys.split(event.prefix)
         family = parts[0] if parts else ""
-        self._seen.add(family)
-        if family == "edges":
-            self._edges.clear()
+        self.role.begin_snapshot(family)
         self.registrar.begin_snapshot(event.prefix, event.items)
         self.trunks.begin_snapshot(family, event.items)
         for key, item in event.items.items():
             self.registrar.stored(key, item)
             self.trunks.stored(key, item)
-            self._authority_stored(key, item)
+            self.role.stored(key, item)
             if self.serving:
                 self.calls.record_stored(key, item.value)
+        if self.role.down:
+            return
         if family in ("vips", "edges"):
-            self._take_vip()
+            self.role.take()
         if not self.serving:
             self._read[family] = {key: item.value for key, item in event.items.items()}
             self._maybe_serve()
@@ -427,9 +365,33 @@ class EdgeMachine:
     def _changed(self, event: StoreChanged) -> None:
         self.registrar.stored(event.key, event.value)
         self.trunks.stored(event.key, event.value)
-        self._authority_stored(event.key, event.value)
-        if event.value:
+        self.role.stored(event.key, event.value)
+        family = (self.context.keys.split(event.key) or ("",))[0]
+        if not self.serving and family in self._read:
+            # standing by: what the active edge writes is here before it is needed
+            if event.value:
+                self._read[family][event.key] = event.value.value
+            else:
+                self._read[family].pop(event.key, None)
+        elif event.value:
             self.calls.record_stored(event.key, event.value.value)
+
+    @property
+    def warm(self) -> bool:
+        """Every stored call is here: serving can begin without reading anything."""
+        return self.serving or all(family in self._read for family in FAMILIES)
+
+    def _tell_guard(self) -> None:
+        self.role.tell_guard(self.warm)
+        self.context.at("guard", self.context.now + GUARD_WORD_EVERY_S, self._tell_guard)
+
+    def _role_taken(self) -> None:
+        """We are the active edge by a new revision; where we were by an older one, every
+        call is written again under the new."""
+        if self.serving:
+            for call in self.calls.by_id.values():
+                self.calls.touch(call)
+        self._maybe_serve()
 
     def _maybe_serve(self) -> None:
         """Begins to serve when we are active and every stored call has been read."""
@@ -446,6 +408,7 @@ class EdgeMachine:
         self.trunk_care.start()
         for node in self.watch.nodes.values():
             if node.link_up:
+                self._hello(node.config.name)
                 self._send_calls(node.config.name)
         context.note("edge", "serving", calls=len(self.calls.by_id))
         early, self._early = self._early, []
@@ -474,6 +437,8 @@ class EdgeMachine:
                         self.dialling.limit_ringing(call, leg)
                         self.dialling.outbound.watch(call, leg)
                 record = keys.record(value.call)
+                if call and owner and owner.edge != context.config.edge:
+                    self.calls.touch(call)  # nodes look there for whose word counts
                 if record in self._read["calls"]:
                     self.calls.record_stored(record, self._read["calls"][record])
             except (BadValue, KeyError, ValueError, TypeError) as error:
@@ -517,6 +482,7 @@ class EdgeMachine:
             "active": bool(context.edge_revision),
             "serving": self.serving,
             "edge_revision": context.edge_revision,
+            "warm": self.warm,
             "etcd": context.store_ok,
             "rtpengine": context.media_ok,
             "calls": len(self.calls.by_id),

@@ -114,6 +114,8 @@ class EdgeConfig:
     process: str = ""
     public_interface: str = "public"
     core_interface: str = "core"
+    guarded: bool = False
+    """A guard on this host holds the address and says when to serve."""
     calls_max: int = 2_000
     """New calls beyond this get 503: a full edge keeps the calls it has."""
     timings: EdgeTimings = EdgeTimings()

@@ -27,6 +27,9 @@ class Keys:
     def edge(self, edge: str) -> str:
         return f"{self.root}edges/{edge}"
 
+    def guard(self, edge: str) -> str:
+        return f"{self.root}guards/{edge}"
+
     def vip(self, vip: str) -> str:
         return f"{self.root}vips/{vip}"
 
@@ -129,11 +132,24 @@ class EdgeValue(Value):
     http: str = ""
     version: str = ""
     calls: int = 0
+    process: str = ""
+
+
+class GuardValue(Value):
+    """``guards/<edge>``, leased by the guard of that edge's host: it lives, even where its
+    heartbeats do not arrive."""
+
+    edge: str
+    vip: str
+    process: str = ""
+    http: str = ""
+    version: str = ""
 
 
 class VipValue(Value):
-    """``vips/<vip>``: which edge is active. Its mod_revision is the first half of
-    every epoch that edge hands out."""
+    """``vips/<vip>``: which edge is active, and which life of its process; written by
+    that process itself, or by its guard where there are two hosts. Its mod_revision is
+    the first half of every epoch that edge hands out."""
 
     edge: str
     since: float

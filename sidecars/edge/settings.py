@@ -93,6 +93,19 @@ class Trunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """The guard on this host, in a pair."""
+
+    listen: str = ""
+    """host:port on loopback for the guard's words; empty: a single edge, which takes its
+    address by itself."""
+    send: str = "127.0.0.1:7712"
+    """host:port of the guard's `listen`."""
+    key_file: str = ""
+    """Path. The pair's key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
     """The edge's HTTP interface."""
 
@@ -132,6 +145,8 @@ class EdgeSettings:
     """Trunks by name, beside those in etcd."""
     http: Http = Http()
     """HTTP interface."""
+    guard: Guard = Guard()
+    """The guard, in a pair."""
     timings: EdgeTimings = EdgeTimings()
     """Limits and periods."""
     protection: Protection = Protection()
@@ -147,6 +162,8 @@ class EdgeSettings:
                 f"timings.silence_s is {timings.silence_s} s: less than three probes of "
                 f"{timings.probe_interval_s} s; one lost datagram would count as silence. Raise it."
             )
+        if self.guard.listen and not self.guard.key_file:
+            raise SettingsError("guard.key_file is missing: words without a key are not heard")
         check_lease(
             "etcd.lease_ttl_s",
             ttl_ms=self.etcd.lease_ttl_s * 1000,

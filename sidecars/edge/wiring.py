@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 from ari_ha import __version__
+from ari_ha.adapters.datagrams import WordSocket
 from ari_ha.adapters.link import LinkDialer, LinkSettings
 from ari_ha.adapters.probe import Probes
 from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.adapters.sip import SipSockets
 from ari_ha.core.machine import Effect, Outcome, Refused
+from ari_ha.core.ports.guard import StandDown, TellGuard
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.operator import OperatorReply
@@ -38,6 +40,8 @@ log = logging.getLogger("ari_ha.edge")
 WALL_CLOCK_EVERY_S = 1.0
 IDENT_CHARS = 10
 LINK_SILENCE_MS_PER_PING = 4
+STOOD_DOWN_STATUS = 3
+"""Exit status of a life that is not the active edge any more; the parent starts the next."""
 
 
 def machine_config(settings: EdgeSettings) -> EdgeConfig:
@@ -68,6 +72,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         process=secrets.token_hex(4),
         public_interface=settings.rtpengine.public_interface,
         core_interface=settings.rtpengine.core_interface,
+        guarded=bool(settings.guard.listen),
         calls_max=settings.calls_max,
         timings=settings.timings,
         protection=settings.protection,
@@ -94,7 +99,7 @@ class EdgeProcess:
             perform_now=self._perform_now,
             metrics=self.metrics,
             log=log,
-            instant=(SendSip, CloseSip, SendLink, SendProbe, OperatorReply),
+            instant=(SendSip, CloseSip, SendLink, SendProbe, OperatorReply, TellGuard, StandDown),
         )
         self.sip = SipSockets(self.shell.post)
         host, port = host_port(settings.rtpengine.ng)
@@ -112,6 +117,11 @@ class EdgeProcess:
         )
         self.links = {name: self._dialer(name) for name in settings.nodes}
         self.desk = OperatorDesk(self.shell.post)
+        self.stood_down = False
+        self.guard: WordSocket | None = None
+        if settings.guard.listen:
+            key = Path(settings.guard.key_file).read_bytes().strip()
+            self.guard = WordSocket(key, host_port(settings.guard.send), self.shell.post)
 
     def _dialer(self, name: str) -> LinkDialer:
         link, silence_ms = self.settings.link, int(self.settings.timings.link_silence_s * 1000)
@@ -147,6 +157,11 @@ class EdgeProcess:
             self.probes.send(effect)
         elif isinstance(effect, OperatorReply):
             self.desk.reply(effect)
+        elif isinstance(effect, TellGuard) and self.guard:
+            self.guard.send(effect.word)
+        elif isinstance(effect, StandDown):
+            self.stood_down = True
+            self.shell.stop()
 
     # --- HTTP ----------------------------------------------------------------------
 
@@ -164,7 +179,8 @@ class EdgeProcess:
     # --- life ----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serves until SIGTERM. Raises OSError when an address is not ours."""
+        """Serves until SIGTERM, or until another edge is active: then the process exits,
+        and its next life stands by. Raises OSError when an address is not ours."""
         settings, shell = self.settings, self.shell
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -179,6 +195,8 @@ class EdgeProcess:
         self.store.lease(settings.etcd.lease_ttl_s)
         self.store.start()
         await self.relay.start()
+        if self.guard:
+            await self.guard.start(*host_port(settings.guard.listen))
         public, core = settings.public, settings.core
         await self.sip.listen_udp("public-udp", public.host, public.port)
         await self.sip.listen_tcp("public-tcp", public.host, public.port)
@@ -205,13 +223,18 @@ class EdgeProcess:
             self.sip.close()
             self.probes.close()
             self.relay.close()
+            if self.guard:
+                self.guard.close()
             for dialer in self.links.values():
                 await dialer.stop()
             await self.store.close(revoke=False)
+        if self.stood_down:
+            raise SystemExit(STOOD_DOWN_STATUS)
 
     def _ready(self) -> tuple[bool, str]:
-        serving = self.machine.serving
-        return serving, "" if serving else "calls not read from etcd yet"
+        """Serving, or standing by with every call at hand."""
+        ready = self.machine.warm if self.guard else self.machine.serving
+        return ready, "" if ready else "calls not read from etcd yet"
 
     async def _tell_time(self) -> None:
         while True:
