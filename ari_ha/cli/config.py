@@ -1,4 +1,4 @@
-"""``ari-ha config``: the directory (agents, users, queues, trunks) into and out of etcd.
+"""``ari-ha config``: the directory (agents, users, queues, menus, trunks) into and out of etcd.
 
 Loading is idempotent. Of an agent that exists only name, queues, skills and PIN are
 set: what the agent is doing belongs to the agent and to the ACD.
@@ -33,9 +33,9 @@ RETRY_S = 0.5
 PIN_ROUNDS = 100_000
 AGENT_FIELDS = ("name", "queues", "skills", "pin_hash")
 TRUNK_SECRETS = ("password", "realm", "ha1_md5", "ha1_sha256")
-FAMILIES = {"agents": "agent", "users": "user", "queues": "queue", "trunks": "trunk"}
+FAMILIES = {"agents": "agent", "users": "user", "queues": "queue", "ivrs": "menu", "trunks": "trunk"}
 
-_app = typer.Typer(no_args_is_help=True, help="The directory: agents, users, queues, trunks.")
+_app = typer.Typer(no_args_is_help=True, help="The directory: agents, users, queues, menus, trunks.")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,7 @@ class BadDirectory(ValueError):
 
 @_app.command("load")
 def load(
-    file: Annotated[Path, typer.Argument(help="JSON file with agents, users, queues and trunks.")],
+    file: Annotated[Path, typer.Argument(help="JSON file with agents, users, queues, menus and trunks.")],
     settings: SettingsFile = DEFAULT_SETTINGS,
     wait_s: Annotated[float, typer.Option("--wait", help="Seconds to wait for etcd to answer.")] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, write nothing.")] = False,
@@ -134,6 +134,7 @@ def read_directory(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         phone = entry.pop("aor", None)  # the phone an agent has of its own: a field of that user
         if phone is not None:
             families["users"].setdefault(phone, {"user": phone}).setdefault("agent", agent)
+    _complain(families["ivrs"])
     for family, entries in families.items():
         for name, entry in entries.items():
             yield from _ENTRY[family](name, entry, realm)
@@ -192,6 +193,26 @@ def _queue(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str,
     yield f"queues/{name}/config", _checked(entry, QueueConfigValue, f"queues: {name}")
 
 
+def _ivr(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    from ari_ha.wire.ivr import IvrMenuValue
+
+    yield f"ivrs/{name}", _checked(entry, IvrMenuValue, f"ivrs: {name}")
+
+
+def _complain(menus: Mapping[str, dict[str, Any]]) -> None:
+    """Menus are judged together: they lead to each other."""
+    import msgspec
+
+    from ari_ha.wire.ivr import IvrMenuValue, complaints
+
+    try:
+        found = complaints({name: msgspec.convert(entry, IvrMenuValue) for name, entry in menus.items()})
+    except msgspec.ValidationError:
+        return  # said with its place when the entry is read
+    if found:
+        raise BadDirectory("ivrs: " + "; ".join(found))
+
+
 def _trunk(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from ari_ha.wire.keyspace import SecretTrunkValue, TrunkValue
 
@@ -213,7 +234,7 @@ def _ha1s(user: str, realm: str, password: str) -> dict[str, str]:
     return {"ha1_md5": hashlib.md5(text).hexdigest(), "ha1_sha256": hashlib.sha256(text).hexdigest()}
 
 
-_ENTRY = {"agents": _agent, "users": _user, "queues": _queue, "trunks": _trunk}
+_ENTRY = {"agents": _agent, "users": _user, "queues": _queue, "ivrs": _ivr, "trunks": _trunk}
 
 
 def _checked(fields: Mapping[str, Any], kind: Any, where: str) -> dict[str, Any]:

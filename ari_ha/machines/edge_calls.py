@@ -389,7 +389,8 @@ class Calls:
         """Asterisk heard a digit: proof, for people and tests, that it hears the leg."""
         call = self.by_id.get(frame.call)
         if call:
-            entry = {"leg": frame.leg, "digit": frame.digit, "node": node, "epoch": frame.epoch}
+            entry = {"leg": frame.leg, "digit": frame.digit, "node": node, "epoch": frame.epoch,
+                     "number": frame.number}  # fmt: skip
             call.digits.append({**entry, "at_utc": self._context.utc})
             del call.digits[:-DIGITS_KEPT_MAX]
 

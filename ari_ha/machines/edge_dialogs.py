@@ -271,8 +271,11 @@ class Dialogs:
             if other is not leg:
                 context.sip.info(other.key, event.content_type, event.body, context.now)
         digit, home = _digit(event.content_type, event.body), call.home()
+        told = call.keep_told(leg.leg, digit, context.utc) if digit else 0
         if digit and home:
-            frame = link.LegDigit(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit)
+            frame = link.LegDigit(
+                call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit, told=told
+            )
             context.link(home.name, frame)
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:

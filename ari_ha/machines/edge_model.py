@@ -321,6 +321,8 @@ class EdgeCall:
     tag_numbers: dict[str, set[int]] = field(default_factory=dict)
     """``leg@node`` -> n in use, for rtpengine tags"""
     digits: list[dict[str, Any]] = field(default_factory=list)
+    told: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    """leg -> its last digits by INFO, numbered"""
     moves: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
 
@@ -329,6 +331,15 @@ class EdgeCall:
         """The leg whose call it is, while it lives."""
         leg = self.legs.get(self.head)
         return leg if leg and leg.alive else None
+
+    def keep_told(self, leg: str, digit: str, utc: float) -> int:
+        """Keeps a digit that came by INFO; returns its number. Numbers grow also over a
+        restart of ours, which forgets them: so they begin at the time in milliseconds."""
+        known = self.told.setdefault(leg, [])
+        number = max(round(utc * 1000), known[-1][0] + 1 if known else 1)
+        known.append((number, digit))
+        del known[:-DIGITS_KEPT_MAX]
+        return number
 
     def half_of(self, leg: str) -> NodeLeg | None:
         """The leg's half at the node that has it, or is about to."""

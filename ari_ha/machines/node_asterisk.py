@@ -99,6 +99,11 @@ class MediaWish:
         """Whether Asterisk is heard: the edge said so, or its limit is over."""
         return self.there != HITLESS or self._context.now >= self._gate
 
+    def heard(self) -> bool:
+        """Whether everything Asterisk says is heard from its first word: the edge has
+        confirmed ``through``, or its limit is over."""
+        return self.there == THROUGH or (self.want == THROUGH and self._context.now >= self._gate)
+
     def ask_again(self) -> None:
         """A link came up: the wish is said once more."""
         if self.want:

@@ -12,12 +12,14 @@ from ari_ha.machines.acd_orders import AttemptWon, CallerQueued, CancelAttempt, 
 from ari_ha.machines.node_asterisk import AsteriskSide, MediaWish
 from ari_ha.machines.node_call_base import CallBase, CallFacts
 from ari_ha.machines.node_dialling import Dialling
+from ari_ha.machines.node_ivr import CallIvr
 from ari_ha.machines.node_model import (
     DIALING,
     DIALPLAN,
     ENDED,
     FEATURE,
     HITLESS,
+    IVR,
     LOST,
     NORMAL,
     OVER,
@@ -39,6 +41,8 @@ from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
 
+SPEAKING = (QUEUED, TALKING, DIALING, FEATURE, IVR)
+"""Stages in which the edge is told that Asterisk does what the call needs."""
 QUEUE_ANSWER_LIMIT_S = 0.5
 """The caller is answered after this even when his place is not confirmed."""
 WON_LIMIT_S = 1.0
@@ -59,6 +63,7 @@ class NodeCall(CallBase):
         self.asterisk = AsteriskSide(parts.context, self, self.media)
         self.dialling = Dialling(parts, self)
         self.outbound = Outbound(parts, self)
+        self.ivr = CallIvr(parts, self)
         self.lent: RecordValue | None = None
         """The record as the ACD writes it in its own transaction."""
         self.lent_refused = False
@@ -109,16 +114,18 @@ class NodeCall(CallBase):
         there = tuple(leg.leg for leg in self.living() if leg.channel is not None and leg.channel.up)
         if any(leg.state == UP and leg.leg not in there for leg in self.living()):
             return  # somebody's channel is missing: the call is not whole
-        if there and there != self.bridged_said and self.stage in (QUEUED, TALKING, DIALING, FEATURE):
+        if there and there != self.bridged_said and self.stage in SPEAKING:
             self.bridged_said = there
             self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=list(there)))
-        if there and self.stage in (QUEUED, TALKING):
+        if there and self.stage in (QUEUED, TALKING, IVR):
             self.media.ask(wanted.media)
         if self.recovering and there:
             self.recovering = False
             self.parts.acd.call_recovered(self.call)
             self.note("whole again", legs=",".join(there))
             self.parts.context.after(f"retired/{self.call}", RETIRED_LIMIT_S, self._end_retired)
+        if there and self.stage == IVR:
+            self.ivr.settled()
 
     def _end_retired(self) -> None:
         for channel in self.retired:
@@ -138,6 +145,8 @@ class NodeCall(CallBase):
         context = self.parts.context
         config = self.parts.queue(queue)
         self.queue, self.entered = queue, context.utc
+        priority = self.variables.get("HA_PRIORITY", "")
+        self.queue_priority = int(priority[:6]) if priority.isdigit() else self.queue_priority
         self.media_policy = media or (config.media if config else HITLESS)
         self.music = config.moh if config else self.music
         value = self.record_value(QUEUED)

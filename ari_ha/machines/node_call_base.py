@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import Done, InvariantBroken, Outcome
 from ari_ha.machines.node_model import DIALPLAN, ENDED, HITLESS, OVER, SETUP, UP, Attempt, Leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Act
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import AttemptValue, LegValue, RecordValue
+from ari_ha.wire.keyspace import AttemptValue, IvrPlace, LegValue, RecordValue
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
@@ -145,8 +147,12 @@ class CallBase:
             },
             legs={leg.leg: self._leg_value(leg) for leg in self.legs.values()},
             bridge=f"{facts.call}.{facts.epoch}", want_media=self.media_policy,
-            head=self.head, ending=dict(self.ending), variables=dict(self.variables),
+            head=self.head, ending=dict(self.ending), variables=dict(self.variables), ivr=self._place(),
         )  # fmt: skip
+
+    def _place(self) -> IvrPlace | None:
+        place = self._self().ivr.place
+        return msgspec.structs.replace(place) if place else None
 
     @staticmethod
     def _leg_value(leg: Leg) -> LegValue:
@@ -233,6 +239,10 @@ class CallBase:
         node.ari(lane, "applications.subscribe", source)
         reason = {"channelId": channel, "variable": "HA_REASON", "value": why}
         node.ari(lane, "channels.setChannelVar", reason)
+        for name, value in self.variables.items():
+            if name != CONTINUE:
+                given = {"channelId": channel, "variable": name, "value": value}
+                node.ari(lane, "channels.setChannelVar", given)
         self.variables[CONTINUE] = "extension" if extension else "label"
         where = {"channelId": channel, "context": context or self.context_name}
         if extension:

@@ -89,6 +89,8 @@ class Channels:
                 self._bridge_gone(bridge.id)
             case ari.ChannelDtmfReceived(channel=channel, digit=digit):
                 self._digit(channel.id, digit)
+            case ari.PlaybackFinished(playback=playback):
+                self._played(playback)
             case ari.RawEvent(type=name):
                 self._context.count("node_ari_events_unknown", type=name[:40])
 
@@ -167,7 +169,15 @@ class Channels:
         if found := self._find(channel):
             call, leg = found
             self._context.count("node_digits_heard")
-            call.say(link.DigitHeard(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit))
+            number = call.ivr.digit(leg.leg, digit)
+            frame = link.DigitHeard(
+                call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit, number=number
+            )
+            call.say(frame)
+
+    def _played(self, playback: ari.Playback) -> None:
+        if found := self._find(playback.target_uri.removeprefix("channel:")):
+            found[0].ivr.played(playback.id)
 
     # --- entering ------------------------------------------------------------------
 
@@ -279,18 +289,7 @@ class Channels:
         if entry.kind == "agent" and entry.token.did.startswith("*"):
             begin_feature(call, entry.token)
             return
-        match entry.verb:
-            case ("queue", name, *_):
-                call.enter_queue(name, "")
-            case ("through", name, *_):
-                call.enter_queue(name, "through")
-            case ("dial", number, *_):
-                call.outbound.begin(number, entry.token.user)
-            case _:
-                text = ",".join(entry.verb) or "nothing"
-                call.note(f"the dialplan asks for {text!r}, which this app does not do", level="error")
-                self._context.count("node_verbs_unknown")
-                call.to_dialplan("unknown verb")
+        self._core.carry_out(call, entry.verb, entry.token.user)
 
     # --- moved calls ---------------------------------------------------------------
 
@@ -362,6 +361,7 @@ class Channels:
             for leg in call.living():
                 if leg.channel is not None:
                     leg.channel.bridge = members.get(leg.channel.id, "")
+            call.ivr.look_again()
             call.touch()
         for channel in event.channels:
             if channel.id in self._core.by_channel:

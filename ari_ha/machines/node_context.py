@@ -12,6 +12,7 @@ from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Count, Done, Effect, Not
 from ari_ha.core.ports.ari import AriCall
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.web import WebRequest
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire.keyspace import Keys
 from ari_ha.wire.link import EdgeCalls
@@ -134,6 +135,14 @@ class NodeContext:
     def read(self, lane: str, key: str, then: Then, limit_s: float = DEFAULT_EFFECT_LIMIT_S) -> None:
         """One linearizable read."""
         self.emit(StoreRead(lane=lane, cause=self.cause, limit_s=limit_s, key=key, tag=self._tag(then)))
+
+    def web(self, lane: str, url: str, key: str, body: bytes, limit_s: float, then: Then) -> None:
+        """One request to a system of the site."""
+        self.emit(
+            WebRequest(
+                lane=lane, cause=self.cause, limit_s=limit_s, url=url, key=key, body=body, tag=self._tag(then)
+            )
+        )
 
     def outcome(self, event: OutcomeOf) -> None:
         """Gives an outcome to whoever waits for it."""

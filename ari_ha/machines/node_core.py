@@ -17,6 +17,7 @@ from ari_ha.machines.node_model import LOST, OVER
 from ari_ha.machines.node_records import Records, epoch_of
 from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
 from ari_ha.wire import link
+from ari_ha.wire.ivr import IvrMenuValue
 from ari_ha.wire.keyspace import (
     BadValue,
     EdgeValue,
@@ -55,6 +56,7 @@ class NodeCore:
         self._edges: dict[str, EdgeValue] = {}
         self._vips: dict[str, VipValue] = {}
         self._users: dict[str, UserValue] = {}
+        self._ivrs: dict[str, IvrMenuValue] = {}
         self._touched: dict[str, None] = {}
         self.records.on_superseded = self._superseded
         self.records.on_owner = self._owner_changed
@@ -65,6 +67,10 @@ class NodeCore:
     def queue(self, name: str) -> QueueConfigValue | None:
         """The queue's configuration, when it is known."""
         return self._queues.get(name)
+
+    def ivr(self, menu: str) -> IvrMenuValue | None:
+        """The menu, when it is known."""
+        return self._ivrs.get(menu)
 
     def device_of(self, user: str) -> str:
         """The address of record an authenticated user's phone is registered under."""
@@ -108,6 +114,24 @@ class NodeCore:
         said = self.context.links[edge].sip if edge in self.context.links else ""
         stored = self._edges.get(edge)
         return said or (stored.sip if stored else "") or dict(self.config.edges).get(edge, "")
+
+    def carry_out(self, call: NodeCall, verb: tuple[str, ...], user: str = "") -> None:
+        """What the dialplan, or a step of an IVR, asks for; ``user``: of the phone that called."""
+        call.ivr.leave()
+        match verb:
+            case ("queue", name, *_):
+                call.enter_queue(name, "")
+            case ("through", name, *_):
+                call.enter_queue(name, "through")
+            case ("ivr", menu, *_):
+                call.ivr.begin(menu)
+            case ("dial", number, *_):
+                call.outbound.begin(number, user)
+            case _:
+                text = ",".join(verb) or "nothing"
+                call.note(f"{text!r} is asked for, which this app does not do", level="error")
+                self.context.count("node_verbs_unknown")
+                call.to_dialplan("unknown verb")
 
     def touch(self, call: NodeCall) -> None:
         """The call is settled at the end of this event."""
@@ -160,7 +184,7 @@ class NodeCore:
         self._touched.pop(call.call, None)
         for channel in [c for c, (owner, _) in self.by_channel.items() if owner == call.call]:
             del self.by_channel[channel]
-        for family in ("settle", "media", "queued", "over", "retired", "stale", "feature", "won"):
+        for family in ("settle", "media", "queued", "over", "retired", "stale", "feature", "won", "ivr"):
             self.context.cancel(f"{family}/{call.call}")
         for family in ("lost", "end", "dial"):
             self.context.cancel_all(f"{family}/{call.call}/")
@@ -341,6 +365,7 @@ class NodeCore:
         keys = self.context.keys
         known = [keys.queue_config(q) for q in self._queues] + [keys.edge(e) for e in self._edges]
         known += [keys.vip(v) for v in self._vips] + [keys.user(u) for u in self._users]
+        known += [keys.ivr(m) for m in self._ivrs]
         return [key for key in known if key.startswith(event.prefix) and key not in event.items]
 
     def _take(self, key: str, kv: KeyValue | None) -> None:
@@ -351,6 +376,8 @@ class NodeCore:
                 self._keep(self._edges, name, kv, EdgeValue)
             case ("vips", name):
                 self._keep(self._vips, name, kv, VipValue)
+            case ("ivrs", name):
+                self._keep(self._ivrs, name, kv, IvrMenuValue)
             case ("users", name):
                 self._keep(self._users, name, kv, UserValue)
 

@@ -13,7 +13,7 @@ from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
 
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
-FEATURES = ("queue", "through", "resume", "agent", "dial")
+FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial")
 
 
 class Links:
@@ -170,7 +170,9 @@ class Links:
             case link.LegHeld(held=held):
                 call.phone_held(leg, held)
             case link.LegDigit(digit=digit):
-                call.note("digit by INFO", leg=leg.leg, digit=digit)
+                if not frame.again:
+                    call.note("digit by INFO", leg=leg.leg, digit=digit)
+                call.ivr.digit(leg.leg, digit, frame.heard, frame.told)
 
     def _arriving_leg(self, arriving: Arriving, frame: object) -> None:
         match frame:

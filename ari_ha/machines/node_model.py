@@ -14,6 +14,7 @@ LOST = "lost"
 SETUP, QUEUED, TALKING, DIALPLAN, FEATURE, OVER = "setup", "queued", "talking", "dialplan", "feature", "ended"
 DIALING = "dialing"
 """A party is being called, and the caller waits for its answer."""
+IVR = "ivr"
 HITLESS, THROUGH = "hitless", "through"
 
 NO_MUSIC = ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_desk import AcdDesk
 from ari_ha.machines.node_records import Records
+from ari_ha.wire.ivr import IvrMenuValue
 from ari_ha.wire.keyspace import QueueConfigValue
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ class Parts(Protocol):
 
     def queue(self, name: str) -> QueueConfigValue | None:
         """The queue's configuration, when it is known."""
+        ...
+
+    def ivr(self, menu: str) -> IvrMenuValue | None:
+        """The menu, when it is known."""
+        ...
+
+    def carry_out(self, call: NodeCall, verb: tuple[str, ...], user: str = "") -> None:
+        """What the dialplan, or a step of an IVR, asks for; ``user``: of the phone that called."""
         ...
 
     def device_of(self, user: str) -> str:

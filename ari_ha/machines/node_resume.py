@@ -18,6 +18,7 @@ from ari_ha.machines.node_model import (
     ENDED,
     FEATURE,
     HITLESS,
+    IVR,
     LOST,
     NORMAL,
     QUEUED,
@@ -214,6 +215,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.queue, call.queue_priority, call.entered = record.queue, record.queue_priority, record.entered
     call.answered, call.variables = record.answered, dict(record.variables)
     call.ending = dict(record.ending)
+    call.ivr.place = record.ivr
     config = parts.queue(record.queue) if record.queue else None
     call.head = record.head
     call.music = config.moh if config else call.music
@@ -293,7 +295,10 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP]
-    if record is not None and record.stage == DIALPLAN:
+    step = record.ivr.step if record is not None and record.ivr is not None else ""
+    if record is not None and (record.stage == IVR or (record.stage == DIALPLAN and step)):
+        stage = IVR
+    elif record is not None and record.stage == DIALPLAN:
         stage = DIALPLAN
     elif (record is not None and record.verb == ["agent"]) or call.facts.did.startswith("*"):
         stage = FEATURE
@@ -320,7 +325,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         ended=dict(arriving.ended), record=bool(record), was_on=record.node if record else "",
         after_ms=round((context.now - arriving.since) * 1000),
     )  # fmt: skip
-    call.stage = past.stage if past.stage in (TALKING, FEATURE, DIALING) else QUEUED
+    call.stage = past.stage if past.stage in (TALKING, FEATURE, DIALING, IVR) else QUEUED
     call.media.want = ""
     call.media.there = ""
     call.recovering = True
@@ -343,6 +348,9 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _into_dialplan(call, record)
         return
     call.save()
+    if past.stage == IVR:
+        call.ivr.resume()
+        return
     _end_leftovers(call)
     for attempt in [a for a in call.attempts.values() if a.state == LOST or a.attempt in past.unwilling]:
         attempt.state = LOST

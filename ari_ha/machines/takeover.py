@@ -296,6 +296,18 @@ class Takeover:
             if leg.leg != PRIMARY_LEG or len(call.up()) > 1:
                 self._context.link(call.owner.name, link.LegAnswered(**base))
             self._context.link(call.owner.name, link.LegHeld(**base, held=leg.held))
+            self._say_digits(call, leg.leg, call.owner.name)
+
+    def _say_digits(self, call: EdgeCall, leg: str, node: str) -> None:
+        """What the phone typed lately: a digit may have reached the lost node and not its
+        record, or nobody at all."""
+        base = {"call": call.call, "leg": leg, "epoch": str(call.epoch), "again": True}
+        for entry in call.digits:
+            if entry["leg"] == leg and entry.get("number"):
+                frame = link.LegDigit(**base, digit=entry["digit"], heard=entry["number"])
+                self._context.link(node, frame)
+        for number, digit in call.told.get(leg, ()):
+            self._context.link(node, link.LegDigit(**base, digit=digit, told=number))
 
     def _remember_moved(self, node: str, ident: str, move: Move) -> None:
         """Told to the old node when it is back; old and surplus entries are forgotten."""

@@ -13,12 +13,14 @@ from pathlib import Path
 from ari_ha import __version__
 from ari_ha.adapters.ari import AriAdapter, AriSettings
 from ari_ha.adapters.link import LinkListener, LinkSettings
+from ari_ha.adapters.web import Web
 from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.ari import AriCall
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.web import WebRequest
 from ari_ha.core.story import Story
 from ari_ha.machines.node import FAMILIES, NodeMachine
 from ari_ha.machines.node_config import NodeConfig
@@ -110,6 +112,7 @@ class NodeProcess:
             self.shell.post,
             note=self.shell.note,
         )
+        self.web = Web()
         self.links = self._listener()
         self.desk = OperatorDesk(self.shell.post)
 
@@ -135,6 +138,8 @@ class NodeProcess:
             return outcome
         if isinstance(effect, StoreTxn | StoreRead):
             return await self.store.perform(effect)
+        if isinstance(effect, WebRequest):
+            return await self.web.perform(effect)
         return Refused(f"nobody performs {type(effect).__name__}")
 
     def _perform_now(self, effect: Effect) -> None:
@@ -200,6 +205,7 @@ class NodeProcess:
             clock.cancel()
             await health.stop()
             await self.ari.stop()
+            await self.web.close()
             await self.links.stop()
             await self.store.close(revoke=False)
 

@@ -61,6 +61,12 @@ class Keys:
     def queue_config(self, queue: str) -> str:
         return f"{self.root}queues/{queue}/config"
 
+    def ivr(self, menu: str) -> str:
+        return f"{self.root}ivrs/{menu}"
+
+    def supervisor(self, call: str) -> str:
+        return f"{self.root}calls/{call}/supervisor"
+
     def waiting(self, queue: str, call: str) -> str:
         return f"{self.root}queues/{queue}/waiting/{call}"
 
@@ -200,6 +206,22 @@ class LegValue(Value):
     """What was dialled because somebody asked for it: ``device:<aor>``, ``number:<number>``"""
 
 
+class IvrPlace(msgspec.Struct, omit_defaults=True):
+    """Where a caller is in an IVR, written before anything is done about it."""
+
+    menu: str
+    typed: str = ""
+    tries: int = 0
+    steps: int = 0
+    """Steps taken so far: grows with every one, and names requests."""
+    heard: int = 0
+    """Digits taken that Asterisk heard."""
+    told: int = 0
+    """Digits taken that the edge told of (SIP INFO)."""
+    step: str = ""
+    """Path of the step under way whose outcome is not known."""
+
+
 class RecordValue(Value):
     """``calls/<call>/record``, written by the serving node: all a survivor needs,
     together with the edge's facts of the legs, to rebuild the call."""
@@ -230,6 +252,20 @@ class RecordValue(Value):
     ending: dict[str, str] = {}
     """leg -> cause: ends the app has decided on, written before the act."""
     variables: dict[str, str] = {}
+    ivr: IvrPlace | None = None
+
+
+class SupervisorValue(Value):
+    """``calls/<call>/supervisor``: somebody is to hear the call, or speak into it. Gone: nobody
+    (any more). It ends with the call."""
+
+    call: str
+    mode: str
+    """listen, whisper (the agent hears it), barge (everybody does)"""
+    device: str
+    """Address of record of the supervisor's phone."""
+    by: str = ""
+    since: float = 0.0
 
 
 class MediaValue(Value):

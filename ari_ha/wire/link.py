@@ -163,6 +163,8 @@ class DigitHeard(Frame, frozen=True):
     leg: str = ""
     epoch: str = ""
     digit: str = ""
+    number: int = 0
+    """Which of the digits an IVR took from this caller it is; 0: of no IVR."""
 
 
 # --- edge to node ---------------------------------------------------------------------
@@ -233,12 +235,20 @@ class LegHeld(Frame, frozen=True):
 
 
 class LegDigit(Frame, frozen=True):
-    """The phone sent a digit by SIP INFO; it went to the other side already."""
+    """The phone sent a digit by SIP INFO; it went to the other side already. After a move
+    the digits typed lately are said once more, those an IVR's Asterisk heard too: the
+    node knows by their numbers which it has taken."""
 
     call: str = ""
     leg: str = ""
     epoch: str = ""
     digit: str = ""
+    told: int = 0
+    """Which of the leg's digits by INFO it is."""
+    heard: int = 0
+    """`DigitHeard.number` of a digit that Asterisk heard."""
+    again: bool = False
+    """Said before, perhaps to another node."""
 
 
 class CallMoved(Frame, frozen=True):

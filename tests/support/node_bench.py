@@ -39,6 +39,7 @@ from ari_ha.core.ports.store import (
     StoreTxn,
     TxnResult,
 )
+from ari_ha.core.ports.web import WebAnswer, WebRequest
 from ari_ha.machines.node import FAMILIES, NodeMachine
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire import ari, link
@@ -282,6 +283,8 @@ class Bench:
         self.replies: dict[str, OperatorReply] = {}
         self.link_up = False
         self.answers_media = True
+        self.requests: list[WebRequest] = []
+        self.web: Callable[[WebRequest], Outcome | None] = lambda request: Done(WebAnswer(200))
         self.device_busy: Callable[[str], bool] = lambda device: False
         self.ids = itertools.count(1)
         values: dict[str, Any] = {"wrapup_ms": 1000, "ring_timeout_ms": 4000, **queue}
@@ -346,7 +349,12 @@ class Bench:
             assert effect.request not in self.replies, "answered twice"
             self.replies[effect.request] = effect
         else:
-            if isinstance(effect, AriCall):
+            if isinstance(effect, WebRequest):
+                self.requests.append(effect)
+                outcome, events = self.web(effect), []
+                if outcome is None:
+                    return  # whoever waits for it is told by the test, or never
+            elif isinstance(effect, AriCall):
                 self.asked.append((effect.operation, dict(effect.params)))
                 outcome, events = self.asterisk.perform(effect)
             else:
