@@ -1,13 +1,15 @@
-"""SIP on sockets: UDP listeners and TCP connections, bytes in and bytes out."""
+"""SIP on sockets: UDP listeners, TCP and TLS connections, bytes in and bytes out."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import socket
 from collections.abc import Callable
 from typing import Any
 
+from ari_ha.adapters.certificates import Certificates
 from ari_ha.core.machine import Event
 from ari_ha.core.ports.sip import SipBytes, SipFlowClosed
 from ari_ha.sip.flow import Flow
@@ -19,6 +21,8 @@ TCP_CONNECTIONS_PER_HOST_MAX = 500
 """Many phones may sit behind one address; one address may not take every connection."""
 TCP_WRITE_BUFFER_MAX_BYTES = 1024 * 1024
 TCP_CONNECT_LIMIT_S = 4.0
+TLS_HANDSHAKE_LIMIT_S = 10.0
+"""Of somebody who connects to us; more is a way to hold connections for nothing."""
 TCP_WAITING_MAX = 64
 """Messages that wait for one connection being opened."""
 
@@ -36,6 +40,9 @@ class SipSockets:
         self._by_address: dict[tuple[str, str, int], str] = {}
         self._connecting: dict[tuple[str, str, int], list[bytes]] = {}
         self._names = itertools.count(1)
+        self._life = secrets.token_hex(3)
+        """Begins every connection's name: one of an earlier process must not match."""
+        self._certificates: Certificates | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen_udp(self, name: str, host: str, port: int) -> None:
@@ -52,11 +59,27 @@ class SipSockets:
         """Opens one TCP listener. Raises OSError when the address is not ours."""
         loop = asyncio.get_running_loop()
         self._servers.append(
-            await loop.create_server(lambda: _Stream(self, name, None), host, port, reuse_address=True)
+            await loop.create_server(lambda: _Stream(self, name, None, "tcp"), host, port, reuse_address=True)
         )
 
-    def send(self, data: bytes, flow: Flow) -> None:
-        """Sends on the flow; what cannot be sent is lost, as on any network."""
+    async def listen_tls(self, name: str, host: str, port: int, certificates: Certificates) -> None:
+        """Opens one TLS listener, and lets calls leave over TLS. Raises OSError."""
+        self._certificates = certificates
+        loop = asyncio.get_running_loop()
+        self._servers.append(
+            await loop.create_server(
+                lambda: _Stream(self, name, None, "tls"),
+                host,
+                port,
+                ssl=certificates.server,
+                ssl_handshake_timeout=TLS_HANDSHAKE_LIMIT_S,
+                reuse_address=True,
+            )
+        )
+
+    def send(self, data: bytes, flow: Flow, name: str = "") -> None:
+        """Sends on the flow; what cannot be sent is lost, as on any network. ``name``: whose
+        certificate a new TLS connection must show."""
         if flow.transport == "udp":
             transport = self._udp.get(flow.listener)
             if transport and not transport.is_closing():
@@ -68,7 +91,7 @@ class SipSockets:
         if stream:
             stream.write(data)
         else:
-            self._connect(data, flow)
+            self._connect(data, flow, name)
 
     def drop(self, flow: Flow) -> None:
         """Closes the stream of a flow, if it has one."""
@@ -76,7 +99,7 @@ class SipSockets:
         if stream:
             stream.abort()
 
-    def _connect(self, data: bytes, flow: Flow) -> None:
+    def _connect(self, data: bytes, flow: Flow, name: str) -> None:
         address = (flow.listener, flow.host, flow.port)
         waiting = self._connecting.get(address)
         if waiting is not None:
@@ -84,16 +107,21 @@ class SipSockets:
                 waiting.append(data)
             return
         self._connecting[address] = [data]
-        task = asyncio.ensure_future(self._open(address, flow))
+        task = asyncio.ensure_future(self._open(address, flow, name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, address: tuple[str, str, int], flow: Flow) -> None:
+    async def _open(self, address: tuple[str, str, int], flow: Flow, name: str) -> None:
         loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
         try:
+            if flow.transport == "tls":
+                if self._certificates is None:
+                    raise OSError("no certificate: TLS is not set up")
+                tls = {"ssl": self._certificates.client, "server_hostname": name or flow.host}
             async with asyncio.timeout(TCP_CONNECT_LIMIT_S):
                 _, stream = await loop.create_connection(
-                    lambda: _Stream(self, flow.listener, flow), flow.host, flow.port
+                    lambda: _Stream(self, flow.listener, flow, flow.transport), flow.host, flow.port, **tls
                 )
         except (OSError, TimeoutError) as error:
             self._post(SipFlowClosed(flow=flow, reason=str(error) or "connect timed out", refused=True))
@@ -105,7 +133,7 @@ class SipSockets:
 
     def opened(self, stream: _Stream) -> str:
         """Names a new connection."""
-        name = f"tcp{next(self._names)}"
+        name = f"{self._life}.{next(self._names)}"
         self._streams[name] = stream
         return name
 
@@ -155,8 +183,9 @@ class _Udp(asyncio.DatagramProtocol):
 
 
 class _Stream(asyncio.Protocol):
-    def __init__(self, sockets: SipSockets, listener: str, flow: Flow | None) -> None:
+    def __init__(self, sockets: SipSockets, listener: str, flow: Flow | None, transport: str) -> None:
         self._sockets = sockets
+        self._kind = transport
         self._listener = listener
         self._wanted = flow
         self._transport: asyncio.Transport | None = None
@@ -169,7 +198,7 @@ class _Stream(asyncio.Protocol):
             transport.abort()
             return
         name = self._sockets.opened(self)
-        self.flow = Flow(self._listener, "tcp", host, port, name)
+        self.flow = Flow(self._listener, self._kind, host, port, name)
         self._sockets.reached(self)
 
     def data_received(self, data: bytes) -> None:

@@ -41,14 +41,17 @@ from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.takeover import Takeover
 from ari_ha.machines.trunk_care import TrunkCare
 from ari_ha.machines.trunks import Trunks
+from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import (
     BadValue,
     DialogsValue,
     MediaValue,
     OwnerValue,
+    SecretDialogsValue,
     decode,
 )
+from ari_ha.wire.media_keys import show
 
 EARLY_EVENTS_MAX = 4_000
 """SIP bytes kept while the calls are still being read back from etcd."""
@@ -80,6 +83,7 @@ class EdgeMachine:
             self.context, lambda host: host in self.registrar.hosts or bool(self.trunks.of_host(host))
         )
         self.registrar.on_failure = self.doorkeeper.failed
+        self.registrar.on_flow = self._phone_reconnected
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.setup.on_moving_half_failed = self.takeover.half_failed
@@ -153,7 +157,8 @@ class EdgeMachine:
             for event in events:
                 self.dialogs.heard(event)
         for data, flow in sip.output():
-            context.emit(SendSip(data=data, flow=flow))
+            name = self.trunks.name_at(flow) if flow.transport == "tls" else ""
+            context.emit(SendSip(data=data, flow=flow, name=name))
         self.calls.flush()
 
     def deadline(self) -> Instant | None:
@@ -200,11 +205,24 @@ class EdgeMachine:
     def _flow_closed(self, event: SipFlowClosed) -> None:
         sip, now = self.context.sip, self.context.now
         if event.flow.transport != "udp":
+            self.registrar.flow_closed(event.flow)
             sip.stream_closed(event.flow, now)
         elif not event.flow.listener.startswith("node-"):
             # a refusal on a node listener is the watch's to judge: a leg there is lost
             # with its node, not one by one
             sip.transport_error(event.flow, event.reason, now)
+
+    def _phone_reconnected(self, aor: str, flow: Flow) -> None:
+        """A phone registered over a new connection: what its old one carried goes over
+        this one from now on (RFC 5626 §4.2 would name the phone; its address has to do)."""
+        sip = self.context.sip
+        for call in self.calls.by_id.values():
+            for leg in call.living():
+                if aor not in (leg.aor, leg.user) or sip.leg_state(leg.key) == "ended":
+                    continue
+                old = sip.leg_flow(leg.key)
+                if not old.conn and (old.host, old.transport) == (flow.host, flow.transport):
+                    sip.move_flow(leg.key, flow)
 
     # --- nodes ---------------------------------------------------------------------
 
@@ -427,7 +445,9 @@ class EdgeMachine:
             if len(parts) != 3 or parts[1] != context.config.vip:
                 continue
             try:
-                value = decode(raw, DialogsValue, key)
+                secret = self._read["secret"].get(keys.secret_dialog(parts[1], parts[2]))
+                crypto = decode(secret, SecretDialogsValue, key).keys if secret else []
+                value = decode(show(raw, crypto), DialogsValue, key)
                 owner = self._stored_value(keys.owner(value.call), OwnerValue)
                 media = self._stored_value(keys.media(value.call), MediaValue)
                 restore_call(context, self.calls, self.takeover, value, owner, media)

@@ -16,7 +16,8 @@ from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, Phone
 from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
 from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode
+from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, SecretDialogsValue, decode, encode
+from ari_ha.wire.media_keys import hide
 
 MEDIA_RETRY_S = 0.1
 MEDIA_RETRY_MAX_S = 2.0
@@ -443,13 +444,17 @@ class Calls:
     def _write(self, call: EdgeCall) -> None:
         context, keys = self._context, self._context.keys
         waiting = self._after_write.pop(call.call, [])
+        dialogs, crypto = hide(encode(call.dialogs_value(self._export)))
         puts = [
-            Put(keys.dialogs(context.config.vip, call.call), encode(call.dialogs_value(self._export))),
+            Put(keys.dialogs(context.config.vip, call.call), dialogs),
             Put(keys.media(call.call), encode(call.media_value())),
         ]
         owner = encode(self.owner_value(call))
         if owner != self._owner_written.get(call.call):
             puts.append(Put(keys.owner(call.call), owner))
+        if crypto:
+            secret = encode(SecretDialogsValue(call=call.call, keys=crypto))
+            puts.append(Put(keys.secret_dialog(context.config.vip, call.call), secret))
         self._writing.add(call.call)
 
         def written(outcome: Outcome) -> None:
@@ -492,6 +497,7 @@ class Calls:
             deletes=(
                 Delete(keys.call(ident), prefix=True),
                 Delete(keys.dialogs(context.config.vip, ident)),
+                Delete(keys.secret_dialog(context.config.vip, ident)),
             ),
         )
 

@@ -116,6 +116,10 @@ class EdgeConfig:
     core_interface: str = "core"
     guarded: bool = False
     """A guard on this host holds the address and says when to serve."""
+    public_tls_port: int = 0
+    """0: no TLS"""
+    srtp_to_phones: str = "tls"
+    """``tls``: phones registered over TLS are offered SRTP; ``always``; ``off``"""
     calls_max: int = 2_000
     """New calls beyond this get 503: a full edge keeps the calls it has."""
     timings: EdgeTimings = EdgeTimings()

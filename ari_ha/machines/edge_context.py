@@ -39,6 +39,10 @@ class EdgeContext:
             "node-agent": Listener("node-agent", "udp", config.core_host, config.agent_port),
             "node-resume": Listener("node-resume", "udp", config.core_host, config.resume_port),
         }
+        if config.public_tls_port:
+            listeners["public-tls"] = Listener(
+                "public-tls", "tls", config.public_host, config.public_tls_port
+            )
         self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha")
         self.now = 0.0
         self.cause = ""

@@ -28,6 +28,7 @@ from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
+from ari_ha.sip.sdp import SUITES
 from ari_ha.wire import link
 from ari_ha.wire.token import HEADER, BadToken, LegToken, verify
 
@@ -97,6 +98,7 @@ class Dialling:
             return
         # one codec and one telephone-event number per call wherever both ends allow it
         side = AudioSide(head.side.payload, head.side.telephone_event or 101)
+        side.suite = self.outbound.suite_for(number) if number else self._suite_for(aor)
         leg = PhoneLeg(
             token.leg, "customer" if number else "agent", context.new_id(), aor=aor, target=token.target,
             attempt=token.attempt, side=side,
@@ -122,6 +124,12 @@ class Dialling:
 
         body = self._setup.create_body(half.tag, half.side, context.config.core_interface)
         self._setup.create(call, body, half_opened)
+
+    def _suite_for(self, aor: str) -> str:
+        """SRTP's suite offered to a phone; empty: plain RTP."""
+        policy, binding = self._context.config.srtp_to_phones, self._registrar.binding_of(aor)
+        encrypted = policy == "always" or (policy == "tls" and binding and binding.transport == "tls")
+        return SUITES[0] if encrypted else ""
 
     def _ring(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The leg has its port: the carrier, or the phone, is called."""
@@ -209,7 +217,7 @@ class Dialling:
         context = self._context
         context.cancel(f"ring/{call.call}/{leg.leg}")
         try:
-            leg.side = AudioSide.of(sdp or "")
+            leg.side = leg.side.answered(sdp or "")
         except CodecRefused:
             self._calls.end_leg(call, leg, "edge", "", 488)
             return

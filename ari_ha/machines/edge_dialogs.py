@@ -15,7 +15,6 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_model import (
     MIRRORED,
-    AudioSide,
     CodecRefused,
     EdgeCall,
     NodeLeg,
@@ -155,7 +154,7 @@ class Dialogs:
     def _learn(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> bool:
         """Tells rtpengine where, and in which direction, the phone takes audio."""
         try:
-            leg.side = AudioSide.of(sdp)
+            leg.side = leg.side.answered(sdp)
             known = narrowed(sdp, leg.side)
         except (CodecRefused, SdpError):
             return False
@@ -230,7 +229,7 @@ class Dialogs:
         context = self._context
         try:
             session = SessionDescription.parse(sdp)
-            side = AudioSide.of(sdp)
+            side = leg.side.answered(sdp)
         except (SdpError, CodecRefused):
             context.sip.reject_reinvite(leg.key, 488, context.now)
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
 from ari_ha.machines.media import CallMedia
-from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp
+from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp, usable_crypto
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
 
 DIGITS_KEPT_MAX = 64
@@ -29,6 +29,10 @@ class AudioSide:
     payload: int = 8
     telephone_event: int | None = 101
     direction: str = "sendrecv"
+    suite: str = ""
+    """SRTP's suite (SDES, RFC 4568); empty: plain RTP"""
+    crypto_tag: int = 1
+    """Tag of the crypto line in use, as whoever made the offer numbered it"""
 
     @property
     def codec(self) -> str:
@@ -43,22 +47,40 @@ class AudioSide:
             audio = SessionDescription.parse(text).audio()
         except SdpError as error:
             raise CodecRefused(str(error)) from error
-        if audio is None or audio.rejected or audio.proto != "RTP/AVP":
-            raise CodecRefused("no plain RTP audio stream")
+        if audio is None or audio.rejected or audio.proto not in ("RTP/AVP", "RTP/SAVP"):
+            raise CodecRefused("no RTP audio stream")
+        crypto = usable_crypto(audio) if audio.proto == "RTP/SAVP" else None
+        if audio.proto == "RTP/SAVP" and crypto is None:
+            raise CodecRefused("no SRTP suite in common")
         offered = [payload for payload in audio.payload_types if payload in CODECS]
         if offered:
-            return cls(prefer if prefer in offered else offered[0], audio.telephone_event, "sendrecv")
+            payload = prefer if prefer in offered else offered[0]
+            side = cls(payload, audio.telephone_event)
+            if crypto:
+                side.suite, side.crypto_tag = crypto.suite, crypto.tag
+            return side
         raise CodecRefused(f"no codec in common, offered {audio.formats}")
 
 
+    def answered(self, text: str) -> AudioSide:
+        """What to use with the party that answered our offer, or makes a new one: SRTP
+        stays SRTP and plain stays plain. Raises CodecRefused."""
+        side = AudioSide.of(text)
+        if side.suite != self.suite:
+            raise CodecRefused("not the transport that was agreed on")
+        return side
+
+
 def narrowed(text: str, side: AudioSide) -> str:
-    """The far end's SDP with only the codec in use, so that rtpengine never has a
-    second one to choose; address, port and direction stay theirs."""
+    """The far end's SDP with only the codec and key in use, so that rtpengine never has
+    a second one to choose; address, port and direction stay theirs. rtpengine made the
+    offer as far as it knows, with crypto tag 1."""
     session = SessionDescription.parse(text)
     audio = session.audio()
     if audio is None:
         raise CodecRefused("no audio")
     host = audio.connection or session.connection or "0.0.0.0"
+    crypto = usable_crypto(audio) if side.suite else None
     return build_audio_sdp(
         1,
         1,
@@ -67,6 +89,7 @@ def narrowed(text: str, side: AudioSide) -> str:
         [(side.payload, f"{side.codec}/8000")],
         side.telephone_event,
         session.media_direction(audio),
+        replace(crypto, tag=1).line() if crypto else "",
     )
 
 
@@ -105,6 +128,8 @@ class PhoneLeg:
     """rtpengine's address and port towards this phone: they never change."""
     port: int = 0
     side: AudioSide = field(default_factory=AudioSide)
+    key_line: str = ""
+    """Our SRTP key towards this phone (``inline:…``), made by rtpengine"""
     sdp_version: int = 1
     late_offer: bool = False
     ringing_sent: bool = False
@@ -162,6 +187,7 @@ class PhoneLeg:
             [(self.side.payload, f"{self.side.codec}/8000")],
             self.side.telephone_event,
             direction,
+            f"{self.side.crypto_tag} {self.side.suite} {self.key_line}" if self.side.suite else "",
         )
         if len(self.media_lines) < 2:
             return audio
@@ -183,6 +209,9 @@ class PhoneLeg:
             "port": self.port,
             "payload": self.side.payload,
             "telephone_event": self.side.telephone_event,
+            "suite": self.side.suite,
+            "crypto_tag": self.side.crypto_tag,
+            "key_line": self.key_line,
             "sdp_version": self.sdp_version,
             "late_offer": self.late_offer,
             "target": self.target,
@@ -197,9 +226,10 @@ class PhoneLeg:
     def from_dict(cls, data: dict[str, Any]) -> PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
+        side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
         names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port", "target",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
-                 "media_lines")  # fmt: skip
+                 "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from ari_ha.machines import identity
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import AudioSide, CodecRefused, EdgeCall, PhoneLeg, narrowed
+from ari_ha.machines.edge_model import CodecRefused, EdgeCall, PhoneLeg, narrowed
 from ari_ha.machines.trunks import Trunks, rewritten
 from ari_ha.sip.fields import canonical
 from ari_ha.sip.message import SipParseError
-from ari_ha.sip.sdp import SdpError
+from ari_ha.sip.sdp import SUITES, SdpError
 from ari_ha.sip.uri import NameAddr
 from ari_ha.wire.keyspace import TrunkValue
 
@@ -40,6 +40,13 @@ class Outbound:
             return 484, "bad_number"
         return None if self._trunks.candidates(number) else (503, "no_trunk")
 
+    def suite_for(self, number: str) -> str:
+        """SRTP's suite towards the carrier that will be tried first; empty: plain RTP."""
+        return next((self._suite(name) for name in self._trunks.candidates(number)), "")
+
+    def _suite(self, name: str) -> str:
+        return SUITES[0] if self._trunks.table[name].srtp == "sdes" else ""
+
     # --- dialling ------------------------------------------------------------------
 
     def ring(self, call: EdgeCall, leg: PhoneLeg) -> bool:
@@ -49,6 +56,8 @@ class Outbound:
         if len(leg.tried) < TRUNKS_TRIED_MAX:
             for name in self._trunks.candidates(leg.number, set(leg.tried)):
                 leg.tried.append(name)
+                if self._suite(name) != leg.side.suite:
+                    continue  # its port was made for the other transport
                 why = self._trunks.refusal(name)
                 if not why:
                     self._invite(call, leg, name)
@@ -141,7 +150,7 @@ class Outbound:
         if not sdp:
             return leg.early
         try:
-            leg.side = AudioSide.of(sdp)
+            leg.side = leg.side.answered(sdp)
             known = narrowed(sdp, leg.side)
         except (CodecRefused, SdpError):
             return leg.early

@@ -23,7 +23,7 @@ from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.sdp import SdpError, SessionDescription
+from ari_ha.sip.sdp import SdpError, SessionDescription, usable_crypto
 from ari_ha.wire.token import HEADER, LegToken, sign
 
 RETRY_AFTER = (("Retry-After", "5"),)
@@ -132,16 +132,19 @@ class Setup:
 
     def create_body(self, tag: str, side: AudioSide, interface: str) -> dict[str, object]:
         """NG ``create``: one codec and telephone-event, on the network the far end is on."""
-        return {
+        body: dict[str, object] = {
             "from-tag": tag,
             "interface": interface,
             "codec": {"offer": [side.codec, "telephone-event"]},
             "ICE": "remove",
         }
+        if side.suite:
+            body |= {"transport-protocol": "RTP/SAVP", "SDES": [f"only-{side.suite}"], "DTLS": "off"}
+        return body
 
     @staticmethod
     def take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg) -> bool:
-        """Whether rtpengine gave a port. Reads address and port from the SDP rtpengine made."""
+        """Whether rtpengine gave a port. Reads address, port and key from the SDP it made."""
         if not isinstance(outcome, Done):
             return False
         try:
@@ -153,6 +156,10 @@ class Setup:
             return False
         leg.host = audio.connection or session.connection or ""
         leg.port = audio.port
+        if leg.side.suite and isinstance(leg, PhoneLeg):
+            crypto = usable_crypto(audio)
+            leg.key_line = crypto.key if crypto else ""
+            return bool(leg.host and leg.key_line)
         return bool(leg.host)
 
     def _media_failed(self, call: EdgeCall, leg: PhoneLeg, outcome: Outcome) -> None:

@@ -60,6 +60,8 @@ class Registrar:
         """Addresses phones are registered from, brought up to date with every reaping"""
         self.on_failure: Callable[[str], None] = lambda host: None
         """Called with the address a wrong digest came from."""
+        self.on_flow: Callable[[str, Flow], None] = lambda aor, flow: None
+        """Called with the flow of every registration over a connection."""
 
     # --- what etcd says ------------------------------------------------------------
 
@@ -234,11 +236,14 @@ class Registrar:
             call_id=request.call_id,
             cseq=cseq,
             user_agent=request.get("user-agent"),
+            conn=flow.conn,
             pair=context.config.vip,
             edge=context.config.edge,
         )
         held[ident] = Held(value, written=False)
         self.hosts.add(flow.host)
+        if flow.conn:
+            self.on_flow(aor, flow)
         return ident
 
     def _write(self, aor: str, ident: str, then: Callable[[], None] = lambda: None) -> None:
@@ -293,8 +298,16 @@ class Registrar:
     def route(self, binding: BindingValue) -> tuple[Flow, str]:
         """How to reach a contact: the flow it registered over, which is open through
         its NAT, and the URI it gave."""
-        flow = Flow(binding.listener, binding.transport, binding.host, binding.port)
+        flow = Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
         return flow, binding.contact
+
+    def flow_closed(self, flow: Flow) -> None:
+        """A connection is gone: nobody is reached over it any more. The binding stays: the
+        phone may take a connection of ours, or come back in a moment."""
+        for held in self._bindings.values():
+            for item in held.values():
+                if flow.conn and item.value.conn == flow.conn:
+                    item.value.conn = ""
 
     def start(self) -> None:
         """Begins to reap."""

@@ -211,6 +211,13 @@ class Trunks:
         host, port = address_of(trunk)
         return Flow(f"public-{trunk.transport}", trunk.transport, host, port)
 
+    def name_at(self, flow: Flow) -> str:
+        """Whose certificate a carrier at the end of this flow must show; empty: its address's."""
+        for trunk in self.table.values():
+            if trunk.transport == flow.transport and address_of(trunk) == (flow.host, flow.port):
+                return trunk.domain
+        return ""
+
     def uri(self, trunk: TrunkValue, user: str) -> str:
         """A URI at the carrier."""
         host, port = address_of(trunk)

@@ -3,6 +3,8 @@ errors."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ari_ha.sip.core import Core, cseq_of
 from ari_ha.sip.events import (
     InDialogRequest,
@@ -110,6 +112,9 @@ class Dispatch:
         """A connection is gone: requests on it nobody has reacted to yet have failed. Answers to others may
         still come over a connection the far side opens (section 18.2.2)."""
         self.streams.pop((flow.listener, flow.conn or f"{flow.host}:{flow.port}"), None)
+        for leg in self.core.legs.values():
+            if flow.conn and leg.flow.conn == flow.conn:
+                leg.flow = replace(flow, conn="")
         for txn in list(self.stack.clients.values()):
             if txn.state in ("calling", "trying") and _same_path(txn.flow, flow):
                 self._client_verdict(txn, txn.step("error", now), None, txn.flow, now, "connection closed")

@@ -280,6 +280,11 @@ class Endpoint:
         """Where requests of the leg go: where its far side was last heard."""
         return self._known(leg).flow
 
+    def move_flow(self, leg: str, flow: Flow) -> None:
+        """The far side of a leg is reached by another flow from now on."""
+        self._stack.listener(flow)
+        self._known(leg).flow = flow
+
     def _known(self, leg: str) -> Leg:
         found = self._core.legs.get(leg)
         if found is None:

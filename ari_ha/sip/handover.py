@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ari_ha.sip.auth import Credentials
@@ -27,6 +28,7 @@ class Handover:
         record was written do not collide with ours."""
         leg = import_plain(key, record, cseq_margin)
         leg.credentials = credentials
+        leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
         self.core.add(leg)
         if record.get("inc") is not None:
             self._incoming(leg, record["inc"], now)

@@ -120,6 +120,37 @@ class Media:
         return next(iter(events), None)
 
 
+SUITES = ("AES_CM_128_HMAC_SHA1_80", "AES_CM_128_HMAC_SHA1_32")
+"""SDES suites used, the better one first (RFC 4568 section 6.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crypto:
+    """One a=crypto line that can be used."""
+
+    tag: int
+    suite: str
+    key: str
+    """The key parameter: `inline:...`, with lifetime and MKI where given."""
+
+    def line(self) -> str:
+        """The value of the attribute."""
+        return f"{self.tag} {self.suite} {self.key}"
+
+
+def usable_crypto(media: Media) -> Crypto | None:
+    """The best of a stream's lines without session parameters (they would switch parts of the protection
+    off, or ask for what we do not do), None when there is none."""
+    found: list[Crypto] = []
+    for value in media.crypto:
+        parts = value.split()
+        if len(parts) != 3 or not parts[0].isdigit() or len(parts[0]) > 9:
+            continue
+        if parts[1] in SUITES and parts[2].startswith("inline:") and ";" not in parts[2]:
+            found.append(Crypto(int(parts[0]), parts[1], parts[2]))
+    return min(found, key=lambda item: SUITES.index(item.suite), default=None)
+
+
 @dataclass(slots=True)
 class SessionDescription:
     """A whole description."""
@@ -291,8 +322,10 @@ def build_audio_sdp(
     codecs: Sequence[tuple[int, str]] = ((8, "PCMA/8000"), (0, "PCMU/8000")),
     telephone_event_pt: int | None = 101,
     direction: str = "sendrecv",
+    crypto: str = "",
 ) -> str:
-    """A description of one audio stream; `codecs` are payload type and encoding in order of preference."""
+    """A description of one audio stream; `codecs` are payload type and encoding in order of preference.
+    `crypto` is the value of an a=crypto line (RFC 4568) and makes the stream RTP/SAVP."""
     family = "IP6" if ":" in ip else "IP4"
     numbers = [pt for pt, _ in codecs]
     lines = [f"a=rtpmap:{pt} {name}" for pt, name in codecs]
@@ -307,8 +340,9 @@ def build_audio_sdp(
             "s=-",
             f"c=IN {family} {ip}",
             "t=0 0",
-            f"m=audio {port} RTP/AVP {formats}",
+            f"m=audio {port} RTP/{'SAVP' if crypto else 'AVP'} {formats}",
             *lines,
+            *([f"a=crypto:{crypto}"] if crypto else []),
             "a=ptime:20",
             f"a={direction}",
             "",

@@ -306,6 +306,14 @@ class DialogsValue(Value):
     """Kept of the caller's identity headers: asserted, privacy, diversion."""
 
 
+class SecretDialogsValue(Value):
+    """``secret/dialogs/<pair>/<call>``: SRTP keys, in the order of the marks that stand for
+    them in ``dialogs/<pair>/<call>``."""
+
+    call: str
+    keys: list[str] = []
+
+
 class BindingValue(Value):
     """``bindings/<aor>/<hash>``: a registered contact."""
 
@@ -319,6 +327,8 @@ class BindingValue(Value):
     call_id: str = ""
     cseq: int = 0
     user_agent: str = ""
+    conn: str = ""
+    """Name of the connection it registered over, known to its edge process only."""
     pair: str = ""
     edge: str = ""
 

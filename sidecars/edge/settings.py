@@ -25,6 +25,20 @@ class Etcd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """SIP over TLS towards phones and carriers."""
+
+    cert_file: str
+    """Path. Our certificate and what leads to its authority; read again when it changes."""
+    key_file: str
+    """Path. Its key."""
+    ca_file: str = ""
+    """Path. Authorities of carriers' certificates; empty: the system's."""
+    port: int = 5061
+    """TCP port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Public:
     """The side of carriers and phones."""
 
@@ -32,6 +46,11 @@ class Public:
     """Address listened on and advertised in Via, Contact and SDP."""
     port: int = 5060
     """UDP and TCP port."""
+    tls: Tls | None = None
+    """SIP over TLS; absent: none."""
+    srtp_to_phones: str = "tls"
+    """``tls``: phones registered over TLS are offered SRTP (SDES); ``always``; ``off``. What
+    a phone offers itself is answered in kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +174,9 @@ class EdgeSettings:
     """Calls at once; a further one gets 503."""
 
     def check(self) -> None:
-        """Refuses timings that do not add up."""
+        """Refuses timings that do not add up, and words that mean nothing."""
+        if self.public.srtp_to_phones not in ("tls", "always", "off"):
+            raise SettingsError("public.srtp_to_phones must be tls, always or off")
         timings = self.timings
         if timings.silence_s < 3 * timings.probe_interval_s:
             raise SettingsError(

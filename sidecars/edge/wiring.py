@@ -7,10 +7,12 @@ import logging
 import random
 import secrets
 import signal
+import ssl
 import time
 from pathlib import Path
 
 from ari_ha import __version__
+from ari_ha.adapters.certificates import Certificates
 from ari_ha.adapters.datagrams import WordSocket
 from ari_ha.adapters.link import LinkDialer, LinkSettings
 from ari_ha.adapters.probe import Probes
@@ -38,6 +40,7 @@ from sidecars.edge.settings import EdgeSettings
 
 log = logging.getLogger("ari_ha.edge")
 WALL_CLOCK_EVERY_S = 1.0
+CERTIFICATE_LOOK_S = 5.0
 IDENT_CHARS = 10
 LINK_SILENCE_MS_PER_PING = 4
 STOOD_DOWN_STATUS = 3
@@ -57,6 +60,8 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         realm=settings.realm,
         public_host=settings.public.host,
         public_port=settings.public.port,
+        public_tls_port=settings.public.tls.port if settings.public.tls else 0,
+        srtp_to_phones=settings.public.srtp_to_phones,
         core_host=settings.core.host,
         trunk_port=settings.core.trunk_port,
         agent_port=settings.core.agent_port,
@@ -122,6 +127,7 @@ class EdgeProcess:
         if settings.guard.listen:
             key = Path(settings.guard.key_file).read_bytes().strip()
             self.guard = WordSocket(key, host_port(settings.guard.send), self.shell.post)
+        self._background: list[asyncio.Task[None]] = []
 
     def _dialer(self, name: str) -> LinkDialer:
         link, silence_ms = self.settings.link, int(self.settings.timings.link_silence_s * 1000)
@@ -146,7 +152,7 @@ class EdgeProcess:
 
     def _perform_now(self, effect: Effect) -> None:
         if isinstance(effect, SendSip):
-            self.sip.send(effect.data, effect.flow)
+            self.sip.send(effect.data, effect.flow, effect.name)
         elif isinstance(effect, CloseSip):
             self.sip.drop(effect.flow)
         elif isinstance(effect, SendLink):
@@ -200,6 +206,10 @@ class EdgeProcess:
         public, core = settings.public, settings.core
         await self.sip.listen_udp("public-udp", public.host, public.port)
         await self.sip.listen_tcp("public-tcp", public.host, public.port)
+        if public.tls:
+            certificates = Certificates(public.tls.cert_file, public.tls.key_file, public.tls.ca_file)
+            await self.sip.listen_tls("public-tls", public.host, public.tls.port, certificates)
+            self._background.append(asyncio.create_task(self._renew(certificates)))
         await self.sip.listen_udp("node-trunk", core.host, core.trunk_port)
         await self.sip.listen_udp("node-agent", core.host, core.agent_port)
         await self.sip.listen_udp("node-resume", core.host, core.resume_port)
@@ -219,6 +229,8 @@ class EdgeProcess:
             await running
         finally:
             clock.cancel()
+            for task in self._background:
+                task.cancel()
             await health.stop()
             self.sip.close()
             self.probes.close()
@@ -230,6 +242,16 @@ class EdgeProcess:
             await self.store.close(revoke=False)
         if self.stood_down:
             raise SystemExit(STOOD_DOWN_STATUS)
+
+    async def _renew(self, certificates: Certificates) -> None:
+        """Certificates are renewed by somebody else; we only look."""
+        while True:
+            await asyncio.sleep(CERTIFICATE_LOOK_S)
+            try:
+                if certificates.reload():
+                    tell(log, "event", "certificate read again")
+            except (OSError, ssl.SSLError) as error:
+                tell(log, "event", "certificate not usable, the old one stays", error=str(error))
 
     def _ready(self) -> tuple[bool, str]:
         """Serving, or standing by with every call at hand."""

@@ -30,10 +30,13 @@ class SipFlowClosed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendSip(Effect):
-    """Send bytes on a flow (opens the stream if it has none). Fire and forget."""
+    """Send bytes on a flow (opens the stream if it has none). Fire and forget.
+
+    ``name``: whose certificate the far end must show when a TLS stream is opened."""
 
     data: bytes
     flow: Any
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
