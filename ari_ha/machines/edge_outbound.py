@@ -21,6 +21,7 @@ from ari_ha.wire.keyspace import TrunkValue
 
 TRUNKS_TRIED_MAX = 4
 REDIRECTS_MAX = 3
+RELIABLE = {True: (("Supported", "timer, 100rel"),), False: ()}
 NEXT_TRUNK = frozenset((408, *range(500, 600)))
 """Answers that speak of the carrier, not of the number."""
 
@@ -84,7 +85,7 @@ class Outbound:
             from_=from_,
             to=f"<sip:{number}@{domain}>",
             sdp=leg.local_sdp(),
-            headers=(*routes, *headers),
+            headers=(*routes, *headers, *RELIABLE[trunk.reliable]),
             credentials=self._trunks.credentials(name),
             session_expires=context.timings.session_expires_s,
             contact_user=trunk.user if trunk.register else "",

@@ -355,7 +355,7 @@ class Core:
 
     def unsupported(self, request: Request) -> list[str]:
         """Option tags of Require we do not understand (section 8.2.2.3)."""
-        known = {item.lower() for item in self.stack.settings.extensions}
+        known = {item.lower() for item in self.stack.settings.understood}
         return [item for item in request.values("Require") if item.lower() not in known]
 
 

@@ -225,6 +225,8 @@ class Dispatch:
             stack.reply_statelessly(request, via, flow, 481)
         elif method == "INVITE":
             self.modify.on_reinvite(leg, request, via, flow, now)
+        elif method == "PRACK":
+            self.incoming.on_prack(leg, request, via, flow, now)
         elif method == "UPDATE":
             self.modify.on_update(leg, request, via, flow, now)
         elif method == "INFO":
@@ -418,6 +420,10 @@ class Dispatch:
             self.incoming.expired(leg, now)
         elif name == "remind":
             self.incoming.remind(leg, now)
+        elif name == "reliable":
+            self.incoming.reliable.due(leg, now)
+        elif name == "no-prack":
+            self.incoming.reliable.unheard(leg, now)
         elif name == "session":
             self.modify.session_due(leg, now)
         elif name == "session-end":

@@ -32,6 +32,7 @@ class Handover:
         self.core.add(leg)
         if record.get("inc") is not None:
             self._incoming(leg, record["inc"], now)
+            self.outgoing.reliable.resume(leg, now)
         if record.get("out") is not None:
             out = record["out"]
             request = stored_request(out["request"])

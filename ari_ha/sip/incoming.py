@@ -11,6 +11,7 @@ from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, sdp_of
 from ari_ha.sip.message import Request
+from ari_ha.sip.reliable import Reliable, wanted
 from ari_ha.sip.timers import negotiate_uas, parse_delta, too_small, uas_headers
 from ari_ha.sip.transaction import ServerTransaction
 
@@ -21,6 +22,7 @@ class Incoming:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.stack = core.stack
+        self.reliable = Reliable(core)
 
     def on_invite(self, request: Request, via: Via, flow: Flow, now: float) -> None:
         """An INVITE outside any dialog."""
@@ -87,7 +89,10 @@ class Incoming:
         inc = self._open(leg)
         body = b"" if sdp is None else sdp.encode("utf-8", "replace")
         fields = self._dialog_headers(leg, inc, headers)
-        inc.response = self.stack.reply(inc.txn, status, now, reason, fields, body)
+        if wanted(inc.request):
+            self.reliable.send(leg, inc, status, reason, fields, body)
+        else:
+            inc.response = self.stack.reply(inc.txn, status, now, reason, fields, body)
         leg.local_sdp = sdp if sdp is not None else leg.local_sdp
         leg.state = "early"
         self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
@@ -97,6 +102,11 @@ class Incoming:
         inc = leg.inc
         if inc is None or inc.accepted or not inc.response:
             return
+        if leg.provisional is not None:
+            # a reliable one may not come again with its old RSeq; a plain 100 keeps proxies waiting
+            self.stack.reply(inc.txn, 100, now)
+            self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
+            return
         self.stack.transmit(inc.response, inc.txn.flow)
         self.stack.count("reminders")
         self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
@@ -105,12 +115,22 @@ class Incoming:
         """Answer the call."""
         owner_headers(headers)
         inc = self._open(leg)
+        if self.reliable.holds(leg):
+            leg.held_answer = (sdp, tuple(headers))
+            return
+        self.core.stop(leg, "reliable", "no-prack")
         timer = negotiate_uas(inc.request, self.stack.settings.min_session_expires_s)
         fields = [*self._dialog_headers(leg, inc, headers), *uas_headers(timer, inc.request)]
         self.core.stop(leg, "remind", "expires")
         leg.state = "answered"
         self.core.accept(leg, inc, sdp, now, fields)
         self.core.arm_session(leg, timer, now)
+
+    def on_prack(self, leg: Leg, request: Request, via: Via, flow: Flow, now: float) -> None:
+        """A PRACK within a dialog; an answer that waited for it goes out."""
+        if self.reliable.on_prack(leg, request, via, flow, now) and leg.held_answer and leg.inc is not None:
+            (sdp, headers), leg.held_answer = leg.held_answer, None
+            self.answer(leg, sdp, now, headers)
 
     def reject(
         self, leg: Leg, status: int, now: float, reason: str | None, headers: Sequence[tuple[str, str]]

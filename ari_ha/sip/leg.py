@@ -30,6 +30,8 @@ LEG_TIMERS = (
     "session-end",
     "reinvite",
     "change",
+    "reliable",
+    "no-prack",
 )
 """Every timer a leg may have."""
 ACKS_MAX_COUNT = 4
@@ -55,6 +57,8 @@ class OutgoingInvite:
     """"", "wanted" (no provisional response yet, section 9.1) or "sent"."""
     attempts: int = 1
     authenticated: bool = False
+    rseqs: dict[str, int] = field(default_factory=dict)
+    """To tag of an early dialog -> RSeq of its last reliable response (RFC 3262)."""
 
     @property
     def cseq(self) -> int:
@@ -81,6 +85,21 @@ class IncomingInvite:
     def cseq(self) -> int:
         """The number of the request."""
         return self.request.cseq[0]
+
+
+@dataclass(slots=True)
+class Provisional:
+    """The last reliable provisional response we sent (RFC 3262). Its RSeq is part of the record: the next
+    one is one higher, whoever sends it."""
+
+    rseq: int
+    cseq: int
+    data: bytes
+    has_sdp: bool
+    interval_s: float
+    acknowledged: bool = False
+    waiting: list[tuple[int, str | None, list[tuple[str, str]], bytes]] = field(default_factory=list)
+    """Further ones, sent when this one has its PRACK."""
 
 
 @dataclass(slots=True)
@@ -114,6 +133,9 @@ class Leg:
     out: OutgoingInvite | None = None
     inc: IncomingInvite | None = None
     waiting: Waiting | None = None
+    provisional: Provisional | None = None
+    held_answer: tuple[str | None, HeaderFields] | None = None
+    """The owner's answer, which waits for a PRACK."""
     ack_owed: int | None = None
     """CSeq of a 2xx whose offer the owner has to answer in the ACK."""
     acks: dict[int, bytes] = field(default_factory=dict)
@@ -198,6 +220,7 @@ def export_record(leg: Leg) -> dict[str, Any]:
         "out": None if leg.out is None else _export_out(leg.out),
         "inc": None if leg.inc is None else _export_inc(leg.inc),
         "waiting": None if leg.waiting is None else _export_waiting(leg.waiting),
+        "provisional": None if leg.provisional is None else _export_provisional(leg.provisional),
     }
 
 
@@ -218,6 +241,7 @@ def _export_out(out: OutgoingInvite) -> dict[str, Any]:
         "cancel": out.cancel,
         "attempts": out.attempts,
         "authenticated": out.authenticated,
+        "rseqs": dict(out.rseqs),
     }
 
 
@@ -233,6 +257,29 @@ def _export_inc(inc: IncomingInvite) -> dict[str, Any]:
         "accepted": inc.accepted,
         "local_tag": inc.txn.local_tag,
     }
+
+
+def _export_provisional(provisional: Provisional) -> dict[str, Any]:
+    """Without what waits: the owner of the next process says again what is due."""
+    return {
+        "rseq": provisional.rseq,
+        "cseq": provisional.cseq,
+        "data": _text(provisional.data),
+        "has_sdp": provisional.has_sdp,
+        "interval_s": provisional.interval_s,
+        "acknowledged": provisional.acknowledged,
+    }
+
+
+def _import_provisional(record: dict[str, Any]) -> Provisional:
+    return Provisional(
+        int(record["rseq"]),
+        int(record["cseq"]),
+        str(record["data"]).encode("latin-1"),
+        bool(record["has_sdp"]),
+        float(record["interval_s"]),
+        bool(record["acknowledged"]),
+    )
 
 
 def _export_waiting(waiting: Waiting) -> dict[str, Any]:
@@ -270,6 +317,8 @@ def import_plain(key: str, record: dict[str, Any], cseq_margin: int) -> Leg:
         reason_header=record.get("reason_header"),
     )
     leg.acks = {int(cseq): data.encode("latin-1") for cseq, data in record.get("acks", ())}
+    if record.get("provisional") is not None:
+        leg.provisional = _import_provisional(record["provisional"])
     if waiting is not None:
         headers = plain(waiting["headers"])
         leg.waiting = Waiting(waiting["purpose"], waiting["sdp"], headers, int(waiting["attempts"]))

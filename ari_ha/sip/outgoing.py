@@ -12,6 +12,7 @@ from ari_ha.sip.fields import canonical
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import Leg, OutgoingInvite, header_list, plain, sdp_of
 from ari_ha.sip.message import Request, Response
+from ari_ha.sip.reliable import Reliable
 from ari_ha.sip.timers import SessionTimer, negotiate_uac, parse_delta, uac_headers
 from ari_ha.sip.transaction import ClientTransaction, build_cancel
 
@@ -27,6 +28,7 @@ class Outgoing:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.stack = core.stack
+        self.reliable = Reliable(core)
 
     def invite(
         self,
@@ -94,7 +96,9 @@ class Outgoing:
         out.provisional = True
         if out.cancel == "wanted":
             self._send_cancel(leg, out, now)
-        if response.status == 100 or leg.state == "ending":
+        if response.status == 100 or not self.reliable.accepts(leg, out, response, now):
+            return
+        if leg.state == "ending":
             return
         sdp = sdp_of(response)
         if response.to_tag and not leg.dialog.remote_tag:
@@ -180,6 +184,7 @@ class Outgoing:
         out.request = out.txn.request
         out.attempts += 1
         out.provisional = False
+        out.rseqs = {}
         leg.state = "calling"
 
     def ack(self, leg: Leg, sdp: str, now: float) -> None:
@@ -228,6 +233,8 @@ class Outgoing:
         out.cancel = str(record.get("cancel", ""))
         out.attempts = int(str(record.get("attempts", 1)))
         out.authenticated = bool(record.get("authenticated"))
+        rseqs = record.get("rseqs") or {}
+        out.rseqs = {str(tag): int(number) for tag, number in rseqs.items()}  # type: ignore[attr-defined]
         leg.out = out
         txn.resume(data, out.provisional, now)
         if out.cancel == "sent":

@@ -9,6 +9,7 @@ DEFAULT_ALLOW: tuple[str, ...] = (
     "ACK",
     "CANCEL",
     "BYE",
+    "PRACK",
     "OPTIONS",
     "INFO",
     "UPDATE",
@@ -18,8 +19,7 @@ DEFAULT_ALLOW: tuple[str, ...] = (
     "MESSAGE",
     "REGISTER",
 )
-"""Methods served; PRACK is not: reliable provisional responses (RFC 3262) are refused with 420, never
-offered."""
+"""Methods served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,10 @@ class EndpointSettings:
     """Responses go to the request's source even without rport (RFC 3581 section 4 asks it only with rport):
     phones behind NAT that do not ask for it are common, phones that listen elsewhere are not."""
     extensions: tuple[str, ...] = ("timer",)
-    """Option tags understood in Require and offered in Supported."""
+    """Option tags offered in Supported."""
+    understood: tuple[str, ...] = ("timer", "100rel")
+    """Option tags served when a request requires them. 100rel (RFC 3262) is offered call by call, by a
+    Supported among the headers of `invite`: offered to everybody, every phone would make work of it."""
     owner_dialog_methods: tuple[str, ...] = ()
     """Methods that go to the owner as RequestReceived when they carry a To tag of no leg (an owner that keeps
     subscriptions sets SUBSCRIBE and NOTIFY); all others get 481."""

@@ -28,9 +28,10 @@ class Etcd:
 class Tls:
     """SIP over TLS towards phones and carriers."""
 
-    cert_file: str
-    """Path. Our certificate and what leads to its authority; read again when it changes."""
-    key_file: str
+    cert_file: str = ""
+    """Path. Our certificate and what leads to its authority; read again when it changes.
+    Empty: no TLS."""
+    key_file: str = ""
     """Path. Its key."""
     ca_file: str = ""
     """Path. Authorities of carriers' certificates; empty: the system's."""
@@ -46,8 +47,8 @@ class Public:
     """Address listened on and advertised in Via, Contact and SDP."""
     port: int = 5060
     """UDP and TCP port."""
-    tls: Tls | None = None
-    """SIP over TLS; absent: none."""
+    tls: Tls = Tls()
+    """SIP over TLS."""
     srtp_to_phones: str = "tls"
     """``tls``: phones registered over TLS are offered SRTP (SDES); ``always``; ``off``. What
     a phone offers itself is answered in kind."""

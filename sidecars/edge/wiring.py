@@ -60,7 +60,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         realm=settings.realm,
         public_host=settings.public.host,
         public_port=settings.public.port,
-        public_tls_port=settings.public.tls.port if settings.public.tls else 0,
+        public_tls_port=settings.public.tls.port if settings.public.tls.cert_file else 0,
         srtp_to_phones=settings.public.srtp_to_phones,
         core_host=settings.core.host,
         trunk_port=settings.core.trunk_port,
@@ -206,7 +206,7 @@ class EdgeProcess:
         public, core = settings.public, settings.core
         await self.sip.listen_udp("public-udp", public.host, public.port)
         await self.sip.listen_tcp("public-tcp", public.host, public.port)
-        if public.tls:
+        if public.tls.cert_file:
             certificates = Certificates(public.tls.cert_file, public.tls.key_file, public.tls.ca_file)
             await self.sip.listen_tls("public-tls", public.host, public.tls.port, certificates)
             self._background.append(asyncio.create_task(self._renew(certificates)))

@@ -98,10 +98,10 @@ def test_a_request_nobody_answers(pair: tuple[World, Party, Party]) -> None:
     ("method", "uri", "extra", "status"),
     [
         ("FROB", "sip:b", [], 405),
-        ("PRACK", "sip:b", [], 405),
+        ("PRACK", "sip:b", [], 481),
         ("OPTIONS", "nobody:b", [], 416),
         ("OPTIONS", "x.y-z://h:10", [], 416),
-        ("INVITE", "sip:b", [("Require", "100rel")], 420),
+        ("INVITE", "sip:b", [("Require", "precondition")], 420),
         ("INVITE", "sip:b", [("Require", "timer, x-unheard, replaces")], 420),
         ("OPTIONS", "sip:b", [("Max-Forwards", "0")], 483),
         ("OPTIONS", "sip:b", [("Max-Forwards", "many")], 400),
@@ -131,10 +131,10 @@ def test_refusals(
     assert answers[0].to_tag and not b.agent.events()
     if status == 420:
         assert answers[0].get("Unsupported") == (
-            "100rel" if "100rel" in extra[0][1] else "x-unheard, replaces"
+            "precondition" if "precondition" in extra[0][1] else "x-unheard, replaces"
         )
     if status == 405:
-        assert "INVITE" in answers[0].get("Allow") and "PRACK" not in answers[0].get("Allow")
+        assert "INVITE" in answers[0].get("Allow") and "FROB" not in answers[0].get("Allow")
 
 
 def test_a_small_interval_of_a_caller_without_timers_is_raised(pair: tuple[World, Party, Party]) -> None:

@@ -1,0 +1,178 @@
+"""Asterisk's own pjsip as a carrier and as a phone: registration, digest, TLS, SRTP, calls both ways.
+
+Needs the overlay ``peer`` (``ARI_HA_OVERLAYS=peer docker/lab up``)."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_stage import Stage, until
+from ari_ha.cli.lab import EDGES, NETWORK, PREFIX
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIOS = ROOT / "docker/scenarios/asterisk"
+EDGE = f"{NETWORK}.1.11"
+SELF = {"carrier": f"{NETWORK}.1.70", "phone": f"{NETWORK}.1.71"}
+USER, PASSWORD = "1060", "peer password 7"
+TRUNKS = ("acme", "acme-tls", "deaf")
+
+
+def password_of(user: str) -> str:
+    return json.loads((ROOT / ".lab/shared/passwords.json").read_text())[user]
+
+
+class Peer:
+    """One foreign Asterisk."""
+
+    def __init__(self, stage: Stage, host: str) -> None:
+        self.stage, self.host = stage, host
+
+    def start(self, **values: str) -> None:
+        """Starts with the configuration of its part."""
+        self.stop()
+        values = {"SELF": SELF[self.host], "EDGE": EDGE, **values}
+        for file in SCENARIOS.glob("*.conf"):
+            if file.name.startswith(tuple(SELF)) and not file.name.startswith(self.host):
+                continue
+            text = file.read_text()
+            for name, value in values.items():
+                text = text.replace(f"@{name}@", value)
+            target = f"/etc/asterisk/{file.name.removeprefix(self.host + '-')}"
+            self.run("sh", "-c", f"mkdir -p /etc/asterisk && cat > {target}", given=text)
+        self.stage.lab.docker("exec", "-d", PREFIX + self.host, "sh", "-c", "asterisk -f >/tmp/log 2>&1")
+        until(f"{self.host} runs", 20, lambda: "fully" in self.cli("core waitfullybooted"), 0.3)
+
+    def stop(self) -> None:
+        self.run("sh", "-c", "pkill -KILL -x asterisk; sleep 0.2; rm -rf /run/asterisk; mkdir /run/asterisk")
+
+    def run(self, *command: str, given: str | None = None) -> str:
+        return self.stage.lab.run(self.host, *command, given=given)
+
+    def cli(self, command: str) -> str:
+        return self.run("asterisk", "-rx", command)
+
+
+@pytest.fixture
+def carrier(stage: Stage) -> Iterator[Peer]:
+    if "carrier" not in stage.lab.running():
+        pytest.skip("the lab has no overlay 'peer'")
+    peer = Peer(stage, "carrier")
+    peer.start(PASSWORD=PASSWORD, ENCRYPTION="sdes", RELIABLE="no")
+    yield peer
+    for name in TRUNKS:
+        etcd(stage, "del", f"/ari-ha/lab/v1/trunks/{name}")
+        etcd(stage, "del", f"/ari-ha/lab/v1/secret/trunks/{name}")
+    peer.stop()
+
+
+@pytest.fixture
+def phone(stage: Stage) -> Iterator[Peer]:
+    if "phone" not in stage.lab.running():
+        pytest.skip("the lab has no overlay 'peer'")
+    stage.far.phone_order(USER, "unregister")
+    until("1060 is out", 8, lambda: stage.far.phone(USER)["registration"]["state"] == "out")
+    peer = Peer(stage, "phone")
+    peer.start(USER=USER, PASSWORD=password_of(USER))
+    yield peer
+    peer.stop()
+    stage.far.phone_order(USER, "register", password=password_of(USER))
+    until("1060 is back", 8, lambda: stage.far.phone(USER)["registration"]["state"] == "in")
+
+
+def etcd(stage: Stage, *command: str) -> str:
+    return stage.lab.run("etcd1", "etcdctl", *command)
+
+
+def trunk(stage: Stage, name: str, **fields: Any) -> None:
+    """Writes a trunk as an operator does."""
+    entry = {"trunk": name, "user": "acme", "password": PASSWORD, "prefixes": ["+49"],
+             "address": f"{SELF['carrier']}:5060", "options_interval_s": 5, **fields}  # fmt: skip
+    stage.lab.run("ast1", "ari-ha", "config", "load", "/dev/stdin", given=json.dumps({"trunks": [entry]}))
+
+
+def trunks(stage: Stage) -> dict[str, dict[str, Any]]:
+    rows = stage.cluster.http(stage.cluster.settings.processes[EDGES[0]], "/v1/trunks")
+    return {row["trunk"]: row for row in rows}
+
+
+def hears_itself(stage: Stage, ident: str, window_s: float = 1.0) -> bool:
+    """Whether a far end got its own numbered packets back."""
+    end = stage.far.now() - 0.1
+    rows = stage.far.measure(end - window_s, end, [ident])["calls"]
+    return bool(rows) and any(
+        heard["call"] == ident and heard["packets"] > 40 * window_s for heard in rows[0]["hears"]
+    )
+
+
+def test_we_register_at_an_asterisk_and_it_calls_us(stage: Stage, carrier: Peer) -> None:
+    trunk(stage, "acme", register=True, domain="acme.example")
+    until("registered and alive", 15, lambda: (t := trunks(stage).get("acme")) and t["registration"] == "in"
+          and t["reach"] == "up", 0.2)  # fmt: skip
+    assert f"acme@{EDGE}:5060" in carrier.cli("pjsip show contacts")
+    stage.agents_in(["1001"])
+    carrier.cli(f"channel originate PJSIP/acme/sip:6000@{EDGE}:5060 application Echo")
+    call = until("an agent has the call", 12, lambda: agent_up(stage), 0.2)
+    (ident,) = [c["call"] for c in stage.far.calls(living="1") if c["way"] == "in"]
+    until("the agent hears himself from the carrier's Echo", 8, lambda: hears_itself(stage, ident), 0.3)
+    assert call["trunk"] == "acme"
+    carrier.cli("channel request hangup all")
+    until("the call is over", 8, lambda: not stage.edge_calls())
+
+
+def agent_up(stage: Stage) -> dict[str, Any] | None:
+    for row in stage.edge_calls().values():
+        if any(leg["role"] == "agent" and leg["state"] == "up" for leg in row["legs"].values()):
+            return row
+    return None
+
+
+def test_an_asterisk_is_a_phone_over_tls_with_srtp(stage: Stage, phone: Peer) -> None:
+    """The customer speaks plain RTP, the phone SRTP; a new certificate disturbs neither."""
+    until("registered over TLS", 15, lambda: "Registered" in phone.cli("pjsip show registrations"), 0.3)
+    bindings = stage.cluster.http(stage.cluster.settings.processes[EDGES[0]], "/v1/bindings")
+    assert any(row["aor"] == USER for row in bindings)
+    stage.agents_out()
+    ask_a_node(stage.cluster, stage.view(), USER, "login", {"device": USER})
+    (ident,) = stage.far.place("6100", "15551070")
+    until("the phone has answered", 12, lambda: agent_up(stage), 0.2)
+    until("the customer hears himself", 8, lambda: hears_itself(stage, ident), 0.3)
+    (channel,) = re.findall(r"PJSIP/edge-\w+", phone.cli("core show channels concise"))
+    said = phone.run("sh", "-c", "grep -c 'SRTP' /tmp/log; true")
+    assert phone.cli(f"core show channel {channel}"), said
+    # the certificate is renewed: the call and its connection stay, a new connection sees the new one
+    served = lambda: stage.lab.docker(  # noqa: E731
+        "exec", PREFIX + "phone", "sh", "-c",
+        f"echo | openssl s_client -connect {EDGE}:5061 2>/dev/null | openssl x509 -noout -serial",
+    )  # fmt: skip
+    before = served()
+    renew_certificate(stage)
+    until("the new certificate is served", 15, lambda: served() != before, 0.5)
+    since = stage.far.now()
+    time.sleep(2)
+    rows = stage.far.measure(since, stage.far.now() - 0.1, [ident])["calls"]
+    assert sum(heard["lost_packets"] for heard in rows[0]["hears"]) == 0
+    stage.far.order(ident, "hangup")
+    until("the phone was hung up on", 8, lambda: "0 active" in phone.cli("core show channels"), 0.2)
+    # and the phone calls: an agent's call to a feature number
+    phone.cli(f"channel originate PJSIP/edge/sip:6000@{EDGE}:5061\\;transport=tls application Echo")
+    until("its call is there", 8, lambda: any(r["kind"] == "agent" for r in stage.edge_calls().values()), 0.2)
+    phone.cli("channel request hangup all")
+    until("and over", 8, lambda: not stage.edge_calls())
+
+
+def renew_certificate(stage: Stage) -> None:
+    """What a certificate tool does on the edge's host: new files by the lab's authority."""
+    (ROOT / ".lab/hosts/edge1/secrets/cert.names").unlink()
+    import subprocess
+
+    subprocess.run([ROOT / "docker/labs/make-credentials"], check=True, capture_output=True)
