@@ -23,6 +23,7 @@ class Source:
     tokens: float
     at: float
     failures: int = 0
+    unknown: int = 0
     failures_since: float = 0.0
     banned_until: float = 0.0
 
@@ -61,15 +62,20 @@ class Doorkeeper:
             return self._silence("stranger")
         return True
 
-    def failed(self, host: str) -> None:
-        """Somebody there gave a wrong digest."""
+    def failed(self, host: str, unknown: bool) -> None:
+        """Somebody there gave a wrong digest; ``unknown``: for a user there is not."""
         limits, now = self._limits, self._context.now
         source = self._source(host, limits.messages_per_second * limits.burst_s)
         if now - source.failures_since > limits.auth_window_s:
-            source.failures, source.failures_since = 0, now
-        source.failures += 1
-        if source.failures >= limits.auth_failures_max and not self._known(host):
-            source.failures = 0
+            source.failures = source.unknown = 0
+            source.failures_since = now
+        if unknown:
+            source.unknown += 1
+        else:
+            source.failures += 1
+        guesses = source.failures >= limits.auth_failures_max or source.unknown >= limits.unknown_users_max
+        if guesses and not self._known(host):
+            source.failures = source.unknown = 0
             self._ban(host, source, "auth")
 
     def _ban(self, host: str, source: Source, why: str) -> None:

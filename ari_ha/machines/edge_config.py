@@ -73,8 +73,12 @@ class Protection:
     """The same for hosts of trunks and of registered phones."""
     burst_s: float = 4.0
     """Seconds of silence that may be made up for at once."""
-    auth_failures_max: int = 5
-    """Wrong digests of one unknown source within the window before it is banned."""
+    auth_failures_max: int = 20
+    """Wrong digests of one unknown source, for users there are, within the window before
+    it is banned."""
+    unknown_users_max: int = 200
+    """The same for users there are not: many phones behind one address may come before
+    the directory has them."""
     auth_window_s: float = 60.0
     """Seconds in which they are counted."""
     ban_s: float = 600.0

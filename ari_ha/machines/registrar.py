@@ -58,8 +58,8 @@ class Registrar:
         """AOR -> contact hash -> binding"""
         self.hosts: set[str] = set()
         """Addresses phones are registered from, brought up to date with every reaping"""
-        self.on_failure: Callable[[str], None] = lambda host: None
-        """Called with the address a wrong digest came from."""
+        self.on_failure: Callable[[str, bool], None] = lambda host, unknown: None
+        """Called with the address a wrong digest came from, and whether there is no such user."""
         self.on_flow: Callable[[str, Flow], None] = lambda aor, flow: None
         """Called with the flow of every registration over a connection."""
 
@@ -132,7 +132,7 @@ class Registrar:
         if verdict.reason not in ("missing", "stale"):
             context.count("edge_auth_failures", reason=verdict.reason)
             if self._secrets:  # before the directory is loaded nobody can be right
-                self.on_failure(flow.host)
+                self.on_failure(flow.host, verdict.reason == "unknown-user")
         values = self._authority.challenge(context.now, context.new_id(), stale=verdict.stale)
         return None, tuple(("WWW-Authenticate", value) for value in values)
 

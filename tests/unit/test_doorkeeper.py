@@ -78,6 +78,18 @@ def test_guessing_passwords_is_banned_for_a_while() -> None:
     assert tried == [401] * LIMITS.auth_failures_max + [0, 0]
 
 
+def test_phones_that_come_before_the_directory_are_not_banned() -> None:
+    world = EdgeWorld()
+    world.add_user("1001")
+    world.snapshots()
+    office = world.phones["office"] = Party("10.0.1.91", 5060, world.new_id)
+    assert [wrong_password(world, "1002", office) for _ in range(60)] == [401] * 60
+    world.add_user("1002")
+    world.snapshots()
+    tried = [wrong_password(world, "1003", office) for _ in range(LIMITS.unknown_users_max)]
+    assert tried[-1] == 0, "but whoever tries names is"
+
+
 def test_a_registered_phones_host_is_never_banned() -> None:
     world = EdgeWorld()
     for user in ("1001", "1002"):
