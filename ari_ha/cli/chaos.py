@@ -105,7 +105,7 @@ def list_() -> None:
 
 def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: str) -> list[tuple[str, str]]:
     """Fault and state of every run; words separated by commas count as several."""
-    from ari_ha.cli.chaos_judge import STATES
+    from ari_ha.cli.chaos_judge import ALONE_STATES, STATES
     from ari_ha.cli.chaos_run import DURING
     from ari_ha.cli.chaos_stage import CALLS_MAX
     from ari_ha.cli.lab import FAULTS
@@ -117,7 +117,7 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
             fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
     if calls > CALLS_MAX:
         fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
-    if during == "hangup-agent" and "queued" in chosen_states:
+    if during == "hangup-agent" and {*ALONE_STATES} & {*chosen_states}:
         fail("a queued call has no agent who could hang up", status=2)
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
 

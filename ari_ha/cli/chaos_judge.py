@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-STATES = ("ringing", "queued", "talking", "through", "held")
+STATES = ("ringing", "queued", "talking", "through", "held", "ivr")
 VOICE_STATES = ("talking", "through")
 """States in which both people hear each other."""
+ALONE_STATES = ("queued", "ivr")
+"""States in which no agent is there yet."""
+PRIMARY = "c"
 HEARD_AGAIN_MIN_SHARE = 0.8
 """Share of a window's packets that must arrive before a voice counts as heard again."""
 PACKETS_PER_S = 50

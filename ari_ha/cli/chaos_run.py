@@ -10,7 +10,8 @@ from typing import Any
 
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.agents import ask_a_node
-from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, Verdict
+from ari_ha.cli.chaos_judge import ALONE_STATES, VOICE_STATES, Pair, Verdict
+from ari_ha.cli.chaos_menu import leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import FAULTS, NODES, LabError, Struck
@@ -229,7 +230,7 @@ class Run:
         last = stage.heard_lately(self.pairs)
         for verdict in verdicts.values():
             judge.judge_audio(verdict, rows, end - since, last)
-            if verdict.pair.state != "queued":
+            if verdict.pair.state not in ALONE_STATES:
                 verdict.same_agent = self._same_agent(verdict.pair, last)
 
     def _same_agent(self, pair: Pair, rows: Mapping[str, Any]) -> bool:
@@ -330,9 +331,10 @@ class Run:
     def _act(self) -> None:
         """What people do next works: digits, unhold, answering."""
         self.stage.say("acting: what people do next must work")
-        actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve}
+        actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve,
+                   "ivr": self._choose}  # fmt: skip
         actions.get(self.state, lambda: None)()
-        if self.state != "queued":
+        if self.state not in ALONE_STATES:
             self._digits_both_ways()
 
     def _living(self) -> list[Verdict]:
@@ -384,6 +386,11 @@ class Run:
             if self._expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)
         self._expect_talking(5)
+
+    def _choose(self) -> None:
+        """The menu still knows what was typed; then as any caller who waits."""
+        leave_menu(self.stage, self._living())
+        self._serve()
 
     def _phone_up(self, agent: str) -> str:
         call = self.stage.far.phone(agent)["call"]

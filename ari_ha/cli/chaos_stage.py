@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
-from ari_ha.cli.chaos_judge import VOICE_STATES, Pair, hears_now, music_now
+from ari_ha.cli.chaos_judge import ALONE_STATES, VOICE_STATES, Pair, hears_now, music_now
 from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
 from ari_ha.cli.lab import NODES, PAIR, Lab, LabError
 from ari_ha.core.ports.store import Compare, Put
@@ -22,6 +22,8 @@ SUPPORT = [str(number) for number in range(1001, 1041)]
 SALES = [str(number) for number in range(1041, 1061)]
 AGENTS = {"support": SUPPORT, "sales": SALES}
 DIDS = {"support": {"hitless": "6000", "through": "6001"}, "sales": {"hitless": "6100", "through": "6101"}}
+IVR_DID = "6201"
+"""A menu that listens for long, and then leads to `support`."""
 CALLS_MAX = len(SUPPORT) + len(SALES)
 FEATURE_CODE_AGENTS = 2
 """Agents of each run who log in by dialling instead of through the HTTP interface."""
@@ -307,9 +309,9 @@ class Stage:
 
     def place(self, count: int, state: str, serial: int) -> list[Pair]:
         """Customers call and reach the state wanted."""
-        support = min(count, len(SUPPORT))
+        support = count if state == "ivr" else min(count, len(SUPPORT))
         sales = count - support
-        if state == "queued":
+        if state in ALONE_STATES:
             self.agents_out()
         else:
             self.agents_in([*SUPPORT[:support], *SALES[:sales]])
@@ -320,7 +322,11 @@ class Stage:
             if number:
                 first = f"1555{serial:03}{len(pairs) // 40}"
                 idents = self.far.place(
-                    DIDS[queue][media], first, number, spacing_ms=CALL_SPACING_MS, codec=self.codec
+                    IVR_DID if state == "ivr" else DIDS[queue][media],
+                    first,
+                    number,
+                    spacing_ms=CALL_SPACING_MS,
+                    codec=self.codec,
                 )
                 callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
                 pairs += [
@@ -351,7 +357,7 @@ class Stage:
             )
             phone = by_owner.get(agent)
             state = pair.state
-            if state == "queued":
+            if state in ALONE_STATES:
                 if far[pair.customer]["state"] != "up":
                     return False
                 continue
@@ -362,7 +368,7 @@ class Stage:
             if row["media"] != wanted:
                 return False
         talking = [pair for pair in pairs if pair.state in (*VOICE_STATES, "held")]
-        waiting = [pair for pair in pairs if pair.state in ("queued", "ringing")]
+        waiting = [pair for pair in pairs if pair.state in ("ringing", *ALONE_STATES)]
         return self.talking(talking) and self.hearing_music(waiting)
 
     def talking(self, pairs: Sequence[Pair]) -> bool:

@@ -23,13 +23,13 @@ def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) 
     return report
 
 
-@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held"])
+@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held", "ivr"])
 def test_asterisk_killed(running_lab: Stage, state: str) -> None:
     report = perform(running_lab, "asterisk-kill", state, 0)
     for call in report["calls"]:
         assert call["resumed_ms"] is not None
         assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
-        assert call["same_agent"] in ((None,) if state == "queued" else (True,))
+        assert call["same_agent"] in ((None,) if state in ("queued", "ivr") else (True,))
         if state == "talking":
             assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
 

@@ -56,7 +56,7 @@ def test_a_strange_voice_is_against_it(verdict: Verdict) -> None:
     assert verdict.against == ["heard 1002-7"]
 
 
-@pytest.mark.parametrize("state", ["queued", "held", "ringing"])
+@pytest.mark.parametrize("state", ["queued", "held", "ringing", "ivr"])
 def test_who_waits_must_hear_music(state: str, verdict: Verdict) -> None:
     verdict.pair.state = state
     rows = {"carrier-1": row(music=500, silent_ms=260)}
