@@ -112,6 +112,18 @@ def not_ready(
     _change(agent, "not-ready", {"reason": reason}, settings, as_json)
 
 
+@_agent.command("supervise")
+def supervise(
+    agent: AgentName,
+    mode: Annotated[str, typer.Argument(help="listen, whisper, barge; stop.")] = "listen",
+    device: Annotated[str, typer.Option("--device", help="The supervisor's phone.")] = "",
+    settings: SettingsFile = DEFAULT_SETTINGS,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ring a supervisor's phone and let it hear the call an agent is in, whisper, or speak to both."""
+    _change(agent, "supervise", {"mode": mode, "device": device}, settings, as_json)
+
+
 def _open(settings: str, as_json: bool) -> tuple[Cluster, View]:
     from ari_ha.cli import view as views
     from ari_ha.cli.cluster import Cluster, ClusterError

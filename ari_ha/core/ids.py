@@ -12,7 +12,15 @@ from typing import NamedTuple
 #: The leg that caused the call: the customer on an inbound call.
 PRIMARY_LEG = "c"
 
+#: First letter of the leg of somebody who supervises: heard by some, counted by nobody.
+SUPERVISOR_LEG = "s"
+
 EPOCH_TEXT_MAX_CHARS = 48
+
+
+def is_supervisor(leg: str) -> bool:
+    """Whether the leg is a supervisor's: the people's media does not depend on it."""
+    return leg[:1] == SUPERVISOR_LEG and leg[1:].isdigit()
 
 
 class Epoch(NamedTuple):

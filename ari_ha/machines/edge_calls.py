@@ -13,7 +13,7 @@ from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, U
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
-from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
+from ari_ha.machines.media import COACH, DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
 from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, SecretDialogsValue, decode, encode
@@ -144,7 +144,7 @@ class Calls:
         if call.owner and call.two_talking() and self._context.node_doubted(call.owner.name):
             # costs nothing when the doubt was wrong, and no more words when it was right
             return HITLESS
-        if any(leg.held for leg in call.up()) and call.want == HITLESS:
+        if any(leg.held for leg in call.up() if not leg.aside) and call.want in (HITLESS, COACH):
             return THROUGH
         return call.want
 

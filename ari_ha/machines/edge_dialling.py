@@ -9,6 +9,7 @@ dialled at a carrier is written down first and never dialled a second time.
 
 from __future__ import annotations
 
+from ari_ha.core.ids import is_supervisor
 from ari_ha.core.machine import Outcome
 from ari_ha.machines import identity
 from ari_ha.machines.edge_calls import Calls
@@ -100,7 +101,7 @@ class Dialling:
         side = AudioSide(head.side.payload, head.side.telephone_event or 101)
         side.suite = self.outbound.suite_for(number) if number else self._suite_for(aor)
         leg = PhoneLeg(
-            token.leg, "customer" if number else "agent", context.new_id(), aor=aor, target=token.target,
+            token.leg, _role(token.leg, number), context.new_id(), aor=aor, target=token.target,
             attempt=token.attempt, side=side,
         )  # fmt: skip
         half = NodeLeg(
@@ -249,3 +250,9 @@ class Dialling:
             if home and told:
                 frame = link.LegAnswered(call=call.call, leg=told.leg, epoch=str(call.epoch))
                 context.link(home.name, frame)
+
+
+def _role(leg: str, number: str) -> str:
+    if is_supervisor(leg):
+        return "supervisor"
+    return "customer" if number else "agent"

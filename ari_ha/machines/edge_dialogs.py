@@ -267,7 +267,7 @@ class Dialogs:
             return
         call, leg = found
         for other in call.up():
-            if other is not leg:
+            if other is not leg and not other.aside:
                 context.sip.info(other.key, event.content_type, event.body, context.now)
         digit, home = _digit(event.content_type, event.body), call.home()
         told = call.keep_told(leg.leg, digit, context.utc) if digit else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
+from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId, is_supervisor
 from ari_ha.machines.media import CallMedia
 from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp, usable_crypto
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
@@ -148,6 +148,11 @@ class PhoneLeg:
     media_lines: list[str] = field(default_factory=list)
     """The phone's offer, line by line: empty for the audio we take, else the m-line that
     refuses a stream; an answer has as many m-lines as its offer (RFC 3264 §6)."""
+
+    @property
+    def aside(self) -> bool:
+        """Whether it is a supervisor's, whom the people's media does not depend on."""
+        return is_supervisor(self.leg)
 
     @property
     def alive(self) -> bool:
@@ -398,7 +403,7 @@ class EdgeCall:
 
     def two_talking(self) -> bool:
         """Whether exactly two people are on the call and nobody is on hold."""
-        up = self.up()
+        up = [leg for leg in self.up() if not leg.aside]
         return len(up) == 2 and not any(leg.held for leg in up)
 
     def take_tag(self, leg: str, node: str) -> str:

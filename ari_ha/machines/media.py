@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ari_ha.core.ids import is_supervisor
+
 HITLESS, THROUGH, COACH, DIRECT = "hitless", "through", "coach", "direct"
 STATES = (HITLESS, THROUGH, COACH, DIRECT)
 
@@ -34,6 +36,9 @@ def wanted_graph(state: str, up: Iterable[str], tags: Mapping[str, str]) -> set[
     graph: set[Hears] = set()
     if state != DIRECT:
         graph |= {(tags[leg], leg) for leg in legs if leg in tags}
+        # a supervisor hears and is heard in Asterisk alone
+        graph |= {(leg, tags[leg]) for leg in legs if leg in tags and is_supervisor(leg)}
+    legs = [leg for leg in legs if not is_supervisor(leg)]
     pair = legs if len(legs) == 2 else None
     if pair and state in (HITLESS, DIRECT):
         one, two = pair

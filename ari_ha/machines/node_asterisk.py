@@ -82,7 +82,7 @@ class MediaWish:
             link.WantMedia(call=call.call, epoch=str(call.epoch), state=state, request=self.request), call.vip
         )
         self._gate = self._context.now
-        if state == THROUGH and said:
+        if state != HITLESS and said:
             limit_s = self._context.timings.media_limit_s
             self._gate += limit_s
             self._context.after(f"media/{call.call}", limit_s, self.on_limit)
@@ -99,10 +99,12 @@ class MediaWish:
         """Whether Asterisk is heard: the edge said so, or its limit is over."""
         return self.there != HITLESS or self._context.now >= self._gate
 
-    def heard(self) -> bool:
-        """Whether everything Asterisk says is heard from its first word: the edge has
-        confirmed ``through``, or its limit is over."""
-        return self.there == THROUGH or (self.want == THROUGH and self._context.now >= self._gate)
+    def heard(self, state: str = THROUGH) -> bool:
+        """Whether what Asterisk says is heard from its first word: the edge has confirmed
+        ``state`` (or ``through``, which is more), or its limit is over."""
+        if self.there in (THROUGH, state):
+            return True
+        return self.want in (THROUGH, state) and self._context.now >= self._gate
 
     def ask_again(self) -> None:
         """A link came up: the wish is said once more."""
@@ -198,7 +200,7 @@ class AsteriskSide:
 
     def _membership(self, wanted: Wanted) -> list[_Ask]:
         asks: list[_Ask] = []
-        for leg in self._channels():
+        for leg in [leg for leg in self._channels() if not leg.aside]:
             channel = self._channel(leg)
             if channel.bridge and (leg.leg not in wanted.bridge or channel.bridge != self.bridge):
                 asks.append(self._remove(leg))

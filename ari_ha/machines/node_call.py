@@ -38,6 +38,7 @@ from ari_ha.machines.node_model import (
 )
 from ari_ha.machines.node_outbound import Outbound
 from ari_ha.machines.node_parts import Parts
+from ari_ha.machines.node_supervise import CallSupervision
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
 
@@ -64,6 +65,7 @@ class NodeCall(CallBase):
         self.dialling = Dialling(parts, self)
         self.outbound = Outbound(parts, self)
         self.ivr = CallIvr(parts, self)
+        self.supervision = CallSupervision(parts, self)
         self.lent: RecordValue | None = None
         """The record as the ACD writes it in its own transaction."""
         self.lent_refused = False
@@ -75,6 +77,7 @@ class NodeCall(CallBase):
     def settle(self) -> None:
         """Brings Asterisk to what is wanted."""
         self.asterisk.settle()
+        self.supervision.settle()
 
     def quiet(self) -> bool:
         """A call that is over, or in the dialplan's hands, wants nothing."""
@@ -102,6 +105,7 @@ class NodeCall(CallBase):
                 }
             if len(people) == 2 and self.media_policy == HITLESS:
                 wanted.media = HITLESS
+            wanted.media = self.supervision.media(wanted.media)
         elif self.stage in (QUEUED, TALKING):
             customer = self.legs.get(self.head)
             if customer is not None and customer.joined:
@@ -237,7 +241,8 @@ class NodeCall(CallBase):
 
     def _nameless(self) -> list[Leg]:
         """Agents of whom nobody has said yet who they are."""
-        return [leg for leg in self.living() if leg.leg != self.head and not (leg.agent or leg.target)]
+        others = [leg for leg in self.living() if leg.leg != self.head and not leg.aside]
+        return [leg for leg in others if not (leg.agent or leg.target)]
 
     def introduce(self, leg: Leg, agent: str, attempt: str, device: str = "") -> None:
         """It is known now whose leg this is."""
@@ -350,6 +355,9 @@ class NodeCall(CallBase):
         leg.state = UP
         self.touch()
         attempt = self.attempts.get(leg.attempt)
+        if leg.aside:
+            self.supervision.answered(leg)
+            return
         if leg.target:
             self.outbound.answered(leg)
             return
@@ -371,6 +379,9 @@ class NodeCall(CallBase):
         """An unanswered agent's leg came to nothing."""
         leg.state = ENDED
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
+        if leg.aside:
+            self.supervision.failed(leg, kind)
+            return
         if leg.target:
             self.outbound.failed(leg, kind)
             return
@@ -395,6 +406,9 @@ class NodeCall(CallBase):
         leg.by, leg.status = frame.by or "phone", frame.status
         if leg.leg == self.head:
             self._caller_gone(leg)
+            return
+        if leg.aside:
+            self.supervision.left(leg, frame.by)
             return
         was, leg.state = leg.state, ENDED
         self.hang_up_later(leg)

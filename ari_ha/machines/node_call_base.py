@@ -116,6 +116,7 @@ class CallBase:
             leg
             for leg in self.living()
             if leg.state == UP
+            and not leg.aside
             and (leg.attempt not in self.attempts or self.attempts[leg.attempt].state == "answered")
         ]
 

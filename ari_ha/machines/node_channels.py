@@ -17,6 +17,7 @@ from ari_ha.machines.node_model import (
     DIALPLAN,
     NO_MUSIC,
     RINGING,
+    SNOOP,
     UNKNOWN_MUSIC,
     UP,
     Channel,
@@ -25,6 +26,7 @@ from ari_ha.machines.node_model import (
     parse_bridge_id,
 )
 from ari_ha.machines.node_resume import Arriving
+from ari_ha.machines.node_supervise import SUFFIX
 from ari_ha.wire import ari, link
 from ari_ha.wire.token import BadToken, LegToken, verify
 
@@ -132,6 +134,8 @@ class Channels:
         elif arriving := self._arriving(channel):
             one, name = arriving
             del one.channels[name]
+        elif (known := self._core.by_channel.get(channel)) and (served := self._core.calls.get(known[0])):
+            served.supervision.gone(channel)
         self._core.by_channel.pop(channel, None)
 
     def _left_stasis(self, channel: str) -> None:
@@ -183,7 +187,11 @@ class Channels:
 
     def _entered(self, channel: ari.Channel, args: Sequence[str]) -> None:
         name = ChannelName.parse(channel.id)
-        if name is not None:
+        if name is not None and name.leg[0] == SNOOP:
+            call = self._core.calls.get(name.call)
+            if call is None or not call.supervision.entered(channel.id):
+                self._context.hang_up(channel.id)
+        elif name is not None:
             self._dialled_channel(channel, name)
             return
         entry = self._read(channel, args)
@@ -385,6 +393,9 @@ class Channels:
     def _adopt(self, channel: ari.Channel, bridge: str) -> None:
         """A channel found at our own start: nothing is dropped, its call is rebuilt."""
         name = ChannelName.parse(channel.id)
+        if name is not None and name.leg[0] == SNOOP:
+            self._context.hang_up(channel.id)  # made anew once its call is whole
+            return
         entry = None
         if name is None:
             if not self._ours(channel):
@@ -490,9 +501,11 @@ class Channels:
             parsed = parse_bridge_id(bridge.id)
             if parsed is None or bridge.name != parsed[0]:
                 continue
-            call = self._core.calls.get(parsed[0])
-            arriving = parsed[0] in self._core.resumes.by_call
-            if not arriving and (call is None or call.asterisk.bridge != bridge.id):
+            ident = parsed[0].removesuffix(SUFFIX)
+            call = self._core.calls.get(ident)
+            arriving = ident in self._core.resumes.by_call
+            ours = call is not None and bridge.id in (call.asterisk.bridge, call.supervision.bridge)
+            if not arriving and not ours:
                 lost.add(bridge.id)
         return lost
 

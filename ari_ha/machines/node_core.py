@@ -16,6 +16,7 @@ from ari_ha.machines.node_desk import AcdDesk
 from ari_ha.machines.node_model import LOST, OVER
 from ari_ha.machines.node_records import Records, epoch_of
 from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
+from ari_ha.machines.node_supervisors import Supervisors
 from ari_ha.wire import link
 from ari_ha.wire.ivr import IvrMenuValue
 from ari_ha.wire.keyspace import (
@@ -23,6 +24,7 @@ from ari_ha.wire.keyspace import (
     EdgeValue,
     OwnerValue,
     QueueConfigValue,
+    SupervisorValue,
     UserValue,
     Value,
     VipValue,
@@ -31,6 +33,10 @@ from ari_ha.wire.keyspace import (
 
 V = TypeVar("V", bound=Value)
 LISTED_VALID_S = 30.0
+
+
+TIMERS_OF_A_CALL = ("settle", "media", "queued", "over", "retired", "stale", "feature", "won", "ivr",
+                    "supervise")  # fmt: skip
 
 
 class NodeCore:
@@ -51,12 +57,14 @@ class NodeCore:
                 live_calls=self.live_calls,
             ),
         )  # fmt: skip
+        self.supervisors = Supervisors(self)
         self.cordoned = False
         self._queues: dict[str, QueueConfigValue] = {}
         self._edges: dict[str, EdgeValue] = {}
         self._vips: dict[str, VipValue] = {}
         self._users: dict[str, UserValue] = {}
         self._ivrs: dict[str, IvrMenuValue] = {}
+        self._supervisors: dict[str, SupervisorValue] = {}
         self._touched: dict[str, None] = {}
         self.records.on_superseded = self._superseded
         self.records.on_owner = self._owner_changed
@@ -71,6 +79,10 @@ class NodeCore:
     def ivr(self, menu: str) -> IvrMenuValue | None:
         """The menu, when it is known."""
         return self._ivrs.get(menu)
+
+    def user(self, name: str) -> UserValue | None:
+        """The account, when it is known."""
+        return self._users.get(name)
 
     def device_of(self, user: str) -> str:
         """The address of record an authenticated user's phone is registered under."""
@@ -184,10 +196,11 @@ class NodeCore:
         self._touched.pop(call.call, None)
         for channel in [c for c, (owner, _) in self.by_channel.items() if owner == call.call]:
             del self.by_channel[channel]
-        for family in ("settle", "media", "queued", "over", "retired", "stale", "feature", "won", "ivr"):
+        for family in TIMERS_OF_A_CALL:
             self.context.cancel(f"{family}/{call.call}")
         for family in ("lost", "end", "dial"):
             self.context.cancel_all(f"{family}/{call.call}/")
+        call.supervision.forget()
         if call.asterisk.bridge_exists:
             bridge = call.asterisk.bridge
             self.context.ari(f"hangup/{bridge}", "bridges.destroy", {"bridgeId": bridge})
@@ -198,6 +211,7 @@ class NodeCore:
         nothing is written."""
         for call in list(self.calls.values()):
             call.asterisk.bridge_exists = False
+            call.supervision.gone(call.supervision.snoop)
             call.stage = OVER
             self.acd.call_moved(call.call)
             self._forget(call, discard=True)
@@ -277,6 +291,7 @@ class NodeCore:
     def begin(self, call: NodeCall) -> None:
         """A call is served here from now on."""
         self.calls[call.call] = call
+        call.supervision.order = self._supervisors.get(call.call)
         owner = self.records.owner(call.call)
         if owner is not None and epoch_of(owner.epoch) <= call.epoch:
             call.vip = owner.vip
@@ -352,6 +367,7 @@ class NodeCore:
             for key, kv in event.items.items():
                 self._take(key, kv)
             self.records.snapshot(event)
+            self._supervised_all(event)
             if self.records.seen and not seen:
                 self.resumes.records_seen()
             return
@@ -360,6 +376,25 @@ class NodeCore:
         match self.context.keys.split(event.key):
             case ("calls", ident, "record") if event.value is not None:
                 self.resumes.record_came(ident)
+            case ("calls", ident, "supervisor"):
+                self._supervised(ident, event.value)
+
+    def _supervised(self, ident: str, kv: KeyValue | None) -> None:
+        """Somebody is to hear a call, or no longer."""
+        self._keep(self._supervisors, ident, kv, SupervisorValue)
+        if call := self.calls.get(ident):
+            call.supervision.ordered(self._supervisors.get(ident))
+
+    def _supervised_all(self, event: StoreSnapshot) -> None:
+        keys = self.context.keys
+        if not keys.prefix("calls").startswith(event.prefix):
+            return
+        for ident in {*self._supervisors, *self.calls}:
+            self._supervised(ident, event.items.get(keys.supervisor(ident)))
+        for key, kv in event.items.items():
+            match keys.split(key):
+                case ("calls", ident, "supervisor"):
+                    self._supervised(ident, kv)
 
     def _stale(self, event: StoreSnapshot) -> list[str]:
         keys = self.context.keys

@@ -1,7 +1,8 @@
 """Feature codes: an agent's phone dials one, the ACD does it, a tone says how it went.
 
 *21 log in at this phone · *22 log out · *23 available · *24 not ready (a digit
-after it is the reason) · *25 the other of the two."""
+after it is the reason) · *25 the other of the two. A supervisor's phone, followed by an
+agent: *31 listen · *32 whisper · *33 barge · *30 stop."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from ari_ha.core.machine import Outcome
 from ari_ha.machines.acd_orders import VerbResult
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_model import FEATURE, NORMAL
+from ari_ha.machines.node_supervisors import CODES as SUPERVISE
 from ari_ha.wire.token import LegToken
 
 CODES = {"*21": "login", "*22": "logout", "*23": "available", "*24": "not-ready", "*25": "toggle"}
@@ -24,6 +26,9 @@ PREFIX = "feature:"
 def begin_feature(call: NodeCall, token: LegToken) -> None:
     """Carries a dialled code out for the phone's authenticated user."""
     context = call.parts.context
+    if token.did[:CODE_CHARS] in SUPERVISE:
+        _supervise(call, token)
+        return
     verb = CODES.get(token.did[:CODE_CHARS])
     rest = token.did[CODE_CHARS:]
     call.stage = FEATURE
@@ -43,6 +48,26 @@ def begin_feature(call: NodeCall, token: LegToken) -> None:
     limit_s = context.timings.verb_limit_s
     context.after(f"feature/{call.call}", limit_s, lambda: _no_answer(call))
     call.parts.acd.agent_verb(PREFIX + call.call, verb, args, user=token.user)
+
+
+def _supervise(call: NodeCall, token: LegToken) -> None:
+    """*31, *32, *33 and an agent: this phone will be rung, and hears (speaks into) his call;
+    *30 ends it."""
+    mode, agent = SUPERVISE[token.did[:CODE_CHARS]], token.did[CODE_CHARS:]
+    supervisors = call.parts.supervisors
+    call.stage = FEATURE
+    call.note("feature code", code=token.did, verb=mode, user=token.user)
+    call.touch()
+
+    def answer(status: int, text: str) -> None:
+        feature_done(call, VerbResult(request=PREFIX + call.call, status=status, text=text, agent=agent))
+
+    if not supervisors.may(token.user):
+        answer(403, "not a supervisor's phone")
+        return
+    limit_s = call.parts.context.timings.verb_limit_s
+    call.parts.context.after(f"feature/{call.call}", limit_s, lambda: _no_answer(call))
+    supervisors.give(agent, mode, call.parts.device_of(token.user), token.user, answer)
 
 
 def feature_done(call: NodeCall, result: VerbResult) -> None:

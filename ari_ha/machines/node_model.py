@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.ids import PRIMARY_LEG, SUPERVISOR_LEG, Epoch, is_supervisor
 
 TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
 LOST = "lost"
@@ -15,7 +15,7 @@ SETUP, QUEUED, TALKING, DIALPLAN, FEATURE, OVER = "setup", "queued", "talking", 
 DIALING = "dialing"
 """A party is being called, and the caller waits for its answer."""
 IVR = "ivr"
-HITLESS, THROUGH = "hitless", "through"
+HITLESS, THROUGH, COACH = "hitless", "through", "coach"
 
 NO_MUSIC = ""
 UNKNOWN_MUSIC = "?"
@@ -23,6 +23,11 @@ UNKNOWN_MUSIC = "?"
 
 NORMAL, USER_BUSY, NO_USER_RESPONSE, NO_ANSWER, CONGESTION = "16", "17", "18", "19", "34"
 """Q.850 causes as the edge understands them."""
+
+
+AGENT_LEG, SNOOP = "a", "x"
+"""First letters of names in channel ids: a party, and what hears a party for a supervisor."""
+CHANNEL_LETTERS = (AGENT_LEG, SUPERVISOR_LEG, SNOOP)
 
 
 class ChannelName(NamedTuple):
@@ -39,7 +44,7 @@ class ChannelName(NamedTuple):
     def parse(cls, text: str) -> ChannelName | None:
         """The name in a channel id, or None when the id is not of our making."""
         parts = text.rsplit(".", 3)
-        if len(parts) != 4 or parts[1][:1] != "a" or not parts[1][1:].isdigit():
+        if len(parts) != 4 or parts[1][:1] not in CHANNEL_LETTERS or not parts[1][1:].isdigit():
             return None
         try:
             return cls(parts[0], parts[1], Epoch.parse(f"{parts[2]}.{parts[3]}"))
@@ -64,10 +69,10 @@ def parse_bridge_id(text: str) -> tuple[str, Epoch] | None:
         return None
 
 
-def next_leg(used: Sequence[str]) -> str:
-    """The next agent's leg: a number never used in this call."""
-    numbers = [int(leg[1:]) for leg in used if leg[:1] == "a" and leg[1:].isdigit()]
-    return f"a{max(numbers, default=0) + 1}"
+def next_leg(used: Sequence[str], letter: str = AGENT_LEG) -> str:
+    """The next party's (or supervisor's) leg: a number never used in this call."""
+    numbers = [int(leg[1:]) for leg in used if leg[:1] == letter and leg[1:].isdigit()]
+    return f"{letter}{max(numbers, default=0) + 1}"
 
 
 @dataclass(slots=True)
@@ -107,6 +112,11 @@ class Leg:
     def alive(self) -> bool:
         """Whether somebody is, or may soon be, on it."""
         return self.state != ENDED
+
+    @property
+    def aside(self) -> bool:
+        """Whether it is a supervisor's: nobody of the call."""
+        return is_supervisor(self.leg)
 
     @property
     def joined(self) -> bool:

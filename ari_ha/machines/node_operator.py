@@ -31,6 +31,9 @@ class Operator:
         if event.verb in AGENT_VERBS:
             self._agent_verb(event)
             return
+        if event.verb == "supervise":
+            self._supervise(event)
+            return
         if event.verb in ("cordon", "uncordon"):
             self._core.cordoned = event.verb == "cordon"
             self._reply(event.request, 200, {"cordoned": self._core.cordoned})
@@ -65,6 +68,16 @@ class Operator:
         limit_s = self._context.timings.verb_limit_s
         self._context.after(f"verb/{event.request}", limit_s, lambda: self._no_answer(event.request))
         self._core.acd.agent_verb(event.request, event.verb, args, agent=agent)
+
+    def _supervise(self, event: OperatorRequest) -> None:
+        args = {name: str(event.args.get(name, "")) for name in ("agent", "mode", "device", "by")}
+        args["by"] = args["by"] or "operator"
+
+        def answer(status: int, text: str) -> None:
+            body = {"text": text} if status < 400 else {"error": text}
+            self._reply(event.request, status, {**body, "agent": args["agent"]})
+
+        self._core.supervisors.give(**args, answer=answer)
 
     def _no_answer(self, request: str) -> None:
         if request in self._waiting:

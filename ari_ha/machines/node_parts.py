@@ -12,6 +12,7 @@ from ari_ha.wire.keyspace import QueueConfigValue
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
+    from ari_ha.machines.node_supervisors import Supervisors
 
 
 class Parts(Protocol):
@@ -32,6 +33,8 @@ class Parts(Protocol):
     def carry_out(self, call: NodeCall, verb: tuple[str, ...], user: str = "") -> None:
         """What the dialplan, or a step of an IVR, asks for; ``user``: of the phone that called."""
         ...
+
+    supervisors: Supervisors
 
     def device_of(self, user: str) -> str:
         """The address of record of an authenticated user's phone."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.ids import PRIMARY_LEG, Epoch, is_supervisor
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
@@ -216,6 +216,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.answered, call.variables = record.answered, dict(record.variables)
     call.ending = dict(record.ending)
     call.ivr.place = record.ivr
+    call.supervision.closed = any(is_supervisor(leg) for leg in arriving.ended)
     config = parts.queue(record.queue) if record.queue else None
     call.head = record.head
     call.music = config.moh if config else call.music
@@ -294,7 +295,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
                 unwilling.append(value.attempt)
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
-    agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP]
+    agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
     if record is not None and (record.stage == IVR or (record.stage == DIALPLAN and step)):
         stage = IVR

@@ -161,6 +161,7 @@ class NodeProcess:
             **{f"GET /v1/{verb}": self.desk.route(verb) for verb in verbs},
             **{f"POST /v1/{verb}": self.desk.route(verb) for verb in ("cordon", "uncordon")},
             **{f"POST /v1/agents/{{agent}}/{verb}": self.desk.route(verb) for verb in AGENT_VERBS},
+            "POST /v1/agents/{agent}/supervise": self.desk.route("supervise"),
             "GET /v1/agents/{agent}": self.desk.route("agents"),
             "GET /v1/calls/{call}": self.desk.route("call"),
             "GET /v1/explain/{subject:.+}": explain,

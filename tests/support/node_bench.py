@@ -222,6 +222,12 @@ class BenchAsterisk:
         }
         return Done(None), [AriEvent(event=ari.StasisStart(args=["dial"], channel=self.channel(ident)))]
 
+    def _channels_snoopChannelWithId(self, p: Any, ident: str) -> tuple[Outcome, list[Event]]:
+        snoop = p["snoopId"]
+        self.channels[snoop] = {"state": "Up", "app_data": "", "exten": "", "music": "", "spies": ident,
+                                "whisper": p["whisper"]}  # fmt: skip
+        return Done(None), [AriEvent(event=ari.StasisStart(args=["snoop"], channel=self.channel(snoop)))]
+
     def _channels_dial(self, p: Any, ident: str) -> tuple[Outcome, list[Event]]:
         self.channels[ident]["dialled"] = 1
         return Done(None), []

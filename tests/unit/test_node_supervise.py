@@ -1,0 +1,219 @@
+"""Supervisors: heard by those they should be, restored by a survivor, in nobody's way."""
+
+from __future__ import annotations
+
+import pytest
+
+from ari_ha.core.ports.ari import AriEvent
+from ari_ha.core.ports.store import StoreChanged
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import SupervisorValue, UserValue
+from tests.support.node_bench import Bench
+
+
+def order(bench: Bench, mode: str, since: float = 1.0, call: str = "k1") -> None:
+    """Somebody writes the call's key."""
+    value = SupervisorValue(call=call, mode=mode, device="1060", by="boss", since=since)
+    kv = bench.store.put(bench.keys.supervisor(call), value)
+    bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+
+
+def countermand(bench: Bench) -> None:
+    key = bench.keys.supervisor("k1")
+    del bench.store.data[key]
+    bench.store.revision += 1
+    bench.post(StoreChanged(key=key, value=None, revision=bench.store.revision))
+
+
+def supervised(bench: Bench, mode: str) -> tuple[str, str, str]:
+    """A conversation with a supervisor: the three channels."""
+    customer, agent = bench.talk()
+    order(bench, mode)
+    (supervisor,) = bench.dialled()
+    assert bench.target(supervisor) == "device:1060"
+    bench.pick_up(supervisor)
+    return customer, agent, supervisor
+
+
+def snoops(bench: Bench) -> list[tuple[str, str]]:
+    """(whom it spies on, into whom it whispers)"""
+    return [(c["spies"], c["whisper"]) for c in bench.asterisk.channels.values() if "spies" in c]
+
+
+def together(bench: Bench) -> list[set[str]]:
+    return [members for members in bench.asterisk.bridges.values() if members]
+
+
+@pytest.mark.parametrize(
+    ("mode", "whisper", "media"),
+    [("listen", "none", "hitless"), ("whisper", "out", "coach"), ("barge", "both", "through")],
+)
+def test_each_mode_goes_where_it_should(mode: str, whisper: str, media: str) -> None:
+    bench = Bench()
+    customer, agent, supervisor = supervised(bench, mode)
+    assert snoops(bench) == [(agent, whisper)]
+    snoop = next(c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    assert {customer, agent} in together(bench), "the people's own bridge is as it was"
+    assert {supervisor, snoop} in together(bench)
+    assert bench.said(link.WantMedia)[-1].state == media
+
+
+def test_nothing_is_whispered_before_the_edge_is_there() -> None:
+    bench = Bench()
+    bench.talk()
+    bench.answers_media = False
+    order(bench, "whisper")
+    (supervisor,) = bench.dialled()
+    bench.pick_up(supervisor)
+    assert not snoops(bench)
+    wish = bench.said(link.WantMedia, state="coach")[-1]
+    bench.frame(link.MediaIs("k1", "7.1", "coach", wish.request))
+    assert snoops(bench)
+
+
+def test_hold_wins_over_whispering() -> None:
+    bench = Bench()
+    _, agent, _ = supervised(bench, "whisper")
+    bench.frame(link.LegHeld("k1", "a1", "7.1", True))
+    assert bench.said(link.WantMedia)[-1].state == "through"
+    bench.frame(link.LegHeld("k1", "a1", "7.1", False))
+    assert bench.said(link.WantMedia)[-1].state == "coach"
+
+
+def test_another_mode_makes_another_snoop() -> None:
+    bench = Bench()
+    _, agent, _ = supervised(bench, "listen")
+    order(bench, "barge")
+    assert snoops(bench) == [(agent, "both")]
+    assert len(bench.operations("channels.create")) == 2, "nobody is rung again"
+
+
+def test_the_supervisor_leaves_and_the_people_talk_on() -> None:
+    bench = Bench()
+    customer, agent, _ = supervised(bench, "barge")
+    before = bench.agent()
+    bench.gone("k1", "s1")
+    assert not snoops(bench) and {customer, agent} in together(bench)
+    assert bench.said(link.WantMedia)[-1].state == "hitless"
+    assert bench.keys.supervisor("k1") not in bench.store.data
+    assert bench.agent() == before and not bench.said(link.EndLeg)
+
+
+def test_the_order_goes_and_so_does_the_supervisor() -> None:
+    bench = Bench()
+    supervised(bench, "listen")
+    countermand(bench)
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["s1"] and not snoops(bench)
+
+
+@pytest.mark.parametrize("leg", ["c", "a1"])
+def test_the_conversation_ends_and_the_supervisor_with_it(leg: str) -> None:
+    bench = Bench()
+    supervised(bench, "listen")
+    bench.gone("k1", leg)
+    if leg == "c":
+        bench.gone("k1", "a1", by="edge")
+        bench.gone("k1", "s1", by="edge")
+    bench.sleep(4)
+    assert not bench.asterisk.channels and not together(bench)
+    assert "k1" not in bench.machine.core.calls
+
+
+def test_a_busy_supervisor_is_rung_again_a_few_times() -> None:
+    bench = Bench()
+    bench.talk()
+    order(bench, "listen")
+    for _ in range(6):
+        ringing = bench.dialled()
+        if not ringing:
+            break
+        bench.gone("k1", ringing[0].split(".")[1], by="edge", status=486)
+        bench.sleep(1.1)
+    assert len(bench.operations("channels.create")) == 1 + 4
+    assert bench.keys.supervisor("k1") not in bench.store.data
+
+
+@pytest.mark.parametrize("mode", ["listen", "whisper", "barge"])
+def test_a_survivor_restores_it(mode: str) -> None:
+    bench = Bench()
+    supervised(bench, mode)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
+    assert bench.said(link.Bridged, epoch="7.2")
+    (snoop,) = snoops(bench)
+    assert snoop[0] == channels["a1"]
+    assert {channels["c"], channels["a1"]} in together(bench)
+    assert any(channels["s1"] in members for members in together(bench))
+    assert len(bench.operations("channels.create")) == 2, "nobody is rung again"
+    bench.sleep(20)
+    assert len(snoops(bench)) == 1, "the sweep knows what is ours"
+
+
+def test_a_supervisor_who_left_meanwhile_is_not_rung_again() -> None:
+    bench = Bench()
+    supervised(bench, "listen")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, ended={"s1": "phone"})
+    bench.sleep(2)
+    assert len(bench.operations("channels.create")) == 2 and not snoops(bench)
+
+
+def test_a_restart_of_the_app_keeps_it() -> None:
+    bench = Bench()
+    _, agent, supervisor = supervised(bench, "listen")
+    bench.restart_app()
+    legs = {leg: link.LegAtEdge(state="answered") for leg in ("c", "a1", "s1")}
+    bench.link({"k1": link.CallAtEdge(epoch="7.1", legs=legs)})
+    bench.sleep(12)
+    assert snoops(bench) == [(agent, "none")]
+    assert any(supervisor in members and len(members) == 2 for members in together(bench))
+
+
+def test_only_conversations_are_supervised() -> None:
+    bench = Bench(agents=())
+    bench.trunk()
+    order(bench, "listen")
+    assert not bench.dialled()
+
+
+def test_an_order_by_http_and_its_end() -> None:
+    bench = Bench()
+    bench.talk()
+    assert bench.ask("supervise", agent="1001", mode="listen", device="1060").status == 200
+    (supervisor,) = bench.dialled()
+    bench.pick_up(supervisor)
+    assert snoops(bench)
+    assert bench.ask("supervise", agent="1001", mode="stop").status == 200
+    assert not snoops(bench)
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        ({"agent": "1002", "mode": "listen", "device": "1060"}, 409),
+        ({"agent": "nobody", "mode": "listen", "device": "1060"}, 404),
+        ({"agent": "1001", "mode": "shout", "device": "1060"}, 422),
+        ({"agent": "1001", "mode": "barge"}, 422),
+    ],
+)
+def test_orders_that_make_no_sense(args: dict[str, str], status: int) -> None:
+    bench = Bench()
+    bench.talk()
+    assert bench.ask("supervise", **args).status == status
+
+
+@pytest.mark.parametrize(("roles", "rung"), [(["device"], False), (["device", "supervisor"], True)])
+def test_a_code_of_a_supervisors_phone(roles: list[str], rung: bool) -> None:
+    bench = Bench()
+    bench.store.put(bench.keys.user("1060"), UserValue(user="1060", aor="1060", roles=roles))
+    bench.store_back()
+    bench.talk()
+    token = bench.token("k2", did="*321001", user="1060", kind="agent")
+    bench.own("k2")
+    bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},", "*321001")))
+    assert bool(bench.dialled()) == rung
+    assert (bench.keys.supervisor("k1") in bench.store.data) == rung
