@@ -7,7 +7,7 @@ Every request carries ``Authorization: Bearer <token>``. Times are UTC seconds.
 | GET /health | who we are, how busy |
 | GET /calls · GET /calls/{id} | calls; one with its SIP messages |
 | POST /calls {did, from, n, spacing_ms, hangup_after_s, event_pt, codec} | customers call |
-| POST /calls/{id}/{hangup,hold,unhold,dtmf,info,answer,reject} | orders to any call, customer's or phone's |
+| POST /calls/{id}/{hangup,hold,unhold,dtmf,info,answer,reject,refer} | orders to any call |
 | GET /phones · GET /phones/{user} | registrations and manners |
 | POST /phones/{user}/{register,unregister,manner,power,dial} | orders to a phone |
 | POST /phones/{user}/{answer,reject,hangup,hold,unhold,dtmf,info} | orders to its living call |
@@ -217,6 +217,9 @@ class Api:
                 agent.answer(call, now)
             case "reject":
                 agent.refuse(call, int(body.get("status", 603)), now)
+            case "refer":
+                other = self.ends.find(str(body["other"])) if body.get("other") else None
+                agent.refer(call, str(body["number"]), other[1] if other else None, now)
             case "hold" | "unhold":
                 agent.hold(call, order == "hold", now)
             case "dtmf":

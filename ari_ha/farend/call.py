@@ -150,6 +150,10 @@ class Call:
     leaked_headers: list[str] = field(default_factory=list)
     infos: list[tuple[float, str, str]] = field(default_factory=list)
     messages: deque[Message] = field(default_factory=lambda: deque(maxlen=MESSAGES_MAX))
+    refer_answer: int = 0
+    """The answer to our last REFER."""
+    refer_said: list[str] = field(default_factory=list)
+    """What the NOTIFYs said since, first lines of their sipfrags."""
     answer_due: float | None = None
     hangup_due: float | None = None
     hangup_after_s: float | None = None
@@ -204,6 +208,7 @@ class Call:
             "reinvite_failures": self.reinvite_failures,
             "leaked_headers": self.leaked_headers,
             "infos": [{"at": at, "type": kind, "body": body} for at, kind, body in self.infos],
+            "refer": {"answer": self.refer_answer, "said": self.refer_said},
             "sip_received": len(received),
         }
         if with_messages:

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from ari_ha.farend import rtp
 from ari_ha.farend.call import (
@@ -242,6 +243,23 @@ class UserAgent:
         self.endpoint.info(call.leg, content_type, body.encode(), now)
         self._react(now)
 
+    def refer(self, call: Call, number: str, other: Call | None, now: float) -> None:
+        """Asks that the far side of ``call`` be connected to ``number`` (RFC 3515), or to the far side of
+        ``other``, whose dialog the target is to replace (RFC 3891)."""
+        if call.state != "up":
+            raise NotPossible(f"{call.id} is {call.state}")
+        target = f"sip:{number}@{self.domain}"
+        if other is not None:
+            dialog = self.endpoint.dialog_of(other.leg)
+            if dialog is None:
+                raise NotPossible(f"{other.id} has no dialog")
+            value = f"{dialog[0]};to-tag={dialog[2]};from-tag={dialog[1]}"
+            target += f"?Replaces={quote(value, safe='')}"
+        call.refer_answer, call.refer_said = 0, []
+        headers = (("Refer-To", f"<{target}>"), ("Referred-By", f"<sip:{self.name}@{self.domain}>"))
+        self.endpoint.request_in_dialog(call.leg, "REFER", now, headers=headers)
+        self._react(now)
+
     def living_call(self) -> Call | None:
         """The newest call that has not ended."""
         return next((call for call in reversed(self.calls.values()) if call.living), None)
@@ -263,6 +281,8 @@ class UserAgent:
         if isinstance(event, events.ResponseReceived | events.RequestFailed):
             if self.registration is not None and event.key == self.registration.key:
                 self.registration.on(event, self, now)
+            elif (asked := self._legs.get(event.key)) is not None:
+                asked.refer_answer = event.status if isinstance(event, events.ResponseReceived) else 408
             return
         if isinstance(event, events.StreamBroken):
             return
@@ -310,6 +330,8 @@ class UserAgent:
                     (self._utc(), event.content_type, event.body.decode("utf-8", "replace")[:200])
                 )
             case events.InDialogRequest():
+                if event.request.method == "NOTIFY":
+                    call.refer_said.append(event.request.body.decode("utf-8", "replace").split("\r\n")[0])
                 self.endpoint.respond(event.txn, 200, now)
 
     def _invited(self, event: events.InviteReceived, now: float) -> None:

@@ -35,6 +35,7 @@ from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
@@ -88,8 +89,10 @@ class EdgeMachine:
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.setup.on_moving_half_failed = self.takeover.half_failed
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
+        self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
+        self.setup.on_second_call = self.transfers.consult
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
-                               self.registrar, self.trunk_care)  # fmt: skip
+                               self.registrar, self.trunk_care, self.transfers)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -274,6 +277,9 @@ class EdgeMachine:
             }
             calls[call.call] = link.CallAtEdge(epoch=str(call.epoch), legs=legs)
         self.context.link(node, link.EdgeCalls(calls=calls))
+        for ident in calls:
+            for frame in asked_frames(self.calls.by_id[ident]):
+                self.context.link(node, frame)
 
     def _link_received(self, event: LinkReceived) -> None:
         frame, node = event.frame, event.peer
@@ -295,6 +301,10 @@ class EdgeMachine:
                 self.calls.announced_end(frame)
             case link.WantMedia():
                 self.calls.media_wanted(frame)
+            case link.Conversations():
+                self.calls.conversations(frame)
+            case link.TransferIs():
+                self.transfers.transfer_is(frame)
             case link.DigitHeard():
                 self.calls.digit_heard(node, frame)
             case link.ClaimAgent():
@@ -311,7 +321,7 @@ class EdgeMachine:
         holder = self._claims.get(frame.device, ("", 0.0))[0]
         busy = self.calls.device_of.get(frame.device)
         if busy:
-            holder = self.calls.by_id[busy[0]].legs[busy[1]].attempt
+            holder = self.calls.by_id[busy[0]].legs[busy[1]].attempt or f"call {busy[0]}"
         granted = self.serving and holder in ("", frame.attempt)
         if granted:
             self._claims[frame.device] = (frame.attempt, now + CLAIM_S)

@@ -5,7 +5,7 @@ Setting a call up is edge_setup's, moving it to another node takeover's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ari_ha.core.ids import Epoch, NodeId
@@ -30,11 +30,8 @@ CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 
 
 def early_graph(call: EdgeCall) -> set[Hears]:
     """A caller who is not answered yet hears the party that lets itself be heard."""
-    head = call.primary
-    if head is None or not (head.progress and head.waits):
-        return set()
     heard = [leg for leg in call.living() if leg.early and leg.state == "ringing" and leg.target]
-    return {(head.leg, leg.leg) for leg in heard}
+    return {(head.leg, leg.leg) for leg in heard if (head := call.waiter(leg)) and head.progress}
 
 
 def _nothing() -> None:
@@ -137,33 +134,42 @@ class Calls:
 
     # --- media ---------------------------------------------------------------------
 
-    def effective_state(self, call: EdgeCall) -> str:
-        """The media state the call is in, from what its app wants and what is true."""
+    def effective_state(self, call: EdgeCall, consult: str = "") -> str:
+        """The media state a conversation is in, from what its app wants and what is true."""
+        two = call.two_talking(consult)
         if call.lost:
-            return HITLESS if call.media.state == HITLESS and call.two_talking() else DIRECT
-        if call.owner and call.two_talking() and self._context.node_doubted(call.owner.name):
+            return HITLESS if call.media.state == HITLESS and two and not consult else DIRECT
+        if call.owner and two and self._context.node_doubted(call.owner.name):
             # costs nothing when the doubt was wrong, and no more words when it was right
             return HITLESS
-        if any(leg.held for leg in call.up() if not leg.aside) and call.want in (HITLESS, COACH):
+        held = any(leg.held for leg in call.up() if leg.consult == consult and not leg.aside)
+        if held and call.want in (HITLESS, COACH):
             return THROUGH
         return call.want
+
+    def _graph(self, call: EdgeCall, state: str) -> set[Hears]:
+        """Who is to hear whom: each conversation by its own state."""
+        graph = early_graph(call)
+        for consult in ("", *call.consults()):
+            heard = {leg.leg for leg in call.audible(consult)}
+            legs = [leg.leg for leg in call.conversation(consult) if leg.leg in heard]
+            tags = {
+                leg: half.tag
+                for leg, half in call.halves.items()
+                if half.state == "up" or (half.calls_us and half.state == "calling" and leg in heard)
+            }
+            graph |= wanted_graph(self.effective_state(call, consult) if consult else state, legs, tags)
+        return graph
 
     def apply_media(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
         """Brings rtpengine to the call's state; ``then`` runs when it is there."""
         if call.ended:
             return
         state = self.effective_state(call)
-        heard = {leg.leg for leg in call.audible()}
-        up = sorted(heard, key=lambda leg: (leg != call.head, leg))
-        tags = {
-            leg: half.tag
-            for leg, half in call.halves.items()
-            if half.state == "up" or (half.calls_us and half.state == "calling" and leg in heard)
-        }
         changed = state != call.media.state
         call.media.state = state
         taught = [(tag, {"from-tag": tag, "sdp": sdp}) for tag, sdp in call.media.untaught()]
-        graph = call.media.change_to(wanted_graph(state, up, tags) | early_graph(call))
+        graph = call.media.change_to(self._graph(call, state))
         if changed:
             self._context.note(f"call/{call.call}", f"media {state}")
             if not call.lost:
@@ -257,9 +263,7 @@ class Calls:
                 call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by
             )
             context.link(home.name, frame)
-        if leg.leg == call.head:
-            for other in call.living():
-                self.end_leg(call, other, "edge", "16")
+        self._end_others(call, leg)
         if not call.living():
             self.finish(call)
             return
@@ -272,6 +276,20 @@ class Calls:
             call.move.halves.pop(leg.leg, None)  # type: ignore[union-attr]
         elif moving:
             self.on_leg_ended_in_move(call)
+
+    def _end_others(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """Whoever leads a conversation ends it; a side conversation outlives the main one
+        and becomes it."""
+        if leg.leg == call.head:
+            for other in call.conversation(""):
+                self.end_leg(call, other, "edge", "16")
+            if call.consults():
+                call.head = call.consults()[0]
+                for other in call.conversation(call.head):
+                    other.consult = ""
+        elif leg.consult == leg.leg:
+            for other in call.conversation(leg.leg):
+                self.end_leg(call, other, "edge", "16")
 
     def _forget_leg(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """Of an ended leg only its tombstone stays: a caller may outlive many attempts."""
@@ -351,6 +369,22 @@ class Calls:
             status = int(frame.cause) if frame.cause.isdigit() and int(frame.cause) >= 300 else 0
             self.end_leg(call, leg, "app", frame.cause, status)
 
+    def conversations(self, frame: link.Conversations) -> None:
+        """The app says who belongs to whom from now on."""
+        call = self.by_id.get(frame.call)
+        if not call or str(call.epoch) != frame.epoch:
+            self._context.count("edge_stale_frames", kind="Conversations")
+            return
+        self._regroup(call, frame.head, frame.consult)
+
+    def _regroup(self, call: EdgeCall, head: str, consult: Mapping[str, str]) -> None:
+        if head in call.legs and call.legs[head].alive:
+            call.head = head
+        for leg in call.living():
+            leg.consult = consult.get(leg.leg, "")
+        self.apply_media(call)
+        self.touch(call)
+
     def record_stored(self, key: str, raw: bytes) -> None:
         """The app's record: ends it decided on count as announced even when its link is
         down (written before the act)."""
@@ -363,6 +397,9 @@ class Calls:
         except BadValue as error:
             self._context.note(f"call/{parts[1]}", "unreadable record", level="error", error=error)
             return
+        if record.epoch == str(call.epoch):
+            # who belongs to whom was decided before the end, and perhaps not heard either
+            self._regroup(call, record.head, {leg.leg: leg.consult for leg in record.legs.values()})
         for leg, cause in record.ending.items():
             known = call.legs.get(leg)
             if known and known.alive:

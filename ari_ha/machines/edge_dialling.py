@@ -102,7 +102,7 @@ class Dialling:
         side.suite = self.outbound.suite_for(number) if number else self._suite_for(aor)
         leg = PhoneLeg(
             token.leg, _role(token.leg, number), context.new_id(), aor=aor, target=token.target,
-            attempt=token.attempt, side=side,
+            attempt=token.attempt, side=side, consult=token.consult,
         )  # fmt: skip
         half = NodeLeg(
             token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),
@@ -111,8 +111,9 @@ class Dialling:
         (call.move.halves if call.move else call.halves)[leg.leg] = half
         self._calls.by_key[half.key] = (call.call, leg.leg)
         self._calls.index(call, leg)
-        if head.state == "trying":
-            head.state = "ringing"  # not anew at another node any more: somebody is being called
+        waiter = call.waiter(leg)
+        if waiter is not None:
+            waiter.state = "ringing"  # not anew at another node any more: somebody is being called
 
         def half_opened(outcome: Outcome) -> None:
             if half.state == "ended" or call.ended:
@@ -185,14 +186,14 @@ class Dialling:
 
     def phone_ringing(self, call: EdgeCall, leg: PhoneLeg, status: int, sdp: str | None) -> None:
         """The party rings, or a carrier reports progress, perhaps with early media."""
-        half, home, head = call.half_of(leg.leg), call.home(), call.primary
+        half, home, head = call.half_of(leg.leg), call.home(), call.waiter(leg)
         early = bool(leg.trunk) and self.outbound.progressed(call, leg, sdp)
         if half and half.calls_us and half.state == "calling":
             if early:
                 self._context.sip.ring(half.key, self._context.now, 183, sdp=half.local_sdp())
             elif status != 183 or not leg.trunk:
                 self._context.sip.ring(half.key, self._context.now)
-        if head is not None and head is not leg and head.waits:
+        if head is not None:
             self._head_hears(call, head, leg)
             self._calls.apply_media(call)
         if home and not leg.ringing_sent:
@@ -227,8 +228,7 @@ class Dialling:
             self._trunks.worked(leg.trunk)
         self._calls.teach(call, leg.leg, narrowed(sdp or "", leg.side))
         context.note(f"call/{call.call}", f"{leg.name} answered", leg=leg.leg)
-        head = call.primary
-        waited = head if head is not None and head is not leg and head.waits else None
+        waited = call.waiter(leg)
         if waited:
             waited.state = "up"
         self._calls.touch(call, lambda: self._tell_answer(call, leg, waited))

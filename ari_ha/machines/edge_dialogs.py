@@ -23,6 +23,7 @@ from ari_ha.machines.edge_model import (
     narrowed,
 )
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_transfer import Transfers
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.takeover import Takeover
 from ari_ha.machines.trunk_care import TrunkCare
@@ -40,12 +41,13 @@ class Dialogs:
 
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
-        registrar: Registrar, care: TrunkCare,
+        registrar: Registrar, care: TrunkCare, transfers: Transfers,
     ) -> None:  # fmt: skip
         self._care = care
         self._context = context
         self._calls = calls
         self._setup = setup
+        self._transfers = transfers
         self._dialling = dialling
         self._takeover = takeover
         self._registrar = registrar
@@ -278,8 +280,11 @@ class Dialogs:
             context.link(home.name, frame)
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:
-        """Transfers and subscriptions are not served yet; said so, never ignored."""
-        answers = {"REFER": 603, "SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}
+        """Transfers; subscriptions are not served yet: said so, never ignored."""
+        if event.request.method == "REFER":
+            self._transfers.refer(event)
+            return
+        answers = {"SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}
         status = answers.get(event.request.method, 405)
         self._context.sip.respond(event.txn, status, self._context.now)
 

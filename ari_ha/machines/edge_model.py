@@ -135,6 +135,14 @@ class PhoneLeg:
     ringing_sent: bool = False
     target: str = ""
     """What a node asked to be dialled, ``device:<aor>`` or ``number:<number>``"""
+    consult: str = ""
+    """The consulting phone's leg of the side conversation it belongs to; its own for that"""
+    of: str = ""
+    """On a consulting leg: the same phone's leg in the main conversation"""
+    number_asked: str = ""
+    """On a consulting leg: whom it wants to reach"""
+    refer: dict[str, str] = field(default_factory=dict)
+    """A transfer it asked for and that is not over: id, number, other"""
     trunk: str = ""
     """The trunk it leaves by"""
     tried: list[str] = field(default_factory=list)
@@ -220,6 +228,10 @@ class PhoneLeg:
             "sdp_version": self.sdp_version,
             "late_offer": self.late_offer,
             "target": self.target,
+            "consult": self.consult,
+            "of": self.of,
+            "number_asked": self.number_asked,
+            "refer": self.refer,
             "trunk": self.trunk,
             "tried": self.tried,
             "progress": self.progress,
@@ -233,6 +245,7 @@ class PhoneLeg:
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
         names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port", "target",
+                 "consult", "of", "number_asked", "refer",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
@@ -393,17 +406,32 @@ class EdgeCall:
         """Legs that have been answered."""
         return [leg for leg in self.legs.values() if leg.state == "up"]
 
-    def audible(self) -> list[PhoneLeg]:
-        """Legs whose audio flows: answered, or heard early."""
-        return [leg for leg in self.living() if leg.state == "up" or leg.early]
+    def audible(self, consult: str = "") -> list[PhoneLeg]:
+        """Legs of one conversation whose audio flows: answered, or heard early."""
+        return [leg for leg in self.living() if leg.consult == consult and (leg.state == "up" or leg.early)]
+
+    def consults(self) -> list[str]:
+        """The side conversations, by the leg that leads each."""
+        return sorted({leg.consult for leg in self.living() if leg.consult})
+
+    def conversation(self, consult: str) -> list[PhoneLeg]:
+        """Living legs of a conversation, its head first."""
+        first = consult or self.head
+        legs = [leg for leg in self.living() if leg.consult == consult]
+        return sorted(legs, key=lambda leg: (leg.leg != first, leg.leg))
+
+    def waiter(self, leg: PhoneLeg) -> PhoneLeg | None:
+        """Who waits for ``leg`` to answer."""
+        head = self.legs.get(leg.consult or self.head)
+        return head if head is not None and head is not leg and head.alive and head.waits else None
 
     def facts(self) -> dict[str, str]:
         """The edge's word about every living leg, for a resume."""
         return {leg.leg: "held" if leg.held else leg.fact for leg in self.living()}
 
-    def two_talking(self) -> bool:
-        """Whether exactly two people are on the call and nobody is on hold."""
-        up = [leg for leg in self.up() if not leg.aside]
+    def two_talking(self, consult: str = "") -> bool:
+        """Whether exactly two people are in the conversation and nobody is on hold."""
+        up = [leg for leg in self.up() if leg.consult == consult and not leg.aside]
         return len(up) == 2 and not any(leg.held for leg in up)
 
     def take_tag(self, leg: str, node: str) -> str:

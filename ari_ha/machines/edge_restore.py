@@ -6,7 +6,7 @@ from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
-from ari_ha.machines.media import DIRECT, THROUGH, CallMedia, wanted_graph
+from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, wanted_graph
 from ari_ha.machines.takeover import Takeover
 from ari_ha.wire.keyspace import DialogsValue, MediaValue, OwnerValue
 
@@ -84,9 +84,10 @@ def _whole(call: EdgeCall) -> bool:
 def _assume_media(call: EdgeCall) -> None:
     """rtpengine kept what it had: probably the stored state. Everything else the call
     may have had is taken away, everything wanted is said again."""
-    up = [leg.leg for leg in sorted(call.up(), key=lambda leg: (leg.leg != call.head, leg.leg))]
     tags = {half.leg: half.tag for half in call.halves.values()}
     graph = set()
-    for state in (call.media.state, THROUGH, DIRECT):
-        graph |= wanted_graph(state, up, tags)
+    for consult in ("", *call.consults()):
+        up = [leg.leg for leg in call.conversation(consult) if leg.state == "up"]
+        for state in (call.media.state, HITLESS, THROUGH, DIRECT):
+            graph |= wanted_graph(state, up, tags)
     call.media.assume(graph)

@@ -46,6 +46,7 @@ class Setup:
         self._calls = calls
         self._watch = watch
         self._registrar = registrar
+        self.on_second_call: Callable[[InviteReceived, str, str], bool] = lambda event, user, number: False
         self.on_moving_half_failed: Callable[[EdgeCall, NodeLeg, int, str], None] = self.half_failed
 
     # --- a new call ----------------------------------------------------------------
@@ -60,7 +61,9 @@ class Setup:
                 return
             trunk, user = self._trunks.of_user(found), found
         if trunk is None:
-            self._new_call(event, "agent", "", user, identity.user_part(event.request.uri))
+            number = identity.user_part(event.request.uri)
+            if not self.on_second_call(event, user, number):
+                self._new_call(event, "agent", "", user, number)
             return
         did = self._trunks.called(trunk, event.request)
         if not self._trunks.accepts(trunk, did):
@@ -94,7 +97,11 @@ class Setup:
         call = self._calls.create(kind, caller, did, trunk)
         call.identity = kept
         role = "customer" if kind == "trunk" else "user"
-        leg = PhoneLeg(PRIMARY_LEG, role, event.leg, user=user, side=side, late_offer=not offer)
+        aor = self._registrar.aor_of(user) if user and not did.startswith("*") else ""
+        leg = PhoneLeg(
+            PRIMARY_LEG, role, event.leg, user=user, side=side, late_offer=not offer,
+            aor="" if aor in self._calls.device_of else aor,
+        )  # fmt: skip
         leg.media_lines = answer_lines(offer) if offer else []
         self._calls.index(call, leg)
         context.note(f"call/{call.call}", f"new {kind} call", caller=caller, did=call.did, trunk=trunk)
@@ -199,6 +206,11 @@ class Setup:
 
         return min(usable, key=burden, default=None)
 
+    def node_of(self, call: EdgeCall) -> WatchedNode | None:
+        """The node that serves the call; None while it is lost or on its way."""
+        known = self._watch.nodes.get(call.owner.name) if call.owner else None
+        return known if known and known.usable and not call.lost and call.move is None else None
+
     def suspect(self, node: str) -> None:
         """The node ended a leg that was not announced."""
         self._watch.suspect(node)
@@ -279,6 +291,7 @@ class Setup:
         self.learn_node_media(call, half, sdp)
         if not leg.waits:
             self._calls.apply_media(call)
+            self._calls.touch(call)
             return
         leg.state = "up"
         self._calls.apply_media(call)
@@ -303,6 +316,9 @@ class Setup:
         """The node did not take a new call: another node, or the caller hears it."""
         self._calls.end_half(call, half)
         leg = call.legs.get(half.leg)
+        if leg is not None and leg.of and leg.waits:
+            self._calls.end_leg(call, leg, "edge", "", status if status >= 400 else 503)
+            return
         if call.ended or leg is None or leg.state != "trying":
             return
         self._context.note(

@@ -43,6 +43,10 @@ def wanted_graph(state: str, up: Iterable[str], tags: Mapping[str, str]) -> set[
     if pair and state in (HITLESS, DIRECT):
         one, two = pair
         return graph | {(one, two), (two, one)}
+    if state == DIRECT and len(legs) > 2:
+        # no node mixes them: two go on talking, the others listen to the first
+        one, two, *others = legs
+        return graph | {(one, two), (two, one)} | {(other, one) for other in others}
     if pair and state == COACH:
         one, two = pair
         graph.add((one, two))

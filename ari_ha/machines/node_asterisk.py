@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ari_ha.core.ids import Epoch
@@ -54,8 +55,8 @@ class _Ask:
     done: Callable[[], None]
     leg: str = ""
     """The leg whose channel a 404 is about."""
-    bridge: bool = False
-    """A 404 is about the bridge; a 409 says that it is there."""
+    bridge: str = ""
+    """A 404 is about this bridge; a 409 says that it is there."""
 
 
 class MediaWish:
@@ -120,12 +121,16 @@ class AsteriskSide:
         self._context = context
         self._call = call
         self._media = media
-        self.bridge = bridge_id(call.call, call.epoch)
-        self.bridge_exists = False
+        self.existing: set[str] = set()
+        """Bridges of this call that are in Asterisk"""
         self._pending = 0
         self._failures = 0
         self._failed = False
         """Something of the requests under way was not done."""
+
+    def bridge(self, consult: str = "") -> str:
+        """The id of a conversation's bridge."""
+        return bridge_id(self._call.call, self._call.epoch, consult)
 
     def settle(self) -> None:
         """Asks for what is missing; says `satisfied` when nothing is."""
@@ -199,41 +204,42 @@ class AsteriskSide:
         return _Ask("channels.startMoh", {"channelId": channel.id, "mohClass": name}, done, leg.leg)
 
     def _membership(self, wanted: Wanted) -> list[_Ask]:
-        asks: list[_Ask] = []
-        for leg in [leg for leg in self._channels() if not leg.aside]:
-            channel = self._channel(leg)
-            if channel.bridge and (leg.leg not in wanted.bridge or channel.bridge != self.bridge):
-                asks.append(self._remove(leg))
-        joining = [
-            leg
+        place = {leg: self.bridge(name) for name, legs in wanted.bridges.items() for leg in legs}
+        asks = [
+            self._remove(leg)
             for leg in self._channels()
-            if leg.leg in wanted.bridge and self._channel(leg).bridge != self.bridge
+            if not leg.aside
+            and self._channel(leg).bridge
+            and self._channel(leg).bridge != place.get(leg.leg, "")
         ]
-        if not joining:
-            return asks
-        if not self.bridge_exists:
-            asks.append(
-                _Ask(
-                    "bridges.createWithId",
-                    {"bridgeId": self.bridge, "type": BRIDGE_TYPE, "name": self._call.call},
-                    self._bridge_made,
-                    bridge=True,
-                )
-            )
-        channels = [self._channel(leg) for leg in joining]
-
-        def joined() -> None:
-            for channel in channels:
-                channel.bridge = self.bridge
-
-        ids = ",".join(channel.id for channel in channels)
-        # without inhibiting, Asterisk tells each end of the other by a re-INVITE
-        params = {"bridgeId": self.bridge, "channel": ids, "inhibitConnectedLineUpdates": "true"}
-        asks.append(_Ask("bridges.addChannel", params, joined, bridge=True))
+        for name in wanted.bridges:
+            asks += self._join(self.bridge(name), place)
         return asks
 
-    def _bridge_made(self) -> None:
-        self.bridge_exists = True
+    def _join(self, bridge: str, place: dict[str, str]) -> list[_Ask]:
+        """Whoever belongs into the bridge and is not there."""
+        joining = [
+            self._channel(leg)
+            for leg in self._channels()
+            if place.get(leg.leg) == bridge and self._channel(leg).bridge != bridge
+        ]
+        if not joining:
+            return []
+        asks: list[_Ask] = []
+        if bridge not in self.existing:
+            params = {"bridgeId": bridge, "type": BRIDGE_TYPE, "name": self._call.call}
+            made = partial(self.existing.add, bridge)
+            asks.append(_Ask("bridges.createWithId", params, made, bridge=bridge))
+
+        def joined() -> None:
+            for channel in joining:
+                channel.bridge = bridge
+
+        ids = ",".join(channel.id for channel in joining)
+        # without inhibiting, Asterisk tells each end of the other by a re-INVITE
+        params = {"bridgeId": bridge, "channel": ids, "inhibitConnectedLineUpdates": "true"}
+        asks.append(_Ask("bridges.addChannel", params, joined, bridge=bridge))
+        return asks
 
     def _remove(self, leg: Leg) -> _Ask:
         channel = self._channel(leg)
@@ -269,9 +275,9 @@ class AsteriskSide:
             ask.done()  # not in it, or no such bridge or channel: it is not in it
             return
         if ask.bridge and code == 404:
-            self.bridge_exists = False
+            self.existing.discard(ask.bridge)
             for leg in self._channels():
-                if self._channel(leg).bridge == self.bridge:
+                if self._channel(leg).bridge == ask.bridge:
                     self._channel(leg).bridge = ""
         elif ask.leg and code == 404:
             self._call.channel_missing(ask.leg)

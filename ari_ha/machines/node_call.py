@@ -39,6 +39,7 @@ from ari_ha.machines.node_model import (
 from ari_ha.machines.node_outbound import Outbound
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_supervise import CallSupervision
+from ari_ha.machines.node_transfer import Transfers
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
 
@@ -66,6 +67,7 @@ class NodeCall(CallBase):
         self.outbound = Outbound(parts, self)
         self.ivr = CallIvr(parts, self)
         self.supervision = CallSupervision(parts, self)
+        self.transfers = Transfers(parts, self)
         self.lent: RecordValue | None = None
         """The record as the ACD writes it in its own transaction."""
         self.lent_refused = False
@@ -91,25 +93,30 @@ class NodeCall(CallBase):
                 leg.leg
                 for leg in self.living()
                 if leg.channel is not None and not leg.channel.answered and not leg.channel.dialled
+                and (leg.state == UP or not leg.consult)
             )
         people = self.people() if self.stage == TALKING else []
-        if len(people) >= 2:
+        main = [leg for leg in people if not leg.consult]
+        names = sorted({leg.consult for leg in people})
+        groups = {name: [leg for leg in people if leg.consult == name] for name in names}
+        for consult, members in groups.items():
             # some of them may have no channel yet, or none any more: the others wait in silence
-            there = [leg for leg in people if leg.joined]
+            there = [leg for leg in members if leg.joined]
             if len(there) >= 2:
-                wanted.bridge = tuple(leg.leg for leg in there)
-                wanted.music = {
+                wanted.bridges[consult] = tuple(leg.leg for leg in there)
+                wanted.music |= {
                     leg.leg: self.music
                     for leg in there
-                    if not leg.held and any(other.held for other in people if other is not leg)
+                    if not leg.held and any(other.held for other in members if other is not leg)
                 }
-            if len(people) == 2 and self.media_policy == HITLESS:
+        if len(main) >= 2:
+            if self.media_policy == HITLESS and all(len(members) <= 2 for members in groups.values()):
                 wanted.media = HITLESS
             wanted.media = self.supervision.media(wanted.media)
         elif self.stage in (QUEUED, TALKING):
             customer = self.legs.get(self.head)
             if customer is not None and customer.joined:
-                wanted.music = {self.head: self.music}
+                wanted.music[self.head] = self.music
         return wanted
 
     def satisfied(self, wanted: Wanted) -> None:
@@ -241,8 +248,7 @@ class NodeCall(CallBase):
 
     def _nameless(self) -> list[Leg]:
         """Agents of whom nobody has said yet who they are."""
-        others = [leg for leg in self.living() if leg.leg != self.head and not leg.aside]
-        return [leg for leg in others if not (leg.agent or leg.target)]
+        return [leg for leg in self.living() if leg.leg[:1] == "a" and not (leg.agent or leg.target)]
 
     def introduce(self, leg: Leg, agent: str, attempt: str, device: str = "") -> None:
         """It is known now whose leg this is."""
@@ -343,6 +349,7 @@ class NodeCall(CallBase):
         if leg.state not in ("trying", RINGING):
             return
         leg.state = RINGING
+        self.transfers.party_rings(leg)
         attempt = self.attempts.get(leg.attempt)
         if attempt is not None and attempt.state == "intent":
             attempt.state = RINGING
@@ -404,6 +411,8 @@ class NodeCall(CallBase):
             return
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
         leg.by, leg.status = frame.by or "phone", frame.status
+        if self.transfers.left(leg):
+            return
         if leg.leg == self.head:
             self._caller_gone(leg)
             return

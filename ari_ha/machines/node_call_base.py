@@ -148,7 +148,8 @@ class CallBase:
             },
             legs={leg.leg: self._leg_value(leg) for leg in self.legs.values()},
             bridge=f"{facts.call}.{facts.epoch}", want_media=self.media_policy,
-            head=self.head, ending=dict(self.ending), variables=dict(self.variables), ivr=self._place(),
+            head=self.head, transfer=self._self().transfers.now, ending=dict(self.ending),
+            variables=dict(self.variables), ivr=self._place(),
         )  # fmt: skip
 
     def _place(self) -> IvrPlace | None:
@@ -161,7 +162,7 @@ class CallBase:
         channel = leg.channel.id if leg.channel is not None else ""
         return LegValue(
             leg=leg.leg, role=leg.role, agent=leg.agent, state=state, channel=channel, ended_by=leg.by,
-            target=leg.target,
+            target=leg.target, consult=leg.consult, of=leg.of,
         )  # fmt: skip
 
     def save(self, then: Act | None = None) -> None:

@@ -11,7 +11,7 @@ from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.ari import AriDown, AriRefusedUs, AriSnapshot
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CallFacts
-from ari_ha.machines.node_core import NodeCore
+from ari_ha.machines.node_core import NodeCore, is_bridge_of
 from ari_ha.machines.node_features import begin_feature
 from ari_ha.machines.node_model import (
     DIALPLAN,
@@ -165,8 +165,8 @@ class Channels:
     def _bridge_gone(self, bridge: str) -> None:
         parsed = parse_bridge_id(bridge)
         call = self._core.calls.get(parsed[0]) if parsed else None
-        if call is not None and call.asterisk.bridge == bridge:
-            call.asterisk.bridge_exists = False
+        if call is not None and bridge in call.asterisk.existing:
+            call.asterisk.existing.discard(bridge)
             call.touch()
 
     def _digit(self, channel: str, digit: str) -> None:
@@ -178,6 +178,7 @@ class Channels:
                 call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit, number=number
             )
             call.say(frame)
+            call.transfers.digit(leg, digit)
 
     def _played(self, playback: ari.Playback) -> None:
         if found := self._find(playback.target_uri.removeprefix("channel:")):
@@ -243,6 +244,9 @@ class Channels:
     def _new_call(self, entry: Entry) -> None:
         core, token, channel = self._core, entry.token, entry.channel
         known = core.calls.get(token.call)
+        if known is not None and known.epoch == entry.epoch and token.leg != known.head:
+            self._consult_leg(known, entry)
+            return
         if known is not None and known.epoch == entry.epoch:
             leg = known.legs.get(PRIMARY_LEG)
             if known.stage == DIALPLAN and leg and leg.channel and leg.channel.id == channel.id:
@@ -262,6 +266,14 @@ class Channels:
             core.moved(token.call, entry.epoch, f"{core.config.node}, anew")
         call = self._make(entry)
         self._carry_out(call, entry)
+
+    def _consult_leg(self, call: NodeCall, entry: Entry) -> None:
+        """The second dialog of a phone in this call. It is answered when its party is."""
+        leg = call.transfers.consult_channel(entry.token.leg)
+        if not leg.alive or leg.channel is not None or call.quiet():
+            self._turn_away(entry, "stale")
+            return
+        call.channel_came(leg, Channel(entry.channel.id))
 
     def _turn_away(self, entry: Entry, why: str) -> None:
         self._context.note(
@@ -365,7 +377,7 @@ class Channels:
         for ident in [c for c in self._core.by_channel if c not in present]:
             self._destroyed(ident, 0, 0)
         for call in self._core.calls.values():
-            call.asterisk.bridge_exists = call.asterisk.bridge in bridges
+            call.asterisk.existing = {bridge for bridge in bridges if is_bridge_of(bridge, call)}
             for leg in call.living():
                 if leg.channel is not None:
                     leg.channel.bridge = members.get(leg.channel.id, "")
@@ -504,7 +516,9 @@ class Channels:
             ident = parsed[0].removesuffix(SUFFIX)
             call = self._core.calls.get(ident)
             arriving = ident in self._core.resumes.by_call
-            ours = call is not None and bridge.id in (call.asterisk.bridge, call.supervision.bridge)
+            ours = call is not None and (
+                is_bridge_of(bridge.id, call) or bridge.id == call.supervision.bridge
+            )
             if not arriving and not ours:
                 lost.add(bridge.id)
         return lost

@@ -13,7 +13,7 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_desk import AcdDesk
-from ari_ha.machines.node_model import LOST, OVER
+from ari_ha.machines.node_model import LOST, OVER, parse_bridge_id
 from ari_ha.machines.node_records import Records, epoch_of
 from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
 from ari_ha.machines.node_supervisors import Supervisors
@@ -37,6 +37,11 @@ LISTED_VALID_S = 30.0
 
 TIMERS_OF_A_CALL = ("settle", "media", "queued", "over", "retired", "stale", "feature", "won", "ivr",
                     "supervise")  # fmt: skip
+
+
+def is_bridge_of(bridge: str, call: NodeCall) -> bool:
+    """Whether a bridge is one of this call's, under this epoch."""
+    return parse_bridge_id(bridge) == (call.call, call.epoch)
 
 
 class NodeCore:
@@ -88,6 +93,10 @@ class NodeCore:
         """The address of record an authenticated user's phone is registered under."""
         known = self._users.get(user)
         return (known.aor if known else "") or user
+
+    def queue_of_number(self, number: str) -> str:
+        """The queue into which callers are transferred by this number; empty: none."""
+        return next((name for name, config in self._queues.items() if number in config.numbers), "")
 
     def dial_target(self, number: str) -> str:
         """What a dialled number means: ``device:<aor>`` of a user here, else ``number:``."""
@@ -201,8 +210,7 @@ class NodeCore:
         for family in ("lost", "end", "dial"):
             self.context.cancel_all(f"{family}/{call.call}/")
         call.supervision.forget()
-        if call.asterisk.bridge_exists:
-            bridge = call.asterisk.bridge
+        for bridge in sorted(call.asterisk.existing):
             self.context.ari(f"hangup/{bridge}", "bridges.destroy", {"bridgeId": bridge})
         self.records.close(call.call, discard)
 
@@ -210,7 +218,7 @@ class NodeCore:
         """Asterisk's life is over: its calls are the edge's to move. Nothing is ended,
         nothing is written."""
         for call in list(self.calls.values()):
-            call.asterisk.bridge_exists = False
+            call.asterisk.existing.clear()
             call.supervision.gone(call.supervision.snoop)
             call.stage = OVER
             self.acd.call_moved(call.call)
@@ -305,7 +313,7 @@ class NodeCore:
     def _resumed(self, arriving: Arriving) -> None:
         call = rebuild(self, arriving)
         bridges = {c.bridge for c in arriving.channels.values() if c.bridge}
-        call.asterisk.bridge_exists = call.asterisk.bridge in bridges
+        call.asterisk.existing = {bridge for bridge in bridges if is_bridge_of(bridge, call)}
         self.begin(call)
         self.context.count("node_calls_resumed", kind=arriving.kind)
         resume(call, arriving)
@@ -334,7 +342,7 @@ class NodeCore:
             return []
         channels = [leg.channel.id for leg in call.legs.values() if leg.channel] + call.retired
         call.note("superseded by a newer epoch on this node")
-        call.asterisk.bridge_exists = False  # destroyed by the sweep, with its channels
+        call.asterisk.existing.clear()  # destroyed by the sweep, with its channels
         call.stage = OVER
         self._forget(call, discard=True)
         return channels

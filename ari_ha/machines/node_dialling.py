@@ -85,7 +85,7 @@ class Dialling:
         channel = str(ChannelName(call.call, leg.leg, call.epoch))
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
-            target=target, attempt=attempt, caller=call.caller,
+            target=target, attempt=attempt, caller=call.caller, consult=leg.consult,
         )  # fmt: skip
         leg.channel = Channel(channel, dialled=True, answered=True)
         self._parts.index(channel, call, leg.leg)

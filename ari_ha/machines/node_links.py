@@ -138,6 +138,14 @@ class Links:
                 call = self._call(ident, frame.epoch)
                 if call is not None and call.media.confirmed(frame):
                     call.touch()
+            case link.TransferAsked(call=ident):
+                call = self._call(ident, frame.epoch)
+                if call is not None:
+                    call.transfers.asked(frame)
+            case link.ConsultAsked(call=ident):
+                call = self._call(ident, frame.epoch)
+                if call is not None:
+                    call.transfers.consult_asked(frame)
             case link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit():
                 self._leg(frame)
             case _:
@@ -172,6 +180,7 @@ class Links:
             case link.LegDigit(digit=digit):
                 if not frame.again:
                     call.note("digit by INFO", leg=leg.leg, digit=digit)
+                    call.transfers.digit(leg, digit)
                 call.ivr.digit(leg.leg, digit, frame.heard, frame.told)
 
     def _arriving_leg(self, arriving: Arriving, frame: object) -> None:

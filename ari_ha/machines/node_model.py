@@ -52,19 +52,19 @@ class ChannelName(NamedTuple):
             return None
 
 
-def bridge_id(call: str, epoch: Epoch) -> str:
-    """The id of a call's bridge under ``epoch``."""
-    return f"{call}.{epoch}"
+def bridge_id(call: str, epoch: Epoch, consult: str = "") -> str:
+    """The id of a call's bridge under ``epoch``; each side conversation has its own."""
+    return f"{call}.{consult}.{epoch}" if consult else f"{call}.{epoch}"
 
 
 def parse_bridge_id(text: str) -> tuple[str, Epoch] | None:
-    """Call and epoch of a bridge of ours; None when it is not."""
+    """Call and epoch of a bridge of ours, whichever conversation's; None when it is not."""
     call, dot, n = text.rpartition(".")
     call, dot2, revision = call.rpartition(".")
     if not dot or not dot2 or not call:
         return None
     try:
-        return call, Epoch.parse(f"{revision}.{n}")
+        return call.partition(".")[0], Epoch.parse(f"{revision}.{n}")
     except ValueError:
         return None
 
@@ -105,6 +105,10 @@ class Leg:
     """Who ended it."""
     target: str = ""
     """What was dialled, ``device:<aor>`` or ``number:<number>``, where somebody asked for it."""
+    consult: str = ""
+    """The leg that leads the side conversation it belongs to; its own for that one"""
+    of: str = ""
+    """On such a leg: the same phone's leg in the main conversation"""
     status: int = 0
     """The SIP status it failed with, as the edge said."""
 
@@ -144,8 +148,8 @@ class Wanted:
     """What Asterisk should be doing for a call."""
 
     answer: tuple[str, ...] = ()
-    bridge: tuple[str, ...] = ()
-    """Legs that hear each other; empty or at least two."""
+    bridges: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Conversation -> legs that hear each other, at least two; the main one has no name"""
     music: dict[str, str] = field(default_factory=dict)
     """leg -> class of music"""
     media: str = THROUGH

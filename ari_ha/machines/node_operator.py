@@ -159,7 +159,7 @@ class Operator:
             "queue": call.queue,
             "position": self._core.acd.acd.position(call.call),
             "media": {"wanted": call.media.want, "is": call.media.there},
-            "bridge": call.asterisk.bridge if call.asterisk.bridge_exists else "",
+            "bridge": call.asterisk.bridge() if call.asterisk.existing else "",
             "legs": {
                 leg.leg: {
                     "role": leg.role,

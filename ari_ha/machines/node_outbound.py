@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ari_ha.machines.node_model import DIALING, NORMAL, RINGING, TALKING, UP, Leg, next_leg
 from ari_ha.machines.node_parts import Parts
-from ari_ha.wire.keyspace import RecordValue
+from ari_ha.wire.keyspace import LegValue, RecordValue
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
@@ -44,11 +44,11 @@ class Outbound:
             parts.acd.conversation_state(call.call, head.agent, "dial")
         self.ring(number)
 
-    def ring(self, number: str) -> Leg:
+    def ring(self, number: str, consult: str = "") -> Leg:
         """Intent into the record, then a leg to ``number``."""
         call, parts = self._call, self._parts
         target = parts.dial_target(number)
-        leg = call.add_leg(Leg(next_leg([*call.legs_used]), PARTY, target=target))
+        leg = call.add_leg(Leg(next_leg([*call.legs_used]), PARTY, target=target, consult=consult))
         call.note("dialling", target=target, leg=leg.leg)
         parts.context.count("node_numbers_dialled", kind=target.partition(":")[0])
         call.save(lambda: self._dial(leg))
@@ -66,12 +66,13 @@ class Outbound:
         if call.stage == DIALING:
             call.stage, call.answered = TALKING, call.answered or parts.context.utc
         head = call.legs.get(call.head)
-        if head is not None and head.agent:
+        if head is not None and head.agent and not leg.consult:
             parts.acd.conversation_state(call.call, head.agent, "connect")
         leg.agent = leg.agent or parts.agent_at(leg.target)
         if leg.agent:
             parts.acd.conversation_state(call.call, leg.agent, "join")
         call.note("the party answered", leg=leg.leg, target=leg.target)
+        call.transfers.party_answered(leg)
         call.save()
         call.touch()
 
@@ -79,6 +80,10 @@ class Outbound:
         """Nobody answered: whoever waits for it hears why."""
         call = self._call
         call.note("the party did not answer", leg=leg.leg, target=leg.target, kind=kind, status=leg.status)
+        if call.transfers.party_failed(leg, kind):
+            return
+        if leg.consult:
+            call.transfers.consult_failed(leg, kind)
         if call.stage != DIALING:
             call.save()
             return
@@ -98,19 +103,25 @@ class Outbound:
                 leg.target = value.target
                 if leg.state == UP and call.stage == DIALING:
                     self.answered(leg)
-            elif value.leg in arriving.ended or record.stage != DIALING:
-                self._gone(value.leg)
+            elif value.leg in arriving.ended or value.state != "trying":
+                self._gone(value)
             else:
-                leg = call.add_leg(Leg(value.leg, PARTY, target=value.target))
+                leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=value.consult))
                 call.note("dialling, which the last node had not done yet", leg=leg.leg, target=leg.target)
                 call.save(lambda leg=leg: self._dial(leg))  # type: ignore[misc]
 
-    def _gone(self, name: str) -> None:
+    def _gone(self, value: LegValue) -> None:
         """The party ended while the call moved."""
         call = self._call
+        gone = Leg(value.leg, PARTY, state="ended", target=value.target, consult=value.consult)
+        if call.transfers.party_failed(gone, "no-answer"):
+            return
+        if value.consult:
+            call.transfers.consult_failed(gone, "no-answer")
+            return
         if len([leg for leg in call.living() if leg.leg != call.head]) > 0:
             return
-        call.note("the party is gone", leg=name)
+        call.note("the party is gone", leg=value.leg)
         cause = "480" if call.stage == DIALING else NORMAL
         call.end_leg(call.legs[call.head], cause, "the other side is gone")
         call.over("the party left meanwhile")

@@ -40,6 +40,10 @@ class Parts(Protocol):
         """The address of record of an authenticated user's phone."""
         ...
 
+    def queue_of_number(self, number: str) -> str:
+        """The queue into which callers are transferred by this number; empty: none."""
+        ...
+
     def dial_target(self, number: str) -> str:
         """What a dialled number means: ``device:<aor>`` of a user here, else ``number:``."""
         ...

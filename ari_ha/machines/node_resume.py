@@ -33,6 +33,7 @@ from ari_ha.machines.node_model import (
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
+from ari_ha.machines.node_transfer import open_transfer
 from ari_ha.wire.keyspace import RecordValue
 from ari_ha.wire.token import LegToken
 
@@ -218,7 +219,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.ivr.place = record.ivr
     call.supervision.closed = any(is_supervisor(leg) for leg in arriving.ended)
     config = parts.queue(record.queue) if record.queue else None
-    call.head = record.head
+    call.head, call.transfers.now = record.head, record.transfer
     call.music = config.moh if config else call.music
     call.media_policy = THROUGH if record.want_media == THROUGH and arriving.record else HITLESS
     call.retired = list(arriving.retired)
@@ -243,6 +244,7 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
             name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD,
             agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
             attempt=attempt.attempt if attempt else "", target=known.target if known else "",
+            consult=known.consult if known else "", of=known.of if known else "",
         )  # fmt: skip
         call.add_leg(leg)
         channel = arriving.channels.get(name)
@@ -295,6 +297,8 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
                 unwilling.append(value.attempt)
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
+    if open_transfer(record):
+        lost, left, unwilling = [], [], []
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
     if record is not None and (record.stage == IVR or (record.stage == DIALPLAN and step)):
@@ -305,7 +309,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = FEATURE
     elif record is not None and (dialling := stage_after(call, record)):
         stage = dialling
-    elif agents_up:
+    elif agents_up or open_transfer(record):
         stage = TALKING
     elif record is not None and record.stage == TALKING and not left:
         stage = TALKING  # alone: the agent is rung again
@@ -362,6 +366,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _agents_lost(call, past)
     if record is not None and call.stage in (DIALING, TALKING):
         call.outbound.resumed(arriving, record)
+        call.transfers.resumed(record)
     call.touch()
 
 

@@ -283,6 +283,11 @@ class Registrar:
         )
         context.sip.respond(event.txn, 200, context.now, headers=headers)
 
+    def aor_of(self, user: str) -> str:
+        """The address of record of an account's phone."""
+        account = self._users.get(user)
+        return (account.aor if account else "") or user
+
     # --- where is a phone ----------------------------------------------------------
 
     def binding_of(self, aor: str) -> BindingValue | None:

@@ -13,6 +13,7 @@ from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import MOVES_KEPT_MAX, EdgeCall, Move, NodeLeg
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_transfer import asked_frames
 from ari_ha.machines.media import HITLESS
 from ari_ha.machines.node_watch import WatchedNode
 from ari_ha.wire import link
@@ -297,6 +298,8 @@ class Takeover:
                 self._context.link(call.owner.name, link.LegAnswered(**base))
             self._context.link(call.owner.name, link.LegHeld(**base, held=leg.held))
             self._say_digits(call, leg.leg, call.owner.name)
+        for frame in asked_frames(call):
+            self._context.link(call.owner.name, frame)
 
     def _say_digits(self, call: EdgeCall, leg: str, node: str) -> None:
         """What the phone typed lately: a digit may have reached the lost node and not its

@@ -379,7 +379,7 @@ class Dispatch:
             self.stack.count("info-refused")
         if leg.state == "ending":
             return
-        if status == 481:
+        if status == 481 and method not in self.stack.settings.usage_methods:
             self.core.end(leg, "gone", now)
         elif status == 408 and method in self.stack.settings.timeout_ends_methods:
             self.core.bye_and_end(leg, "gone", now)

@@ -276,6 +276,13 @@ class Endpoint:
         """The last SDP we received that counts."""
         return self._known(leg).remote_sdp
 
+    def dialog_of(self, leg: str) -> tuple[str, str, str] | None:
+        """Call-ID, local and remote tag of a leg's dialog; None when there is none."""
+        found = self._core.legs.get(leg)
+        if found is None:
+            return None
+        return found.dialog.call_id, found.dialog.local_tag, found.dialog.remote_tag
+
     def leg_flow(self, leg: str) -> Flow:
         """Where requests of the leg go: where its far side was last heard."""
         return self._known(leg).flow

@@ -66,6 +66,8 @@ class EndpointSettings:
     owner_dialog_methods: tuple[str, ...] = ()
     """Methods that go to the owner as RequestReceived when they carry a To tag of no leg (an owner that keeps
     subscriptions sets SUBSCRIBE and NOTIFY); all others get 481."""
+    usage_methods: tuple[str, ...] = ("NOTIFY", "SUBSCRIBE")
+    """In-dialog methods whose 481 speaks of a subscription, not of the call (RFC 5057 section 5.1)."""
     timeout_ends_methods: tuple[str, ...] = ("INVITE", "UPDATE")
     """In-dialog methods whose 408 or timeout ends the leg (section 12.2.1.2). INFO and the like are left out
     on

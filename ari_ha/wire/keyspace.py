@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ari_ha.wire.transfer import TransferValue
+
 SCHEMA = 1
 VALUE_MAX_BYTES = 256 * 1024
 
@@ -204,6 +206,10 @@ class LegValue(Value):
     ended_by: str = ""
     target: str = ""
     """What was dialled because somebody asked for it: ``device:<aor>``, ``number:<number>``"""
+    consult: str = ""
+    """The consulting phone's leg of the side conversation it belongs to"""
+    of: str = ""
+    """On a consulting leg: the same phone's leg in the main conversation"""
 
 
 class IvrPlace(msgspec.Struct, omit_defaults=True):
@@ -249,6 +255,7 @@ class RecordValue(Value):
     want_media: str = "through"
     head: str = "c"
     """The leg whose end ends the call."""
+    transfer: TransferValue | None = None
     ending: dict[str, str] = {}
     """leg -> cause: ends the app has decided on, written before the act."""
     variables: dict[str, str] = {}
@@ -414,6 +421,8 @@ class QueueConfigValue(Value):
     max_waiting: int = 100
     full_action: str = "busy"
     """What a caller gets who finds the queue full: busy (486), or an extension."""
+    numbers: list[str] = []
+    """Numbers by which an agent transfers a caller into this queue."""
     moh: str = "default"
     media: str = "hitless"
     """hitless, or through: two people talk through Asterisk."""

@@ -156,6 +156,27 @@ class ClaimAgent(Frame, frozen=True):
     call: str = ""
 
 
+class Conversations(Frame, frozen=True):
+    """Who belongs to whom in the call, whole: ``head`` is the leg whose end ends it;
+    ``consult`` maps legs of side conversations to the consulting phone's leg, and a leg
+    that is not named belongs to the head's."""
+
+    call: str = ""
+    epoch: str = ""
+    head: str = ""
+    consult: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class TransferIs(Frame, frozen=True):
+    """How the transfer ``leg`` asked for is going: a SIP status (RFC 3515 §2.4.4)."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    transfer: str = ""
+    status: int = 0
+
+
 class DigitHeard(Frame, frozen=True):
     """Asterisk heard a DTMF digit on a leg."""
 
@@ -234,6 +255,30 @@ class LegHeld(Frame, frozen=True):
     held: bool = False
 
 
+class TransferAsked(Frame, frozen=True):
+    """The phone of ``leg`` asks that its partner be connected to ``number`` (REFER), or to
+    the partner of its other leg ``other`` (REFER with Replaces). Said again until `TransferIs`
+    says that it is over."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    transfer: str = ""
+    number: str = ""
+    other: str = ""
+
+
+class ConsultAsked(Frame, frozen=True):
+    """The phone of ``of`` calls ``number`` while it is in the call: its second dialog is
+    ``leg`` of the same call. Said again after a move while nobody has been rung."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    of: str = ""
+    number: str = ""
+
+
 class LegDigit(Frame, frozen=True):
     """The phone sent a digit by SIP INFO; it went to the other side already. After a move
     the digits typed lately are said once more, those an IVR's Asterisk heard too: the
@@ -278,20 +323,21 @@ class ClaimAnswer(Frame, frozen=True):
 
 NODE_FRAMES: Final = (
     NodeHello, NodeState, NodeCalls, Bridged, ResumeRefused, EndLeg, WantMedia,
-    AsteriskGone, ClaimAgent, DigitHeard, Ping, Pong,
+    AsteriskGone, ClaimAgent, DigitHeard, Conversations, TransferIs, Ping, Pong,
 )  # fmt: skip
 """What a node app says."""
 
 EDGE_FRAMES: Final = (
     EdgeHello, EdgeCalls, MediaIs, LegRinging, LegAnswered, LegGone, LegHeld, LegDigit,
-    CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
+    TransferAsked, ConsultAsked, CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
 )  # fmt: skip
 """What an edge says."""
 
 AnyFrame = (
     NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | EndLeg | WantMedia
-    | AsteriskGone | ClaimAgent | DigitHeard
+    | AsteriskGone | ClaimAgent | DigitHeard | Conversations | TransferIs
     | EdgeHello | EdgeCalls | MediaIs | LegRinging | LegAnswered | LegGone | LegHeld | LegDigit
+    | TransferAsked | ConsultAsked
     | CallMoved | Relinquish | ClaimAnswer
     | Ping | Pong
 )  # fmt: skip

@@ -42,6 +42,8 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: str = ""
     trunk: str = ""
     user: str = ""
+    consult: str = ""
+    """The consulting phone's leg this one is rung for"""
     facts: dict[str, str] = {}
     ended: dict[str, str] = {}
 

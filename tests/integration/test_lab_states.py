@@ -101,5 +101,159 @@ def test_a_number_nobody_has(stage: Stage) -> None:
     stage.agents_in(["1001"])
     stage.far.phone_order("1001", "dial", number="7777")
     ident = stage.far.phone("1001")["calls"][-1]["call"]
-    assert ended(stage, ident)["status"] == 503
+    assert ended(stage, ident)["status"] == 480
     until("idle again", 10, lambda: stage.agents()["1001"].get("work", "idle") == "idle", 0.2)
+
+
+# --- transfers -------------------------------------------------------------------------
+
+
+def a_talk(stage: Stage, agents: list[str]) -> tuple[str, str, str, str, str]:
+    """A customer and the agent the queue chose: customer, agent's call, agent, the other agent, caller."""
+    stage.agents_in(agents)
+    caller = "15551234"
+    (ident,) = stage.far.place("6000", caller)
+
+    def talks() -> list[str]:
+        return [a for a in agents if (c := call_of(stage, a, "in")) and c["state"] == "up"]
+
+    (agent,) = until("an agent talks", 10, talks)
+    (other,) = [a for a in agents if a != agent]
+    mine = in_state(stage, agent, "in", "up")
+    hear_each_other(stage, ident, mine)
+    return ident, mine, agent, other, caller
+
+
+def consulting(stage: Stage) -> tuple[str, str, str, str, str, str]:
+    """The agent holds his customer and talks to a colleague: all four ends, the caller, the agent."""
+    customer, mine, agent, other, caller = a_talk(stage, ["1001", "1002"])
+    stage.far.order(mine, "hold")
+    stage.far.phone_order(agent, "dial", number=other)
+    second = in_state(stage, agent, "out", "up")
+    theirs = in_state(stage, other, "in", "up")
+    hear_each_other(stage, second, theirs)
+    until("music on hold", 5, lambda: music(stage, customer))
+    return customer, mine, second, theirs, caller, agent
+
+
+def music(stage: Stage, ident: str) -> bool:
+    end = stage.far.now() - 0.1
+    (row,) = stage.far.measure(end - 0.5, end, [ident])["calls"]
+    return sum(span["packets"] for span in row["other_audio"]) > 12
+
+
+def nothing_left(stage: Stage) -> None:
+    until("no channel is left", 15, lambda: not stage.channels(), 0.2)
+    until("no call is left", 15, lambda: not stage.edge_calls(), 0.2)
+    until("all agents are idle", 20, lambda: works(stage, "1001", "1002") == {"idle"}, 0.2)
+
+
+@pytest.mark.parametrize("when", ["never", "ringing"])
+def test_a_blind_transfer(stage: Stage, when: str) -> None:
+    customer, mine, _, other, caller = a_talk(stage, ["1001", "1002"])
+    stage.far.ask(f"/phones/{other}/manner", "POST", {"mode": "ring"})
+    stage.far.order(mine, "refer", number=other)
+    theirs = in_state(stage, other, "in", "ringing")
+    if when == "ringing":
+        strike(stage, caller)
+    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
+    assert stage.far.call(mine)["refer"]["said"][-1] == "SIP/2.0 200 OK"
+    stage.far.order(theirs, "answer")
+    hear_each_other(stage, customer, theirs)
+    assert messages(stage, theirs, "received").count("INVITE") == 1
+    assert not [w for w in messages(stage, customer, "received") if w.startswith(("BYE", "INVITE"))]
+    stage.far.order(customer, "hangup")
+    assert ended(stage, theirs)["ended_by"] == "them"
+    nothing_left(stage)
+
+
+def test_a_blind_transfer_into_a_queue(stage: Stage) -> None:
+    customer, mine, _, _, _ = a_talk(stage, ["1001", "1002"])
+    stage.far.order(mine, "refer", number="6100")
+    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
+    until("music in the queue", 8, lambda: music(stage, customer))
+    until("a place in the other queue", 5, lambda: stage.view().waiting.get("sales"))
+    stage.far.order(customer, "hangup")
+    nothing_left(stage)
+
+
+def test_nobody_takes_the_transfer_the_asker_is_rung_again(stage: Stage) -> None:
+    customer, mine, agent, other, _ = a_talk(stage, ["1001", "1002"])
+    stage.far.ask(f"/phones/{other}/manner", "POST", {"mode": "ring"})
+    stage.far.order(mine, "refer", number=other)
+    theirs = in_state(stage, other, "in", "ringing")
+    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
+    stage.far.order(theirs, "reject", status=486)
+    back = in_state(stage, agent, "in", "up")
+    hear_each_other(stage, customer, back)
+    stage.far.order(back, "hangup")
+    assert ended(stage, customer)["ended_by"] == "them"
+    nothing_left(stage)
+
+
+@pytest.mark.parametrize("when", ["never", "consulting", "asked"])
+def test_an_attended_transfer(stage: Stage, when: str) -> None:
+    customer, mine, second, theirs, caller, _ = consulting(stage)
+    if when == "consulting":
+        strike(stage, caller)
+        hear_each_other(stage, second, theirs)
+        until("music again", 5, lambda: music(stage, customer))
+    if when == "asked":
+        node = stage.edge_calls()[caller]["node"]
+        struck = FAULTS["asterisk-kill"](stage.lab, node)
+        stage.far.order(mine, "refer", number="1002", other=second)
+        if struck.mend is not None:
+            struck.mend()
+    else:
+        stage.far.order(mine, "refer", number="1002", other=second)
+    hear_each_other(stage, customer, theirs, 10)
+    for gone in (mine, second):
+        assert ended(stage, gone)["ended_by"] == "them"
+    stage.far.order(theirs, "hangup")
+    assert ended(stage, customer)["ended_by"] == "them"
+    nothing_left(stage)
+
+
+@pytest.mark.parametrize("who", ["customer", "agent"])
+def test_hanging_up_in_the_gap_of_a_consultation(stage: Stage, who: str) -> None:
+    customer, mine, second, theirs, caller, _ = consulting(stage)
+    node = stage.edge_calls()[caller]["node"]
+    struck = FAULTS["asterisk-kill"](stage.lab, node)
+    stage.far.order(customer if who == "customer" else second, "hangup")
+    if struck.mend is not None:
+        struck.mend()
+    if who == "customer":
+        assert ended(stage, mine)["ended_by"] == "them"
+        hear_each_other(stage, second, theirs)
+        stage.far.order(theirs, "hangup")
+        assert ended(stage, second)["ended_by"] == "them"
+    else:
+        assert ended(stage, theirs)["ended_by"] == "them"
+        stage.far.order(mine, "unhold")
+        hear_each_other(stage, customer, mine)
+        stage.far.order(customer, "hangup")
+    nothing_left(stage)
+
+
+def all_three_hear(stage: Stage, *idents: str) -> None:
+    """Asterisk mixes three voices: nobody's numbers come through, but everybody hears something."""
+    for ident in idents:
+        until(f"{ident} hears", 8, lambda ident=ident: music(stage, ident), 0.2)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_conference(stage: Stage, fault: bool) -> None:
+    customer, mine, second, theirs, caller, _ = consulting(stage)
+    stage.far.digits({second: "*3"})
+    assert ended(stage, mine)["ended_by"] == "them"
+    all_three_hear(stage, customer, second, theirs)
+    assert stage.edge_calls()[caller]["media"] == "through"
+    if fault:
+        strike(stage, caller)
+        all_three_hear(stage, customer, second, theirs)
+        assert not [w for w in messages(stage, customer, "received") if w.startswith(("BYE", "INVITE"))]
+    stage.far.order(second, "hangup")
+    hear_each_other(stage, customer, theirs)
+    stage.far.order(customer, "hangup")
+    assert ended(stage, theirs)["ended_by"] == "them"
+    nothing_left(stage)

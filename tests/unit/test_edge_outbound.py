@@ -49,10 +49,12 @@ def phone_dials(world: EdgeWorld, user: str, number: str) -> tuple[str, Any]:
     return key, world.edge.calls.by_id[new]
 
 
-def dial(world: EdgeWorld, call: Any, leg: str, target: str) -> str:
+def dial(world: EdgeWorld, call: Any, leg: str, target: str, consult: str = "") -> str:
     """Its node's app dials ``target`` for the call."""
     node = world.nodes[call.owner.name]
-    token = LegToken(kind="dial", call=call.call, leg=leg, epoch=str(call.epoch), target=target)
+    token = LegToken(
+        kind="dial", call=call.call, leg=leg, epoch=str(call.epoch), target=target, consult=consult
+    )
     key = world.new_id()
     node.sip.invite(
         key, flow=Flow("l", "udp", EDGE_CORE, 5070), target=f"sip:{leg}@{EDGE_CORE}:5070",

@@ -32,6 +32,10 @@ EXAMPLES = [
     link.CallMoved("k1", "7.2", "node-b"),
     link.Relinquish("k1", "7.2"),
     link.ClaimAnswer("ann", "t1", False, "t0"),
+    link.Conversations("k1", "7.1", "c", {"k1": "k1", "a2": "k1"}),
+    link.TransferIs("k1", "a1", "7.1", "t9", 200),
+    link.TransferAsked("k1", "a1", "7.1", "t9", "1002", "k1"),
+    link.ConsultAsked("k1", "k1", "7.1", "a1", "1002"),
     link.Ping(1.25),
     link.Pong(1.25),
 ]

@@ -1,0 +1,372 @@
+"""Consulting, transferring, conferring: people who come into a call and leave it.
+
+A side conversation (``consult``) belongs to the leg of the phone that leads it. Every
+step is in the record before it is done; a survivor reads there how far a transfer was
+and goes on. Whoever was to be transferred stays in any case: with the target, with whoever
+asked, rung back, or first in the queue he came from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ari_ha.machines.node_model import ENDED, NORMAL, QUEUED, RINGING, TALKING, UP, Leg
+from ari_ha.machines.node_parts import Parts
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import RecordValue
+from ari_ha.wire.transfer import TransferValue
+
+if TYPE_CHECKING:
+    from ari_ha.machines.node_call import NodeCall
+
+ASKED, RINGS, BACK, OVER = "asked", "ringing", "back", "over"
+STATUS_OF_KIND = {"busy": 486, "reject": 603, "no-answer": 480, "unreachable": 480, "canceled": 487}
+CONFERENCE_DIGITS = "*3"
+"""Typed by whoever consults: all three talk."""
+
+
+class Transfers:
+    """See the module; one per call."""
+
+    def __init__(self, parts: Parts, call: NodeCall) -> None:
+        self._parts = parts
+        self._call = call
+        self.now: TransferValue | None = None
+        """The transfer under way, or the last one"""
+        self._typed = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether one is under way."""
+        return self.now is not None and self.now.state != OVER
+
+    def _set(self, **changes: object) -> None:
+        assert self.now is not None
+        self.now = msgspec.structs.replace(self.now, **changes)
+
+    def _say(self, status: int) -> None:
+        t, call = self.now, self._call
+        if t is not None:
+            call.say(
+                link.TransferIs(
+                    call=call.call, leg=t.leg, epoch=str(call.epoch), transfer=t.transfer, status=status
+                )
+            )
+
+    def _say_conversations(self) -> None:
+        call = self._call
+        consult = {leg.leg: leg.consult for leg in call.living() if leg.consult}
+        call.say(
+            link.Conversations(call=call.call, epoch=str(call.epoch), head=call.head, consult=consult)
+        )
+
+    def _others(self, leg: Leg) -> list[Leg]:
+        return [
+            o for o in self._call.living() if o is not leg and o.consult == leg.consult and not o.aside
+        ]
+
+    # --- consulting ----------------------------------------------------------------
+
+    def consult_channel(self, name: str) -> Leg:
+        """The leg of a phone's second dialog, whose channel is here."""
+        call = self._call
+        return call.legs.get(name) or call.add_leg(Leg(name, "user", state=RINGING, consult=name))
+
+    def consult_asked(self, frame: link.ConsultAsked) -> None:
+        """A phone in the call wants to speak to ``number`` meanwhile."""
+        call, leg = self._call, self.consult_channel(frame.leg)
+        leg.consult, leg.of = frame.leg, frame.of
+        if not leg.alive or call.stage != TALKING or self._others(leg):
+            return
+        call.note("consulting", leg=leg.leg, of=leg.of, number=frame.number)
+        self._agent_state(leg, "consult")
+        call.outbound.ring(frame.number, consult=leg.leg)
+
+    def _agent_state(self, leg: Leg, rule: str) -> None:
+        main = self._call.legs.get(leg.of)
+        if main is not None and main.agent:
+            self._parts.acd.conversation_state(self._call.call, main.agent, rule)
+
+    def consult_failed(self, party: Leg, kind: str) -> None:
+        """The consulted party did not answer: the phone hears why, and has its caller still."""
+        leg = self._call.legs.get(party.consult)
+        if leg is not None and leg.alive:
+            status = party.status if party.status >= 400 else STATUS_OF_KIND.get(kind, 480)
+            self._call.end_leg(leg, str(status), f"not answered: {kind}")
+            self._agent_state(leg, "consult-end")
+
+    # --- people who leave ----------------------------------------------------------
+
+    def left(self, leg: Leg) -> bool:
+        """A phone has gone; True when that is a matter of transfers or consulting."""
+        call, t = self._call, self.now
+        if self.open and t is not None and leg.leg == t.leg:
+            self._gone(leg)
+            self._set(left=True)
+            call.save()
+            return True
+        side = sorted({o.consult for o in call.living() if o.consult})
+        if leg.leg == call.head and side:
+            self._main_ended(leg, side[0])
+            return True
+        if leg.consult and (leg.consult == leg.leg or leg.state == UP):
+            self._consult_over(leg)
+            return True
+        return False
+
+    def _gone(self, leg: Leg) -> None:
+        leg.state = ENDED
+        self._call.hang_up_later(leg)
+        if leg.attempt in self._call.attempts:
+            self._call.attempts[leg.attempt].state = ENDED
+        self._parts.acd.conversation_ended(self._call.call, leg.agent, "transfer")
+
+    def _main_ended(self, leg: Leg, consult: str) -> None:
+        """The caller hung up while his agent consults: the side conversation goes on."""
+        call = self._call
+        call.note("the caller is gone, the consultation goes on", leg=leg.leg, head=consult)
+        leader = call.legs[consult]
+        main = call.legs.get(leader.of)
+        if main is not None:
+            leader.agent, leader.attempt = main.agent, main.attempt
+            main.agent = ""
+            self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
+        for other in [leg, *self._others(leg)]:
+            other.state = ENDED
+            call.hang_up_later(other)
+        call.head = consult
+        for other in call.living():
+            other.consult = ""
+        call.save()
+
+    def _consult_over(self, leg: Leg) -> None:
+        call = self._call
+        others = self._others(leg)
+        leg.state = ENDED
+        call.hang_up_later(leg)
+        self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
+        for other in others:
+            call.end_leg(other, NORMAL, "the consultation is over")
+            self._parts.acd.conversation_ended(call.call, other.agent, "consult")
+        leader = call.legs.get(leg.consult)
+        if leader is not None:
+            self._agent_state(leader, "consult-end")
+        call.save()
+
+    # --- transferring --------------------------------------------------------------
+
+    def asked(self, frame: link.TransferAsked) -> None:
+        """A phone wants its partner to be somebody else's: intent first."""
+        call, t = self._call, self.now
+        leg = call.legs.get(frame.leg)
+        if t is not None and t.transfer == frame.transfer:
+            if t.state != ASKED:
+                self._say(200)
+            return
+        if self.open:
+            return
+        self.now = TransferValue(
+            transfer=frame.transfer, leg=frame.leg, number=frame.number, other=frame.other
+        )
+        if leg is None or not leg.alive or call.stage != TALKING:
+            self._say(481)
+            self.now = None
+            return
+        self._set(device=self._device(leg))
+        call.note("transfer", leg=frame.leg, number=frame.number, other=frame.other)
+        self._parts.context.count("node_transfers", kind="attended" if frame.other else "blind")
+        call.save(self._act)
+
+    def _device(self, leg: Leg) -> str:
+        agent = self._parts.acd.acd.agents().get(leg.agent)
+        return agent.device if agent is not None else leg.target.removeprefix("device:")
+
+    def _act(self) -> None:
+        t, call = self.now, self._call
+        if t is None or t.state != ASKED or t.party or call.quiet():
+            return
+        if t.other:
+            self._attended(t)
+        elif queue := self._parts.queue_of_number(t.number):
+            self._into_queue(queue)
+        else:
+            self._set(party=call.outbound.ring(t.number).leg)
+            call.save()
+
+    def _attended(self, t: TransferValue) -> None:
+        call = self._call
+        legs = [leg for name in (t.leg, t.other) if (leg := call.legs.get(name)) is not None]
+        leader = next((leg for leg in legs if leg.consult == leg.leg), None)
+        party = next((o for o in self._others(leader) if o.leg != t.leg), None) if leader else None
+        if party is None:
+            self._say(480)
+            self.now = None
+            return
+        party.consult = ""
+        self._set(party=party.leg, state=OVER if party.state == UP else RINGS, left=True)
+        self._new_head({leg.leg for leg in legs})
+        self._say_conversations()
+        self._say(200)
+        for leg in [leg for leg in legs if leg.alive]:
+            call.end_leg(leg, NORMAL, "transferred")
+            self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+            if leg.attempt in call.attempts:
+                call.attempts[leg.attempt].state = ENDED
+        call.note("transferred", to=party.target, leg=party.leg, answered=party.state == UP)
+        call.save()
+        call.touch()
+
+    def _new_head(self, leaving: set[str]) -> None:
+        """Whoever stays leads the call now."""
+        call, t = self._call, self.now
+        party = t.party if t is not None else ""
+        if call.head in leaving:
+            stays = [o for o in call.living() if o.leg not in leaving and not o.consult and not o.aside]
+            stays.sort(key=lambda o: o.leg == party)
+            if stays:
+                call.head = stays[0].leg
+
+    def _into_queue(self, queue: str) -> None:
+        """Into a queue: the caller waits there like any other."""
+        call, context = self._call, self._parts.context
+        self._leave()
+        self._set(state=OVER)
+        call.note("transferred into a queue", queue=queue)
+        call.queue, call.entered, call.stage = queue, context.utc, QUEUED
+        self._parts.acd.caller_enters(call.call, queue, call.entered, call.queue_priority, call.caller)
+        call.save()
+        call.touch()
+
+    def _leave(self) -> None:
+        """Whoever asked is released: the target is reached."""
+        t, call = self.now, self._call
+        assert t is not None
+        self._say(200)
+        leg = call.legs.get(t.leg)
+        self._new_head({t.leg})
+        self._say_conversations()
+        if leg is not None and leg.alive:
+            call.end_leg(leg, NORMAL, "transferred")
+            if leg.attempt in call.attempts:
+                call.attempts[leg.attempt].state = ENDED
+            self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+        self._set(left=True)
+
+    # --- the target ----------------------------------------------------------------
+
+    def party_rings(self, leg: Leg) -> None:
+        """The target rings."""
+        t = self.now
+        if t is not None and t.party == leg.leg and t.state == ASKED:
+            self._leave()
+            self._set(state=RINGS)
+            self._call.save()
+            self._call.touch()
+
+    def party_answered(self, leg: Leg) -> None:
+        """The target is there."""
+        t = self.now
+        if t is not None and t.party == leg.leg and t.state != OVER:
+            if not t.left:
+                self._leave()
+            self._set(state=OVER)
+            self._call.note("transfer done", leg=leg.leg, target=leg.target)
+
+    def party_failed(self, leg: Leg, kind: str) -> bool:
+        """The target did not answer. Whoever asked is told, or rung again when he has left;
+        True when the leg was a transfer's."""
+        t, call = self.now, self._call
+        if t is None or t.party != leg.leg or t.state == OVER:
+            return False
+        asker = call.legs.get(t.leg)
+        if asker is not None and asker.alive and not t.left:
+            self._say(leg.status if leg.status >= 400 else STATUS_OF_KIND.get(kind, 480))
+            self.now = None
+        elif t.state != BACK and t.device:
+            call.note("transfer failed: whoever asked is rung again", device=t.device, kind=kind)
+            self._set(state=BACK, party="")
+            self._set(party=call.outbound.ring(t.device).leg)
+        else:
+            self._set(state=OVER)
+            self._nowhere(kind)
+            return True
+        call.save()
+        call.touch()
+        return True
+
+    def _nowhere(self, kind: str) -> None:
+        """Nobody takes the caller: back into his queue, first; without one the call ends."""
+        call = self._call
+        if call.queue:
+            call.requeue("nobody took the transfer")
+            return
+        call.end_leg(call.legs[call.head], NORMAL, f"nobody took the transfer: {kind}")
+        call.over("nobody took the transfer")
+
+    # --- three people --------------------------------------------------------------
+
+    def digit(self, leg: Leg, digit: str) -> None:
+        """Typed by whoever consults."""
+        if leg.consult != leg.leg:
+            return
+        self._typed = (self._typed + digit)[-len(CONFERENCE_DIGITS) :]
+        if self._typed == CONFERENCE_DIGITS:
+            self._typed = ""
+            self.conference()
+
+    def conference(self) -> bool:
+        """The side conversation joins the main one. Of the phone that has both the dialog
+        that is not on hold stays; False when nobody consults."""
+        call = self._call
+        leader = next((leg for leg in call.living() if leg.consult == leg.leg and leg.state == UP), None)
+        main = call.legs.get(leader.of) if leader is not None else None
+        if leader is None or main is None or not main.alive or not self._others(leader):
+            return False
+        for other in self._others(leader):
+            other.consult = ""
+        leaves, stays = (main, leader) if main.held else (leader, main)
+        leader.consult = ""
+        if stays is leader:
+            leader.agent, leader.attempt, main.agent = main.agent, main.attempt, ""
+            if leader.attempt in call.attempts:
+                call.attempts[leader.attempt].leg = leader.leg
+            if call.head == main.leg:
+                call.head = leader.leg
+        call.note("conference", legs=",".join(leg.leg for leg in call.living()), instead_of=leaves.leg)
+        self._parts.context.count("node_conferences")
+        self._parts.acd.conversation_state(call.call, stays.agent, "consult-end")
+        self._say_conversations()
+        call.end_leg(leaves, NORMAL, "conference")
+        call.save()
+        call.touch()
+        return True
+
+    # --- taken up ------------------------------------------------------------------
+
+    def resumed(self, record: RecordValue) -> None:
+        """After a takeover: goes on where the record says it was."""
+        call, t = self._call, self.now
+        for leg in [leg for leg in call.living() if leg.consult and leg.leg != leg.consult]:
+            leader = call.legs.get(leg.consult)
+            if leader is None or not leader.alive:
+                call.end_leg(leg, NORMAL, "whoever consulted is gone")
+        if not self.open or t is None:
+            return
+        asker = call.legs.get(t.leg)
+        if (asker is None or not asker.alive) and not t.left:
+            self._set(left=True)
+            known = record.legs.get(t.leg)
+            if known is not None and known.agent:
+                self._parts.acd.conversation_ended(call.call, known.agent, "transfer")
+        party = call.legs.get(t.party)
+        if party is not None and party.state == UP:
+            self.party_answered(party)
+        elif not t.party:
+            self._act()
+
+
+def open_transfer(record: RecordValue | None) -> bool:
+    """Whether a transfer is under way."""
+    return record is not None and record.transfer is not None and record.transfer.state != OVER

@@ -1,0 +1,242 @@
+"""A phone in a call consults and transfers: what ends at the edge, and what a fault leaves of it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
+from ari_ha.wire import link
+from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, digest_header, kill
+from tests.unit.test_edge_machine import talking
+from tests.unit.test_edge_outbound import dial
+
+
+@pytest.fixture
+def world() -> EdgeWorld:
+    w = EdgeWorld()
+    for user in ("1001", "1002"):
+        w.add_user(user)
+    w.snapshots()
+    return w
+
+
+def refer(world: EdgeWorld, phone: Any, leg: str, target: str, **headers: str) -> None:
+    given = [("Refer-To", target), *((name.replace("_", "-"), value) for name, value in headers.items())]
+    phone.sip.request_in_dialog(leg, "REFER", world.now, headers=given)
+    world.settle()
+
+
+def fragments(phone: Any) -> list[str]:
+    """What the NOTIFYs of a transfer said."""
+    requests = [e.request for e in phone.of(sip.InDialogRequest) if e.request.method == "NOTIFY"]
+    return [request.body.decode().split("\r\n")[0] for request in requests]
+
+
+def consult(world: EdgeWorld, phone: Any, number: str = "1002") -> str:
+    """The phone holds nobody and calls somebody else: the key of its second dialog."""
+    arguments: dict[str, Any] = {
+        "flow": Flow("l", "udp", *EDGE_PUBLIC), "target": f"sip:{number}@{EDGE_PUBLIC[0]}",
+        "from_": "<sip:1001@test>", "to": f"<sip:{number}@test>", "sdp": phone.sdp(42_000), "now": world.now,
+    }  # fmt: skip
+    phone.sip.invite(world.new_id(), **arguments)
+    world.settle()
+    header = digest_header(phone.of(sip.LegFailed)[-1], "1001", "pw", "INVITE", str(arguments["target"]))
+    key = world.new_id()
+    phone.sip.invite(key, headers=(("Authorization", header),), **arguments)
+    world.settle()
+    return key
+
+
+def consulting(world: EdgeWorld) -> tuple[str, Any, Any, Any, str, str, str]:
+    """Carrier and 1001 talk; 1001 holds and talks to 1002."""
+    caller, call, node, phone, leg = talking(world)
+    for other in world.nodes.values():
+        other.auto_answer_new = False
+    colleague = world.register("1002")
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    second = consult(world, phone)
+    dial(world, call, "a2", "device:1002", consult="k1")
+    (invite,) = colleague.of(sip.InviteReceived)
+    colleague.sip.ring(invite.leg, world.now)
+    colleague.sip.answer(invite.leg, colleague.sdp(), world.now)
+    world.settle()
+    for key in [k for k, t in node.tokens.items() if t.leg == "k1"]:
+        node.sip.answer(key, node.sdp(), world.now)
+    world.settle()
+    return caller, call, node, phone, leg, second, invite.leg
+
+
+def test_a_blind_transfer_is_accepted_and_told_to_the_app(world):
+    _, call, node, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>")
+    (response,) = [r for r in phone.of(sip.ResponseReceived) if r.key == leg]
+    assert response.status == 202
+    assert fragments(phone) == ["SIP/2.0 100 Trying"]
+    (asked,) = node.got(link.TransferAsked)
+    assert (asked.leg, asked.number, asked.other) == ("a1", "1002", "")
+    frame = link.TransferIs(call.call, "a1", str(call.epoch), asked.transfer, 200)
+    world.say(node, frame)
+    world.settle()
+    assert fragments(phone)[-1] == "SIP/2.0 200 OK" and not call.legs["a1"].refer
+
+
+NOBODYS = "<sip:1@t?Replaces=nobody%3Bto-tag%3D1%3Bfrom-tag%3D2>"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("", 400), ("<mailto:x@y>", 400), ("<sip:test>", 400), (NOBODYS, 481)]
+)
+def test_what_makes_no_sense_is_refused(world, target, status):
+    _, _, node, phone, leg = talking(world)
+    refer(world, phone, leg, target)
+    assert [r.status for r in phone.of(sip.ResponseReceived) if r.key == leg] == [status]
+    assert not node.got(link.TransferAsked) and not fragments(phone)
+
+
+def test_who_wants_no_subscription_gets_none(world):
+    _, _, node, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>", Refer_Sub="false", Supported="norefersub")
+    assert node.got(link.TransferAsked) and not fragments(phone)
+
+
+def test_a_refer_that_crosses_the_takeover_reaches_the_survivor(world):
+    _, call, node, phone, leg = talking(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    kill(world, node.name)
+    refer(world, phone, leg, "<sip:1002@test>")
+    assert fragments(phone) == ["SIP/2.0 100 Trying"]
+    assert call.move is not None
+    survivor = world.nodes[call.move.to.name]
+    world.say(survivor, link.Bridged(call=call.call, epoch=str(call.epoch), legs=["a1", "c"]))
+    world.settle()
+    assert {f.transfer for f in survivor.got(link.TransferAsked)} == {call.legs["a1"].refer["id"]}
+
+
+def test_a_refer_survives_the_edge(world):
+    _, call, _, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>")
+    world.boot()
+    again = world.edge.calls.by_id[call.call]
+    node = world.nodes[again.owner.name]
+    asked = node.got(link.TransferAsked)
+    assert len(asked) == 2 and asked[0].transfer == asked[1].transfer
+    world.say(node, link.TransferIs(call.call, "a1", str(again.epoch), asked[0].transfer, 486))
+    world.settle()
+    assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here"
+
+
+def test_a_phone_that_forgot_its_subscription_keeps_its_call(world):
+    _, call, _, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>")
+    (notify,) = [e for e in phone.of(sip.InDialogRequest) if e.request.method == "NOTIFY"]
+    phone.sip.respond(notify.txn, 481, world.now)
+    world.settle()
+    assert call.legs["a1"].state == "up", "RFC 5057: the 481 speaks of the subscription"
+
+
+def test_a_second_call_of_a_phone_belongs_to_the_first(world):
+    _, call, node, phone, _, _, _ = consulting(world)
+    assert set(world.edge.calls.by_id) == {call.call}
+    (asked,) = node.got(link.ConsultAsked)
+    assert (asked.leg, asked.of, asked.number) == ("k1", "a1", "1002")
+    assert [leg.leg for leg in call.conversation("k1")] == ["k1", "a2"]
+    assert {leg.state for leg in call.living()} == {"up"}
+    assert {("k1", "a2"), ("a2", "k1")} <= world.hears[call.call], "two people talk hitless"
+    n = node.name
+    assert ("c", f"c@{n}.1") in world.hears[call.call] and ("c", "a1") not in world.hears[call.call]
+
+
+def test_consulting_when_the_node_dies(world):
+    _, call, node, phone, _, _, _ = consulting(world)
+    sent = len(world.sip_log)
+    kill(world, node.name)
+    assert call.owner.name != node.name and not call.lost
+    assert {("k1", "a2"), ("a2", "k1")} <= world.hears[call.call]
+    assert [item for item in world.sip_log[sent:] if item[2].startswith("10.0.1.")] == []
+    s = call.owner.name
+    assert ("c", f"c@{s}.1") in world.hears[call.call]
+
+
+def replaces(phone: Any, second: str) -> str:
+    call_id, local, remote = phone.sip.dialog_of(second)
+    return f"<sip:1002@test?Replaces={quote(f'{call_id};to-tag={remote};from-tag={local}')}>"
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_an_attended_transfer(world, fault):
+    caller, call, node, phone, leg, second, far = consulting(world)
+    refer(world, phone, leg, replaces(phone, second))
+    (asked,) = node.got(link.TransferAsked)
+    assert (asked.leg, asked.other) == ("a1", "k1")
+    if fault:
+        kill(world, node.name)
+        node = world.nodes[call.owner.name]
+        assert node.got(link.TransferAsked)[-1].transfer == asked.transfer
+    epoch = str(call.epoch)
+    world.say(node, link.Conversations(call=call.call, epoch=epoch, head="c", consult={"k1": "k1"}))
+    world.say(node, link.TransferIs(call.call, "a1", epoch, asked.transfer, 200))
+    for gone in ("a1", "k1"):
+        world.say(node, link.EndLeg(call=call.call, leg=gone, epoch=epoch, cause="16"))
+    world.settle()
+    assert sorted(call.legs) == ["a2", "c"] and len(phone.of(sip.LegEnded)) == 2
+    assert {("c", "a2"), ("a2", "c")} <= world.hears[call.call]
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert world.phones["1002"].of(sip.LegEnded) and not world.edge.calls.by_id
+
+
+def test_the_caller_leaves_while_his_agent_consults(world):
+    caller, call, _, phone, leg, second, _ = consulting(world)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert [e.leg for e in phone.of(sip.LegEnded)] == [leg]
+    assert call.head == "k1" and {("k1", "a2"), ("a2", "k1")} <= world.hears[call.call]
+    phone.sip.hangup(second, world.now)
+    world.settle()
+    assert world.phones["1002"].of(sip.LegEnded) and not world.edge.calls.by_id
+
+
+def test_the_consultation_ends_the_caller_stays(world):
+    _, call, _, phone, _, second, _ = consulting(world)
+    phone.sip.hangup(second, world.now)
+    world.settle()
+    assert sorted(call.legs) == ["a1", "c"] and world.phones["1002"].of(sip.LegEnded)
+
+
+def test_three_people_in_the_gap(world):
+    _, call, node, _, _, _, _ = consulting(world)
+    epoch = str(call.epoch)
+    world.say(node, link.Conversations(call=call.call, epoch=epoch, head="c", consult={}))
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=epoch, cause="16"))
+    world.say(node, link.WantMedia(call=call.call, epoch=epoch, state="through", request=9))
+    world.settle()
+    n = node.name
+    assert {("c", f"c@{n}.1"), ("k1", f"k1@{n}.1"), ("a2", f"a2@{n}.1")} <= world.hears[call.call]
+    for other in world.nodes.values():
+        other.auto_answer = False
+    kill(world, node.name)
+    assert call.media.state == "direct"
+    heard = {listener: speaker for listener, speaker in world.hears[call.call]}
+    assert heard["c"] in ("a2", "k1") and set(heard) == {"c", "a2", "k1"}, "nobody sits in silence"
+
+
+def test_consulting_is_continued_by_a_restarted_edge(world):
+    _, call, _, _, _, _, _ = consulting(world)
+    before = set(world.hears[call.call])
+    world.boot()
+    again = world.edge.calls.by_id[call.call]
+    assert [leg.leg for leg in again.conversation("k1")] == ["k1", "a2"]
+    assert world.hears[call.call] == before
+
+
+def test_a_third_call_of_a_phone_is_refused(world):
+    _, call, _, phone, _, _, _ = consulting(world)
+    consult(world, phone, "6000")
+    assert phone.of(sip.LegFailed)[-1].status == 486
+    assert len(call.living()) == 4

@@ -1,0 +1,316 @@
+"""Transfers, consulting and three people on a node, and taken up in the middle of each."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ari_ha.core.ports.ari import AriEvent
+from ari_ha.wire import ari, link
+from ari_ha.wire.keyspace import QueueConfigValue
+from ari_ha.wire.transfer import TransferValue
+from tests.support.node_bench import Bench
+
+E = "7.1"
+
+
+def bench_with_sales() -> Bench:
+    bench = Bench(agents=("1001", "1002"))
+    bench.store.put(bench.keys.queue_config("sales"), QueueConfigValue(queue="sales", numbers=["6100"]))
+    bench.store_back()
+    return bench
+
+
+def asks(bench: Bench, number: str = "", other: str = "", epoch: str = E, leg: str = "a1") -> None:
+    bench.frame(link.TransferAsked("k1", leg, epoch, "t9", number, other))
+
+
+def talk(bench: Bench) -> tuple[str, str]:
+    """Customer and 1001, whoever the queue chose first."""
+    customer, agent = bench.talk()
+    assert bench.agent("1001").work == "talking" and bench.agent("1002").work == "idle"
+    return customer, agent
+
+
+def consulting(bench: Bench) -> tuple[str, str, str, str]:
+    """1001 holds his caller and talks to 1002: the four channels."""
+    customer, agent = talk(bench)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    bench.ring(party)
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    return customer, agent, start.channel.id, party
+
+
+def statuses(bench: Bench) -> list[int]:
+    return [f.status for f in bench.said(link.TransferIs)]
+
+
+# --- blind -----------------------------------------------------------------------------
+
+
+def test_a_blind_transfer_to_a_colleague() -> None:
+    bench = Bench()
+    customer, _ = talk(bench)
+    asks(bench, "1002")
+    record = bench.record()
+    assert record is not None and record.transfer is not None and record.transfer.party == "a2"
+    (party,) = bench.dialled()
+    assert bench.target(party) == "device:1002"
+    assert bench.hears(customer) == "people", "the asker stays until the target rings"
+    bench.ring(party)
+    assert statuses(bench) == [200] and bench.said(link.EndLeg, leg="a1")
+    assert bench.hears(customer) == "music"
+    bench.pick_up(party)
+    assert bench.hears(customer) == bench.hears(party) == "people"
+    assert bench.agent("1002").work == "talking" and bench.agent("1001").work == "acw"
+    bench.gone("k1", "a2")
+    assert bench.said(link.EndLeg, leg="c")
+
+
+def test_the_asker_hangs_up_at_once() -> None:
+    bench = Bench()
+    customer, _ = talk(bench)
+    asks(bench, "1002")
+    bench.gone("k1", "a1")
+    assert not bench.said(link.EndLeg, leg="c"), "the caller stays"
+    (party,) = bench.dialled()
+    bench.pick_up(party)
+    assert bench.hears(customer) == "people"
+
+
+def test_into_a_queue() -> None:
+    bench = bench_with_sales()
+    customer, _ = talk(bench)
+    asks(bench, "6100")
+    assert statuses(bench) == [200] and bench.said(link.EndLeg, leg="a1")
+    assert bench.hears(customer) == "music" and bench.waiting() == ["k1"]
+    assert bench.agent("1001").work == "acw"
+
+
+def test_to_a_number_at_a_carrier() -> None:
+    bench = Bench()
+    talk(bench)
+    asks(bench, "+4930")
+    assert bench.target(bench.dialled()[0]) == "number:+4930"
+
+
+def test_refused_while_the_asker_is_there_they_go_on() -> None:
+    bench = Bench()
+    customer, agent = talk(bench)
+    asks(bench, "1002")
+    bench.gone("k1", "a2", status=486, by="failed")
+    assert statuses(bench) == [486]
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.agent("1001").work == "talking"
+
+
+def test_nobody_answers_the_asker_is_rung_again_and_then_the_queue_has_him() -> None:
+    bench = Bench()
+    customer, _ = talk(bench)
+    asks(bench, "1002")
+    bench.ring(bench.dialled()[0])
+    bench.gone("k1", "a2", status=480, by="failed")
+    (back,) = bench.dialled()
+    assert bench.target(back) == "device:1001" and bench.hears(customer) == "music"
+    bench.gone("k1", "a3", status=480, by="failed")
+    bench.sleep(0.1)
+    assert bench.waiting() == ["k1"] and not bench.said(link.EndLeg, leg="c")
+
+
+def test_rung_again_he_answers() -> None:
+    bench = Bench()
+    customer, _ = talk(bench)
+    asks(bench, "1002")
+    bench.ring(bench.dialled()[0])
+    bench.gone("k1", "a2", status=486, by="failed")
+    bench.pick_up(bench.dialled()[0])
+    assert bench.hears(customer) == "people" and bench.agent("1001").work == "talking"
+
+
+def test_asked_twice_is_done_once() -> None:
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    asks(bench, "1002")
+    assert len(bench.dialled()) == 1
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_taken_up_in_the_middle_of_a_blind_transfer(rings: bool) -> None:
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    if rings:
+        bench.ring(bench.dialled()[0])
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "up", "a2": "ringing"} | ({} if rings else {"a1": "up"})
+    channels = bench.resume("k1", "7.2", facts, ended={"a1": "app"} if rings else {})
+    assert bench.said(link.Bridged, epoch="7.2") and not bench.dialled()
+    assert bench.hears(channels["c"]) == ("music" if rings else "people")
+    bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+    assert bench.said(link.TransferIs)[-1].status == 200
+    assert bench.said(link.EndLeg, leg="a1")
+
+
+def test_taken_up_before_the_target_was_dialled() -> None:
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    assert bench.dialled() == ["k1.a2.7.2"]
+
+
+def test_the_asker_hung_up_in_the_gap() -> None:
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a2": "ringing"}, ended={"a1": "phone"})
+    assert not bench.said(link.EndLeg, leg="c") and bench.hears(channels["c"]) == "music"
+    bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    assert bench.hears(channels["c"]) == "people"
+
+
+# --- consulting ------------------------------------------------------------------------
+
+
+def test_consulting_the_caller_hears_music_and_two_talk() -> None:
+    bench = Bench()
+    customer, agent, second, party = consulting(bench)
+    assert bench.hears(customer) == "music"
+    assert bench.hears(second) == bench.hears(party) == "people"
+    members = [sorted(m) for m in bench.asterisk.bridges.values() if m]
+    assert sorted(members) == sorted([sorted([customer, agent]), sorted([second, party])])
+    assert bench.agent("1001").work == "consult" and bench.agent("1002").work == "talking"
+
+
+def test_the_consulting_leg_is_not_answered_before_its_party() -> None:
+    bench = Bench()
+    talk(bench)
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
+    bench.post(AriEvent(event=start))
+    assert bench.asterisk.channels[start.channel.id]["state"] == "Ring"
+    bench.gone("k1", "a2", status=486, by="failed")
+    assert [f.cause for f in bench.said(link.EndLeg, leg="k1")] == ["486"]
+    assert bench.agent("1001").work == "talking"
+
+
+def test_the_consulted_one_hangs_up() -> None:
+    bench = Bench()
+    customer, agent, _, _ = consulting(bench)
+    bench.gone("k1", "a2")
+    assert bench.said(link.EndLeg, leg="k1") and not bench.said(link.EndLeg, leg="c")
+    bench.frame(link.LegHeld("k1", "a1", E, False))
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.agent("1001").work == "talking" and bench.agent("1002").work in ("acw", "idle")
+
+
+def test_the_caller_hangs_up_meanwhile() -> None:
+    bench = Bench()
+    _, _, second, party = consulting(bench)
+    bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone"))
+    bench.frame(link.LegGone("k1", "a1", E, cause="16", by="edge"))
+    assert bench.hears(second) == bench.hears(party) == "people"
+    assert bench.agent("1001").work == "talking"
+    bench.gone("k1", "k1")
+    bench.sleep(4)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"idle", "acw"}
+    assert "k1" not in bench.machine.core.calls
+
+
+def test_an_attended_transfer() -> None:
+    bench = Bench()
+    customer, _, _, party = consulting(bench)
+    asks(bench, "1002", "k1")
+    assert statuses(bench) == [200]
+    (said,) = bench.said(link.Conversations)
+    assert (said.head, said.consult) == ("c", {"k1": "k1"})
+    order = [type(f).__name__ for f in bench.sent if isinstance(f, link.Conversations | link.EndLeg)]
+    assert order == ["Conversations", "EndLeg", "EndLeg"], "first who belongs to whom, then the ends"
+    assert bench.hears(customer) == bench.hears(party) == "people"
+    assert bench.agent("1001").work == "acw" and bench.agent("1002").work == "talking"
+
+
+def test_an_attended_transfer_to_somebody_who_still_rings() -> None:
+    bench = Bench()
+    customer, _ = talk(bench)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    (party,) = bench.dialled()
+    asks(bench, "1002", "k1")
+    assert bench.hears(customer) == "music"
+    bench.pick_up(party)
+    assert bench.hears(customer) == bench.hears(party) == "people"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_taken_up_while_consulting(asked: bool) -> None:
+    bench = Bench()
+    consulting(bench)
+    bench.asterisk_dies()
+    if asked:  # the intent was stored, nothing had happened yet
+        record = bench.record()
+        assert record is not None
+        transfer = TransferValue(transfer="t9", leg="a1", number="1002", other="k1")
+        bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, transfer=transfer))
+        bench.store_back()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "up", "a1": "held", "k1": "up", "a2": "up"}
+    channels = bench.resume("k1", "7.2", facts)
+    if asked:
+        assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+        return
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    assert bench.hears(channels["c"]) == "music"
+    asks(bench, "1002", "k1", "7.2")
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
+# --- three people ----------------------------------------------------------------------
+
+
+def test_a_conference_keeps_the_dialog_that_is_not_on_hold() -> None:
+    bench = Bench()
+    customer, agent, second, party = consulting(bench)
+    for digit in "*3":
+        channel = bench.asterisk.channel(second)
+        bench.post(AriEvent(event=ari.ChannelDtmfReceived(digit=digit, channel=channel)))
+    assert bench.said(link.EndLeg, leg="a1") and not bench.said(link.EndLeg, leg="k1")
+    assert {bench.hears(c) for c in (customer, second, party)} == {"people"}
+    assert any(m >= {customer, second, party} for m in bench.asterisk.bridges.values())
+    assert bench.said(link.WantMedia)[-1].state == "through"
+    assert bench.agent("1001").work == "talking"
+    bench.gone("k1", "a2")
+    assert bench.hears(customer) == bench.hears(second) == "people"
+    assert bench.said(link.WantMedia)[-1].state == "hitless"
+
+
+def test_a_conference_is_taken_up_with_all_three() -> None:
+    bench = Bench()
+    consulting(bench)
+    assert bench.machine.core.calls["k1"].transfers.conference()
+    bench.post()
+    bench.sleep(0.1)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "k1": "up", "a2": "up"}, ended={"a1": "app"})
+    assert any(m >= set(channels.values()) for m in bench.asterisk.bridges.values())
+    assert bench.agent("1001").work == "talking"
