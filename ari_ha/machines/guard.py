@@ -307,6 +307,8 @@ class GuardMachine:
         except BadValue as error:
             self._note("unreadable key of the address", level="error", error=error)
             value = VipValue(edge="", since=0.0)
+        if revision != self.vip_revision and not self.peer.active:
+            self.peer.passive_since = now  # whoever has just been named gets time to hold it
         self.vip, self.vip_revision = value, revision
         if self.role == ACTIVE and revision > self.revision and value.edge != self.config.edge:
             self._step_down(f"etcd names {value.edge or 'nobody'}", now)

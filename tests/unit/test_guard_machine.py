@@ -272,6 +272,18 @@ def test_a_switchover_is_asked_for_and_taken() -> None:
     assert standby.machine.role == ACTIVE
 
 
+def test_who_has_handed_over_does_not_take_it_back() -> None:
+    """The successor is in etcd before its first heartbeat says so."""
+    bench = Bench()
+    bench.become_active()
+    bench.run(3, peer={})
+    claims = len(bench.claims())
+    bench.say(StoreChanged(key=VIP, value=item("edge2", "p2", 9), revision=9))
+    bench.run(0.5, peer={})
+    bench.run(3, peer={"active": True, "revision": 9})
+    assert bench.machine.role == STANDBY and len(bench.claims()) == claims
+
+
 def test_no_switchover_to_a_peer_that_cannot_serve() -> None:
     bench = Bench()
     bench.become_active()
