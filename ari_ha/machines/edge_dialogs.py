@@ -62,6 +62,7 @@ class Dialogs:
             sip.LegCancelled: lambda event: self._ended(event.leg, "cancelled", "487", 487),
             sip.LegEnded: self._leg_ended,
             sip.ReinviteReceived: self._reinvite,
+            sip.ReinviteAcked: self._reinvite_acked,
             sip.InfoReceived: self._info,
             sip.InDialogRequest: self._in_dialog,
             sip.StreamBroken: lambda event: context.emit(CloseSip(flow=event.flow)),
@@ -225,6 +226,11 @@ class Dialogs:
             return
         self._changed_offer(call, leg, event.sdp)
 
+    def _reinvite_acked(self, event: sip.ReinviteAcked) -> None:
+        """Nothing of it is open any more: a successor must not think so."""
+        if found := self._calls.phone(event.leg):
+            self._calls.touch(found[0])
+
     def _changed_offer(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> None:
         """Hold, unhold or a new address. Media goes through Asterisk before a hold is
         answered, so that music is heard at once; and back to hitless on unhold."""
@@ -251,6 +257,7 @@ class Dialogs:
             if was != leg.held and home:
                 frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=leg.held)
                 context.link(home.name, frame)
+            self._calls.touch(call)
 
         if was != leg.held:
             context.note(f"call/{call.call}", "held" if leg.held else "taken off hold", leg=leg.leg)

@@ -92,6 +92,14 @@ class ReinviteReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class ReinviteAcked:
+    """The ACK of a re-INVITE the owner has answered: nothing of it is open any more, so a stored copy of the
+    leg should be written again."""
+
+    leg: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReinviteAnswered:
     """2xx to our re-INVITE (or to a refresh whose answer changed); after a re-INVITE without SDP call
     `ack`."""
@@ -180,6 +188,7 @@ SipEvent: TypeAlias = (
     | LegCancelled
     | LegEnded
     | ReinviteReceived
+    | ReinviteAcked
     | ReinviteAnswered
     | ReinviteFailed
     | InfoReceived

@@ -7,8 +7,9 @@ from typing import Any
 
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.core import Core
+from ari_ha.sip.events import ReinviteReceived
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.leg import IncomingInvite, Leg, import_plain, stored_request
+from ari_ha.sip.leg import IncomingInvite, Leg, header_list, import_plain, stored_request
 from ari_ha.sip.outgoing import Outgoing
 from ari_ha.sip.transaction import ServerTransaction
 
@@ -64,6 +65,10 @@ class Handover:
             self.core.await_ack(leg, inc, now)
         elif inc.initial and leg.state == "early":
             self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
+        elif not inc.initial:
+            # had its 100 and waits for more: the owner of the leg is asked again
+            inc.told = True
+            self.stack.emit(ReinviteReceived(leg.key, inc.sdp, header_list(request)))
         txn.wait_for_owner(now)
 
     def _session(self, leg: Leg, now: float) -> None:

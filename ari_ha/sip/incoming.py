@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from ari_ha.sip.core import Core, owner_headers, unacceptable_body
 from ari_ha.sip.dialog import Dialog
-from ari_ha.sip.events import InviteReceived, LegAcked, LegCancelled, LocalError, ReinviteFailed
+from ari_ha.sip.events import (
+    InviteReceived,
+    LegAcked,
+    LegCancelled,
+    LocalError,
+    ReinviteAcked,
+    ReinviteFailed,
+)
 from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, sdp_of
@@ -192,6 +199,8 @@ class Incoming:
             return True
         if inc.initial or inc.sdp is None:
             self.stack.emit(LegAcked(leg.key, sdp))
+        elif inc.told:
+            self.stack.emit(ReinviteAcked(leg.key))
         return True
 
     def no_ack(self, leg: Leg, now: float) -> None:

@@ -80,6 +80,8 @@ class IncomingInvite:
     """2xx sent, ACK awaited."""
     interval_s: float = 0.0
     """Wait before the 2xx is sent again."""
+    told: bool = False
+    """The owner answers it (a session refresh is answered by the engine alone)."""
 
     @property
     def cseq(self) -> int:

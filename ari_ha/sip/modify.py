@@ -197,6 +197,7 @@ class Modify:
             self.stack.count("refreshes-answered")
             self._accept(leg, inc, local, now, ())
             return
+        inc.told = True
         self.stack.emit(ReinviteReceived(leg.key, sdp, header_list(request)))
 
     def _conflict(self, leg: Leg) -> tuple[int, list[tuple[str, str]]] | None:

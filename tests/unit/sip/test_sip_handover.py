@@ -15,6 +15,7 @@ from ari_ha.sip.events import (
     LegCancelled,
     LegEnded,
     LegRinging,
+    ReinviteAcked,
     ReinviteAnswered,
     ReinviteReceived,
 )
@@ -248,3 +249,25 @@ def test_a_record_that_is_none_raises(trio: tuple[World, Party, Party]) -> None:
     with pytest.raises(ValueError):
         a.agent.import_leg("a", {**record, "state": "nonsense"}, world.now)
     assert not list(a.agent.legs())
+
+
+def test_a_reinvite_without_its_answer_is_asked_again(trio: tuple[World, Party, Party]) -> None:
+    """It had its 100, so the far side does not repeat it."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.take(LegAnswered)
+    b.take(LegAcked)
+    hold = sdp(a.name, 2, "sendonly")
+    a.agent.reinvite("a", hold, world.now)
+    world.transfer()
+    b.take(ReinviteReceived)
+    restart(world, b)
+    assert b.take(ReinviteReceived).sdp == hold
+    b.agent.accept_reinvite(leg, sdp(b.name, 2, "recvonly"), world.now)
+    world.transfer()
+    assert a.take(ReinviteAnswered) and b.take(ReinviteAcked).leg == leg
+    finish(world, a, b, leg)
