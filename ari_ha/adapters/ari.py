@@ -166,7 +166,9 @@ class AriAdapter:
         """Why the last connection ended or failed; for people."""
         self._outbox = Outbox(post)
         self._count = count or no_count
-        self._watch = ProcessWatch(settings.pid_file, settings.process_name, self._process_ended)
+        self._watch = ProcessWatch(
+            settings.pid_file, settings.process_name, self._process_ended, by_threads=True
+        )
         self._slots = asyncio.Semaphore(settings.requests_max)
         self._calls: aiohttp.ClientSession | None = None
         self._own: aiohttp.ClientSession | None = None

@@ -55,7 +55,7 @@ class Takeover:
             self._context.note(
                 f"node/{node.config.name}", f"{len(calls)} calls to take over", level="warning", why=why
             )
-        self._pump()
+        self.pump()
 
     def lose(self, call: EdgeCall, why: str) -> None:
         """This call's node does not serve it any more. Two people talking through
@@ -130,13 +130,9 @@ class Takeover:
             level="warning", leg=half.leg, cause=cause,
         )  # fmt: skip
         self.lose(call, "leg lost")
-        self._pump()
+        self.pump()
 
     # --- moving --------------------------------------------------------------------
-
-    def pump(self) -> None:
-        """Starts as many waiting moves as there are places and survivors."""
-        self._pump()
 
     def _urgency(self, ident: str) -> tuple[int, float]:
         """Who hears silence goes first: alone or held callers, then the rest, then
@@ -146,7 +142,8 @@ class Takeover:
             return (2, call.lost_at)
         return (0 if not call.two_talking() else 1, call.lost_at)
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
+        """Starts as many waiting moves as there are places and survivors."""
         context, limit = self._context, self._context.timings.moves_at_once_max
         if not self._waiting:
             return
@@ -163,7 +160,7 @@ class Takeover:
             survivor = self._survivor(call)
             if survivor is None:
                 context.count("edge_moves_without_survivor")
-                context.at("pump", context.now + context.timings.move_retry_s, self._pump)
+                context.at("pump", context.now + context.timings.move_retry_s, self.pump)
                 continue
             self._start(call, survivor, self._waiting.pop(ident))
 
@@ -188,7 +185,7 @@ class Takeover:
         """Moves a call whose node still serves it: make before break."""
         if call.move is None and call.call not in self._waiting:
             self._waiting[call.call] = why
-            self._pump()
+            self.pump()
 
     def _start(self, call: EdgeCall, node: WatchedNode, why: str) -> None:
         context = self._context
@@ -227,7 +224,7 @@ class Takeover:
         elif call and call.owner and str(call.epoch) == frame.epoch:
             # it should serve the call and says it does not have it
             self.lose(call, f"unknown to its node: {frame.reason}")
-            self._pump()
+            self.pump()
 
     def _again(self, call: EdgeCall) -> None:
         """The facts changed while the call was moving: begin again with true ones."""
@@ -249,7 +246,7 @@ class Takeover:
         self._waiting.setdefault(call.call, move.why)
         if pause is None:
             pause = context.timings.move_retry_s
-        context.at("pump", context.now + pause, self._pump)
+        context.at("pump", context.now + pause, self.pump)
 
     def bridged(self, frame: link.Bridged) -> None:
         """The app says its Asterisk has the call as it was."""
@@ -286,7 +283,7 @@ class Takeover:
             self._remember_moved(old_owner.name, call.call, move)
             frame = link.CallMoved(call=call.call, epoch=str(move.epoch), to_node=move.to.name)
             context.link(old_owner.name, frame)
-        self._pump()
+        self.pump()
 
     def _say_facts(self, call: EdgeCall) -> None:
         """What changed between the signing of the tokens and now, said again: the app
@@ -337,7 +334,7 @@ class Takeover:
     def _finished(self, call: EdgeCall) -> None:
         self._waiting.pop(call.call, None)
         self._moving.discard(call.call)
-        self._pump()
+        self.pump()
 
     # --- the node is back ----------------------------------------------------------
 
@@ -348,7 +345,7 @@ class Takeover:
         for ident, (epoch, to, at) in self._moved.pop(name, {}).items():
             if at > limit:
                 context.link(name, link.CallMoved(call=ident, epoch=str(epoch), to_node=to))
-        self._pump()
+        self.pump()
 
     def waiting_count(self) -> int:
         """Calls without a serving node that wait for their move."""

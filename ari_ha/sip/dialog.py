@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.sip.fields import SipParseError, tag_of
@@ -36,7 +36,10 @@ class Dialog:
 
     def to_dict(self) -> dict[str, Any]:
         """The dialog as a JSON-able record."""
-        return asdict(self)
+        # not asdict: its deep copies were half of what a takeover of twenty calls computes
+        record = {name: getattr(self, name) for name in self.__slots__}
+        record["route_set"] = list(self.route_set)
+        return record
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Dialog:
