@@ -179,6 +179,8 @@ def _user(name: str, entry: dict[str, Any], realm: str) -> Iterator[tuple[str, d
     password = fields.pop("password", None)
     if password is not None:
         secret |= _ha1s(name, secret["realm"], str(password))
+    if digest := fields.pop("digest", None):  # "md5": a phone that gives up at any other challenge
+        secret = {field: value for field, value in secret.items() if field in ("realm", f"ha1_{digest}")}
     yield f"users/{name}", _checked(fields, UserValue, f"users: {name}")
     if secret.get("ha1_md5") or secret.get("ha1_sha256"):
         yield (

@@ -14,7 +14,7 @@ from functools import partial
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.sip.auth import DigestAuthority
+from ari_ha.sip.auth import ALGORITHMS, DigestAuthority
 from ari_ha.sip.events import InviteReceived, RequestReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, SipParseError
@@ -123,6 +123,18 @@ class Registrar:
             return {}
         return {secret.user: {"MD5": secret.ha1_md5, "SHA-256": secret.ha1_sha256}}
 
+    def _algorithms(self, request: Request) -> tuple[str, ...]:
+        """What a user is asked for: the digests kept for it. Some phones give up at a
+        challenge they do not know, though another beside it would do (RFC 8760 §2.4)."""
+        given = self._authority.credentials_in(request) or {}
+        try:
+            name = given.get("username") or NameAddr.parse(request.get("from")).sip_uri.user or ""
+        except SipParseError:
+            name = ""
+        secret = self._secrets.get(name)
+        kept = {"MD5": secret.ha1_md5, "SHA-256": secret.ha1_sha256} if secret else {}
+        return tuple(algorithm for algorithm in ALGORITHMS if kept.get(algorithm)) or ALGORITHMS
+
     def _verify(self, request: Request, flow: Flow) -> tuple[str | None, tuple[tuple[str, str], ...]]:
         """The authenticated user, or None and the challenge to answer with."""
         context = self._context
@@ -133,7 +145,9 @@ class Registrar:
             context.count("edge_auth_failures", reason=verdict.reason)
             if self._secrets:  # before the directory is loaded nobody can be right
                 self.on_failure(flow.host, verdict.reason == "unknown-user")
-        values = self._authority.challenge(context.now, context.new_id(), stale=verdict.stale)
+        values = self._authority.challenge(
+            context.now, context.new_id(), stale=verdict.stale, algorithms=self._algorithms(request)
+        )
         return None, tuple(("WWW-Authenticate", value) for value in values)
 
     def authenticate_invite(self, event: InviteReceived) -> str | None:

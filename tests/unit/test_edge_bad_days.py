@@ -13,10 +13,11 @@ from ari_ha.core.ports.probe import ProbeRefused
 from ari_ha.core.ports.sip import SipBytes
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
 from ari_ha.sip import events as sip
+from ari_ha.sip.auth import ha1
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import RecordValue, encode
+from ari_ha.wire.keyspace import RecordValue, SecretUserValue, encode
 from ari_ha.wire.token import HEADER, LegToken, sign
 from tests.support.edge_world import EDGE_PUBLIC, KEY, EdgeWorld, Party, digest_header, kill
 from tests.unit.test_edge_machine import talking
@@ -45,6 +46,33 @@ def invite(world: EdgeWorld, party: Party, did: str = "6000", **more) -> str:
     party.sip.invite(key, **{**arguments, **more})
     world.settle()
     return key
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked"),
+    [(("md5", "sha256"), ["SHA-256", "MD5"]), (("md5",), ["MD5"]), ((), ["SHA-256", "MD5"])],
+)
+def test_a_phone_is_asked_for_the_digests_its_user_has(world, kept, asked):
+    """Some phones give up at a challenge they do not know; nobody learns which users there are."""
+    if kept:
+        digests = {
+            f"ha1_{kind}": ha1({"md5": "MD5", "sha256": "SHA-256"}[kind], "1009", "test", "pw")
+            for kind in kept
+        }
+        world.store[world.keys.secret_user("1009")] = KeyValue(
+            world.keys.secret_user("1009"), encode(SecretUserValue(user="1009", realm="test", **digests)), 50
+        )
+    world.snapshots()
+    phone = Party("10.0.1.60", 6009, world.new_id)
+    world.phones["1009"] = phone
+    phone.sip.request(
+        "r1", "REGISTER", flow=Flow("l", "udp", *EDGE_PUBLIC), target="sip:test", from_="<sip:1009@test>",
+        to="<sip:1009@test>", headers=(("Contact", "<sip:1009@10.0.1.60:6009>"),), now=world.now,
+    )  # fmt: skip
+    world.settle()
+    (answer,) = phone.of(sip.ResponseReceived)
+    values = [value for name, value in answer.headers if name.lower() == "www-authenticate"]
+    assert [value.split("algorithm=")[1].split(",")[0] for value in values] == asked
 
 
 def test_an_unknown_source_is_challenged_and_gets_no_call(world):
