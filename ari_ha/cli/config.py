@@ -216,7 +216,7 @@ def _complain(menus: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _trunk(name: str, entry: dict[str, Any], _realm: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    from ari_ha.wire.keyspace import SecretTrunkValue, TrunkValue
+    from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 
     fields = dict(entry)
     if isinstance(fields.get("dids"), dict):  # number -> what the dialplan does with it

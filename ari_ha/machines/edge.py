@@ -39,6 +39,7 @@ from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.subscriptions import Subscriptions
 from ari_ha.machines.takeover import Takeover
 from ari_ha.machines.trunk_care import TrunkCare
 from ari_ha.machines.trunks import Trunks
@@ -59,7 +60,8 @@ EARLY_EVENTS_MAX = 4_000
 EARLY_INVITE_S = 2.0
 """A caller whose INVITE waited longer for us has given up, or is asked again by its carrier."""
 CLAIM_S = 2.0
-FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs")
+FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs",
+            "subscriptions", "mailboxes")  # fmt: skip
 """Prefixes the process mirrors for this machine; all must be read before it serves."""
 
 
@@ -91,8 +93,10 @@ class EdgeMachine:
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
         self.setup.on_second_call = self.transfers.consult
+        self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
-                               self.registrar, self.trunk_care, self.transfers)  # fmt: skip
+                               self.registrar, self.trunk_care, self.transfers,
+                               self.subscriptions)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -376,9 +380,11 @@ class EdgeMachine:
         self.role.begin_snapshot(family)
         self.registrar.begin_snapshot(event.prefix, event.items)
         self.trunks.begin_snapshot(family, event.items)
+        self.subscriptions.begin_snapshot(family, event.items)
         for key, item in event.items.items():
             self.registrar.stored(key, item)
             self.trunks.stored(key, item)
+            self.subscriptions.stored(key, item)
             self.role.stored(key, item)
             if self.serving:
                 self.calls.record_stored(key, item.value)
@@ -393,6 +399,7 @@ class EdgeMachine:
     def _changed(self, event: StoreChanged) -> None:
         self.registrar.stored(event.key, event.value)
         self.trunks.stored(event.key, event.value)
+        self.subscriptions.stored(event.key, event.value)
         self.role.stored(event.key, event.value)
         family = (self.context.keys.split(event.key) or ("",))[0]
         if not self.serving and family in self._read:
@@ -434,6 +441,7 @@ class EdgeMachine:
         self.watch.start()
         self.registrar.start()
         self.trunk_care.start()
+        self.subscriptions.start()
         for node in self.watch.nodes.values():
             if node.link_up:
                 self._hello(node.config.name)

@@ -56,6 +56,7 @@ class Calls:
         self._after_write: dict[str, list[Callable[[], None]]] = {}
         self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
+        self.on_changed: Callable[[], None] = lambda: None
 
     # --- making and finding --------------------------------------------------------
 
@@ -342,6 +343,7 @@ class Calls:
         context.note(f"call/{call.call}", "ended", tombstones=dict(call.tombstones))
         context.count("edge_calls_ended")
         self.on_finished(call)
+        self.on_changed()
         self.flush()
 
     def _delete_media(self, ident: str, tried: int = 0) -> None:
@@ -440,6 +442,7 @@ class Calls:
         or at once while etcd is away."""
         if call.ended:
             return
+        self.on_changed()
         self._dirty.add(call.call)
         if then is None:
             return

@@ -16,6 +16,7 @@ from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
 from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire.keyspace import Keys
 
 Then = Callable[[Outcome], None]
@@ -43,7 +44,8 @@ class EdgeContext:
             listeners["public-tls"] = Listener(
                 "public-tls", "tls", config.public_host, config.public_tls_port
             )
-        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha")
+        dialogs = EndpointSettings(owner_dialog_methods=("SUBSCRIBE",))
+        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=dialogs)
         self.now = 0.0
         self.cause = ""
         self.utc_offset_s: float | None = None

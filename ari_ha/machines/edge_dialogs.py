@@ -25,6 +25,7 @@ from ari_ha.machines.edge_model import (
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers
 from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.subscriptions import Subscriptions
 from ari_ha.machines.takeover import Takeover
 from ari_ha.machines.trunk_care import TrunkCare
 from ari_ha.sip import events as sip
@@ -42,8 +43,10 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
+        subscriptions: Subscriptions,
     ) -> None:  # fmt: skip
         self._care = care
+        self._subscriptions = subscriptions
         self._context = context
         self._calls = calls
         self._setup = setup
@@ -92,6 +95,8 @@ class Dialogs:
                 self._registrar.register(event)
             case "OPTIONS":
                 context.sip.respond(event.txn, 200, context.now)
+            case "SUBSCRIBE" if public:
+                self._subscriptions.subscribe(event)
             case "SUBSCRIBE" | "PUBLISH":
                 context.sip.respond(event.txn, 489, context.now)
             case _:
@@ -100,10 +105,14 @@ class Dialogs:
     def _response(self, event: sip.ResponseReceived) -> None:
         if self._care.owns(event.key):
             self._care.answered(event)
+        elif self._subscriptions.owns(event.key):
+            self._subscriptions.answered(event)
 
     def _no_response(self, event: sip.RequestFailed) -> None:
         if self._care.owns(event.key):
             self._care.unanswered(event)
+        elif self._subscriptions.owns(event.key):
+            self._subscriptions.answered(event)
 
     # --- progress ------------------------------------------------------------------
 

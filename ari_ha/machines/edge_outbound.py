@@ -17,7 +17,7 @@ from ari_ha.sip.fields import canonical
 from ari_ha.sip.message import SipParseError
 from ari_ha.sip.sdp import SUITES, SdpError
 from ari_ha.sip.uri import NameAddr
-from ari_ha.wire.keyspace import TrunkValue
+from ari_ha.wire.sip_values import TrunkValue
 
 TRUNKS_TRIED_MAX = 4
 REDIRECTS_MAX = 3

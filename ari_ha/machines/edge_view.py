@@ -26,7 +26,8 @@ def call_view(call: EdgeCall) -> dict[str, Any]:
         "moving_to": call.move.to.name if call.move else "",
         "legs": {
             leg.leg: {"role": leg.role, "state": leg.state, "held": leg.held, "aor": leg.aor,
-                      "attempt": leg.attempt}
+                      "attempt": leg.attempt, "target": leg.target, "trunk": leg.trunk,
+                      "srtp": leg.side.suite}
             for leg in call.living()
         },
         "node_legs": {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ari_ha.sip.message import Request, SipParseError
 from ari_ha.sip.uri import NameAddr, SipUri
-from ari_ha.wire.keyspace import TrunkValue
+from ari_ha.wire.sip_values import TrunkValue
 
 NUMBER_MAX_CHARS = 64
 DIVERSIONS_MAX = 4

@@ -157,14 +157,20 @@ class Registrar:
             self._context.sip.reject(event.leg, 401, self._context.now, headers=challenge)
         return user
 
+    def authenticate(self, event: RequestReceived) -> str | None:
+        """The user who sent this request; otherwise it has been answered 401."""
+        user, challenge = self._verify(event.request, event.flow)
+        if user is None:
+            self._context.sip.respond(event.txn, 401, self._context.now, headers=challenge)
+        return user
+
     # --- REGISTER ------------------------------------------------------------------
 
     def register(self, event: RequestReceived) -> None:
         """RFC 3261 §10.3; answered when the binding is in etcd, or after a limit."""
         context, request = self._context, event.request
-        user, challenge = self._verify(request, event.flow)
+        user = self.authenticate(event)
         if user is None:
-            context.sip.respond(event.txn, 401, context.now, headers=challenge)
             return
         try:
             aor = NameAddr.parse(request.get("to")).sip_uri.user or ""
@@ -174,8 +180,7 @@ class Registrar:
         except SipParseError:
             context.sip.respond(event.txn, 400, context.now)
             return
-        account = self._users.get(user)
-        if aor not in (user, account.aor if account else user):
+        if aor not in (user, self.aor_of(user)):
             context.sip.respond(event.txn, 403, context.now)
             return
         if wildcard:

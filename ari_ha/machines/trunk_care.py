@@ -15,7 +15,7 @@ from ari_ha.sip.auth import authorization
 from ari_ha.sip.events import RequestFailed, ResponseReceived
 from ari_ha.sip.message import Response, SipParseError
 from ari_ha.sip.uri import NameAddr
-from ari_ha.wire.keyspace import TrunkValue
+from ari_ha.wire.sip_values import TrunkValue
 
 REFRESH_SHARE = 0.8
 """A registration is renewed when this much of its time has passed."""

@@ -16,7 +16,8 @@ from ari_ha.machines.identity import number_of, user_part
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request
-from ari_ha.wire.keyspace import BadValue, SecretTrunkValue, TrunkValue, decode
+from ari_ha.wire.keyspace import BadValue, decode
+from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 
 UP, DOWN, UNKNOWN = "up", "down", "unknown"
 RESTS_S = 15.0

@@ -22,7 +22,7 @@ from typing import Any
 
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.core import Core, owner_headers
-from ari_ha.sip.dialog import without_tag
+from ari_ha.sip.dialog import Dialog, without_tag
 from ari_ha.sip.dispatch import Dispatch
 from ari_ha.sip.events import LocalError, SipEvent
 from ari_ha.sip.fields import canonical
@@ -357,6 +357,32 @@ class Endpoint:
             request.add("Content-Type", content_type or "text/plain")
         stack.open_client(request, branch, flow, "outside", None, now, key)
 
+    def request_of(
+        self,
+        key: str,
+        dialog: Dialog,
+        method: str,
+        *,
+        flow: Flow,
+        headers: Headers = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+    ) -> None:
+        """Send a request in a dialog the owner keeps itself (a subscription's), with its `local_cseq`:
+        ResponseReceived or RequestFailed with `key`."""
+        self._stack.now = now
+        owner_headers(headers)
+        stack = self._stack
+        branch = stack.new_branch()
+        via = stack.via(flow, branch)
+        request = dialog.build(method, dialog.local_cseq, via, stack.settings.max_forwards)
+        request.headers += [("User-Agent", stack.user_agent), *headers]
+        request.body = body
+        if body:
+            request.add("Content-Type", content_type or "text/plain")
+        stack.open_client(request, branch, flow, "outside", None, now, key)
+
     def respond(
         self,
         txn: str,
@@ -366,8 +392,10 @@ class Endpoint:
         headers: Headers = (),
         body: bytes = b"",
         content_type: str | None = None,
+        to_tag: str = "",
     ) -> None:
-        """Answer a RequestReceived or InDialogRequest; one that is over meanwhile is counted, not raised."""
+        """Answer a RequestReceived or InDialogRequest; one that is over meanwhile is counted, not raised.
+        `to_tag` names our end of a dialog the owner keeps itself."""
         self._stack.now = now
         if not 100 <= status < 700:
             raise LocalError(f"{status} is no status")
@@ -376,4 +404,5 @@ class Endpoint:
         if found is None:
             self._stack.count("command.request-gone")
             return
+        found.local_tag = to_tag or found.local_tag
         self._stack.reply(found, status, now, reason, headers, body, content_type)

@@ -82,6 +82,14 @@ class Keys:
         """Digest secrets (HA1): the ``secret/`` part has its own etcd role."""
         return f"{self.root}secret/users/{user}"
 
+    def subscription(self, pair: str, ident: str) -> str:
+        """A phone that wants to be told something."""
+        return f"{self.root}subscriptions/{pair}/{ident}"
+
+    def mailbox(self, mailbox: str) -> str:
+        """How many messages wait."""
+        return f"{self.root}mailboxes/{mailbox}"
+
     def secret_trunk(self, trunk: str) -> str:
         """Our digest secret at a carrier."""
         return f"{self.root}secret/trunks/{trunk}"
@@ -441,74 +449,6 @@ class WaitingValue(Value):
     attempt: str = ""
     """Set while an agent is being tried for this caller."""
     agent: str = ""
-
-
-class TrunkValue(Value):
-    """``trunks/<trunk>``: a carrier, and what it may do. Numbers are written as
-    people dial them here; rules turn them into the carrier's form and back."""
-
-    trunk: str
-    hosts: list[str] = []
-    """Addresses its requests come from."""
-    dids: list[str] = []
-    """Numbers accepted from this trunk; empty accepts all."""
-    user: str = ""
-    """Who we are when the carrier asks for a digest; the secret is in ``secret/trunks/``."""
-    max_calls: int = 1000
-    """Calls at once, both ways together."""
-    calls_per_second: int = 1000
-    """New calls a second, both ways together; also the largest burst."""
-    inbound_user: str = ""
-    """A user whose digest makes a call one of this trunk's, from whatever address."""
-    address: str = ""
-    """host:port where calls, registrations and OPTIONS go; empty: inbound only."""
-    transport: str = "udp"
-    """udp, tcp or tls"""
-    srtp: str = "off"
-    """off, or sdes: audio to this trunk is encrypted (RFC 4568)."""
-    domain: str = ""
-    """Host part of From and of the registered name; empty: the address's."""
-    prefixes: list[str] = []
-    """Numbers that may leave here begin with one of these; an empty string is every
-    number. The longest prefix decides, whatever the priority."""
-    priority: int = 100
-    """Lower is tried first among equally long prefixes."""
-    weight: int = 1
-    """Share of the calls among trunks of one priority."""
-    outbound_rules: dict[str, str] = {}
-    """Prefix -> what takes its place in numbers sent to the carrier; the longest wins."""
-    inbound_rules: dict[str, str] = {}
-    """The same for called and calling numbers that come from it."""
-    caller: str = ""
-    """Number shown on calls to it; empty: the caller's own."""
-    register: bool = False
-    """Whether we register there (RFC 3261 §10)."""
-    register_expires_s: int = 300
-    options_interval_s: int = 30
-    """OPTIONS are sent this often to see whether it lives (§11); 0: never."""
-    redirects: str = "pass"
-    """pass: a 3xx ends the attempt. follow: the first contact is tried through the trunk."""
-    trusted: bool = False
-    """RFC 3325: P-Asserted-Identity and Privacy are believed and sent; else stripped."""
-    diversion: bool = False
-    """Diversion (RFC 5806) is passed on; else stripped."""
-    service_route: bool = True
-    """The Service-Route of our registration (RFC 3608) is used for calls."""
-    reliable: bool = False
-    """We offer reliable provisional responses (RFC 3262) to it."""
-    t38: bool = False
-    """Fax by T.38 is relayed; else its offer gets 488."""
-
-
-class SecretTrunkValue(Value):
-    """``secret/trunks/<trunk>``: our digest secret at a carrier: HA1s where its realm is
-    known, the password where it is not."""
-
-    trunk: str
-    realm: str = ""
-    ha1_md5: str = ""
-    ha1_sha256: str = ""
-    password: str = ""
 
 
 class UserValue(Value):

@@ -25,6 +25,7 @@ from ari_ha.sip.auth import ha1
 from ari_ha.sip.endpoint import Endpoint
 from ari_ha.sip.flow import Flow, Listener
 from ari_ha.sip.sdp import build_audio_sdp
+from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import Keys, SecretUserValue, UserValue, encode
 from ari_ha.wire.token import HEADER, LegToken, sign, verify
@@ -41,7 +42,8 @@ class Party:
 
     def __init__(self, host: str, port: int, new_id: Callable[[], str]) -> None:
         self.host, self.port = host, port
-        self.sip = Endpoint({"l": Listener("l", "udp", host, port)}, new_id)
+        settings = EndpointSettings(owner_dialog_methods=("NOTIFY",))
+        self.sip = Endpoint({"l": Listener("l", "udp", host, port)}, new_id, settings=settings)
         self.heard: list[Any] = []
         self.gone = False
         self.silent = False
@@ -112,7 +114,7 @@ class EdgeWorld:
     def boot(self) -> None:
         """A new edge process: reads etcd and begins to serve."""
         self.edge = EdgeMachine(self.config(), self.new_id)
-        self.post(WallClock(utc_s=1_000_000 + self.now))
+        self.post(WallClock(utc_s=1_800_000_000 + self.now))
         self.post(StoreReach(reachable=self.etcd))
         if self.etcd:
             self.snapshots()

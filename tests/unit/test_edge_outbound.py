@@ -11,7 +11,8 @@ from ari_ha.core.ports.store import KeyValue
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import TrunkValue, encode
+from ari_ha.wire.keyspace import encode
+from ari_ha.wire.sip_values import TrunkValue
 from ari_ha.wire.token import HEADER, LegToken, sign
 from tests.support.edge_world import CARRIER, EDGE_CORE, EDGE_PUBLIC, KEY, EdgeWorld, digest_header, kill
 

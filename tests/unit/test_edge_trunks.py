@@ -12,7 +12,8 @@ from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.machines.trunks import rewritten
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import Credentials, DigestAuthority, ha1
-from ari_ha.wire.keyspace import SecretTrunkValue, TrunkValue, UserValue, encode
+from ari_ha.wire.keyspace import UserValue, encode
+from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, Party
 
 A, B = "10.0.1.71", "10.0.1.72"
