@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-STATES = ("ringing", "queued", "talking", "through", "held", "ivr")
+TRANSFER, CONSULT, CONFERENCE, RINGING_OUT = "transfer", "consult", "conference", "ringing-out"
+STATES = (
+    "ringing", "queued", "talking", "through", "held", "ivr", TRANSFER, CONSULT, CONFERENCE, RINGING_OUT,
+)  # fmt: skip
+RINGING_STATES = ("ringing", TRANSFER)
+"""States in which the caller hears music and somebody's phone rings for him."""
+SILENT_STATES = (RINGING_OUT,)
+"""States in which nobody hears anything yet."""
 VOICE_STATES = ("talking", "through")
 """States in which both people hear each other."""
 ALONE_STATES = ("queued", "ivr")
@@ -39,6 +46,8 @@ class Pair:
     node: str = ""
     epoch: str = ""
     queue: str = "support"
+    side: tuple[str, str] = ("", "")
+    """In a consultation or conference: the agent's second call and the third person's."""
 
 
 @dataclass(slots=True)
@@ -158,15 +167,16 @@ def judge_audio(
             ("to_agent", agent, pair.customer),
         ):
             verdict.lost_ms[name], verdict.gap_ms[name] = lost_and_gap(row, source, window_s)
-    else:
+    elif state not in SILENT_STATES:
         verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = 0
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
+    friends = {*pair.side}
     for row, expected in ((customer, pair.agent_call), (agent, pair.customer)):
-        for stranger in strangers(row, expected):
+        for stranger in [s for s in strangers(row, expected) if s not in friends or not s]:
             verdict.against.append(f"heard {stranger or 'an unknown voice'}")
     if state in VOICE_STATES:
         judge_talking(verdict, last, 1.0)
-    elif not music_now(last.get(pair.customer), 1.0):
+    elif state not in SILENT_STATES and not music_now(last.get(pair.customer), 1.0):
         verdict.against.append("the customer hears no music")
 
 
@@ -185,7 +195,11 @@ def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured]) -> None:
     state = pair.state
     wanted = {pair.customer: "up"}
     if pair.agent_call:
-        wanted[pair.agent_call] = "ringing" if state == "ringing" else "up"
+        wanted[pair.agent_call] = "ringing" if state in (*RINGING_STATES, RINGING_OUT) else "up"
+    if state == RINGING_OUT:
+        wanted[pair.customer] = "ringing"
+    for third in [ident for ident in pair.side if ident]:
+        wanted[third] = "up"
     if state == "ringing":
         wanted[pair.customer] = ""
     for ident, expected in wanted.items():

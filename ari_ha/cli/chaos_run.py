@@ -6,11 +6,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from ari_ha.cli import chaos_judge as judge
+from ari_ha.cli import chaos_party as party
 from ari_ha.cli.agents import ask_a_node
-from ari_ha.cli.chaos_judge import ALONE_STATES, VOICE_STATES, Pair, Verdict
+from ari_ha.cli.chaos_judge import (
+    ALONE_STATES,
+    CONFERENCE,
+    CONSULT,
+    RINGING_STATES,
+    SILENT_STATES,
+    VOICE_STATES,
+    Pair,
+    Verdict,
+)
 from ari_ha.cli.chaos_menu import leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
@@ -43,6 +54,8 @@ OWNERS_LIMIT_S = 5.0
 STEADY_S = 1.5
 HANGUP_AFTER_S = 0.1
 LEFTOVER_LIMIT_S = 30.0
+SERVED = "served"
+"""Stands for a leg where nobody can type yet: the call has a node that serves it."""
 DIGIT_OF_CUSTOMER, DIGIT_OF_AGENT = "1", "2"
 
 
@@ -74,7 +87,10 @@ class Run:
         stage.only(NODES[self.serial % len(NODES)])
         rings = stage.ring_long(RING_LONG_MS) if self.state == "ringing" else {}
         try:
-            self.pairs = stage.place(self.count, self.state, self.serial % 1_000)
+            place = stage.place
+            if self.state in party.PARTY_STATES:
+                place = partial(party.place, stage)
+            self.pairs = place(self.count, self.state, self.serial % 1_000)
             stage.uncordon(NODES)
             until("all nodes take calls", 20, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
             stage.refresh(self.pairs)
@@ -200,6 +216,8 @@ class Run:
                 verdict.against.append("no node heard a digit of both sides afterwards")
 
     def _legs(self, pair: Pair) -> list[str]:
+        if pair.state in SILENT_STATES:
+            return [SERVED]
         return ["c", pair.agent_leg] if pair.state in VOICE_STATES else ["c"]
 
     def _collect(
@@ -219,6 +237,11 @@ class Run:
             for leg in self._legs(pair):
                 if row is None or (pair.customer, leg) in heard:
                     continue
+                if leg == SERVED:
+                    there = row["node"] and not row["lost"] and not row["moving_to"]
+                    if there and (not moved or row["epoch"] != pair.epoch):
+                        heard[pair.customer, leg] = (time.time() - since) * 1000
+                    continue
                 at = judge.first_digit_ms(row["digits"], leg, since, pair.epoch if moved else "")
                 if at is not None:
                     heard[pair.customer, leg] = at
@@ -230,16 +253,17 @@ class Run:
         last = stage.heard_lately(self.pairs)
         for verdict in verdicts.values():
             judge.judge_audio(verdict, rows, end - since, last)
+            party.judge_side(stage, verdict, since)
             if verdict.pair.state not in ALONE_STATES:
                 verdict.same_agent = self._same_agent(verdict.pair, last)
 
     def _same_agent(self, pair: Pair, rows: Mapping[str, Any]) -> bool:
         """Whether the two who were connected (or were being connected) still are."""
-        if pair.state == "ringing":
+        if pair.state in (*RINGING_STATES, *SILENT_STATES):
             return True  # judged again when the phone is answered
-        if pair.state == "held":
-            row = self.stage.edge_call(pair.call)
-            return any(leg["aor"] == pair.agent for leg in row["legs"].values())
+        if pair.state in ("held", CONSULT, CONFERENCE):
+            legs = self.stage.edge_call(pair.call)["legs"]
+            return pair.agent_leg in legs or any(leg["aor"] == pair.agent for leg in legs.values())
         return judge.hears_now(rows.get(pair.customer), pair.agent_call, 1.0)
 
     def _judge_dialogs(self, since: float) -> None:
@@ -278,7 +302,7 @@ class Run:
 
     def _ended(self, ident: str, by: str) -> bool:
         row = self.stage.far.call(ident)
-        return row["state"] == "ended" and (row["ended_by"] == by or row["ended_by"] == "canceled")
+        return row["state"] == "ended" and row["ended_by"] in (by, "canceled", "refused")
 
     def _expect(self, verdict: Verdict, what: str, limit_s: float, look: Callable[[], Any]) -> bool:
         """Waits for it; counts against the call when it does not come."""
@@ -303,6 +327,8 @@ class Run:
             judge.judge_dialogs(again, calls)
             if verdict.pair.state in VOICE_STATES:
                 judge.judge_talking(again, last, 1.0)
+            elif verdict.pair.state in SILENT_STATES:
+                pass
             elif not judge.music_now(last.get(verdict.pair.customer), 1.0):
                 again.against.append("the customer hears no music")
             verdict.against += [
@@ -332,7 +358,7 @@ class Run:
         """What people do next works: digits, unhold, answering."""
         self.stage.say("acting: what people do next must work")
         actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve,
-                   "ivr": self._choose}  # fmt: skip
+                   "ivr": self._choose, **dict.fromkeys(party.PARTY_STATES, self._go_on)}  # fmt: skip
         actions.get(self.state, lambda: None)()
         if self.state not in ALONE_STATES:
             self._digits_both_ways()
@@ -386,6 +412,10 @@ class Run:
             if self._expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)
         self._expect_talking(5)
+
+    def _go_on(self) -> None:
+        party.go_on(self.stage, self._living())
+        self._expect_talking(10)
 
     def _choose(self) -> None:
         """The menu still knows what was typed; then as any caller who waits."""

@@ -418,7 +418,8 @@ class EdgeCall:
         """Living legs of a conversation, its head first."""
         first = consult or self.head
         legs = [leg for leg in self.living() if leg.consult == consult]
-        return sorted(legs, key=lambda leg: (leg.leg != first, leg.leg))
+        # of three the caller and his agent are the two who can be connected without a node
+        return sorted(legs, key=lambda leg: (leg.leg != first, not (leg.attempt or leg.of), leg.leg))
 
     def waiter(self, leg: PhoneLeg) -> PhoneLeg | None:
         """Who waits for ``leg`` to answer."""
