@@ -383,7 +383,8 @@ class Calls:
         if head in call.legs and call.legs[head].alive:
             call.head = head
         for leg in call.living():
-            leg.consult = consult.get(leg.leg, "")
+            named = consult.get(leg.leg, "")
+            leg.consult = "" if named == call.head else named
         self.apply_media(call)
         self.touch(call)
 

@@ -231,6 +231,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
         )  # fmt: skip
         call.legs_used.add(value.leg)
     _add_legs(call, arriving, record)
+    call.transfers.lead_on(record)
     return call
 
 

@@ -130,8 +130,9 @@ class Transfers:
         leader = call.legs[consult]
         main = call.legs.get(leader.of)
         if main is not None:
-            leader.agent, leader.attempt = main.agent, main.attempt
-            main.agent = ""
+            leader.agent, leader.attempt, main.agent = main.agent, main.attempt, ""
+            if leader.attempt in call.attempts:
+                call.attempts[leader.attempt].leg = leader.leg
             self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
         for other in [leg, *self._others(leg)]:
             other.state = ENDED
@@ -345,9 +346,28 @@ class Transfers:
 
     # --- taken up ------------------------------------------------------------------
 
+    def lead_on(self, record: RecordValue) -> None:
+        """Being rebuilt: the caller hung up while the call moved, and the side conversation
+        is the main one now, as at the edge."""
+        call = self._call
+        leader = next((leg for leg in call.living() if leg.consult == leg.leg), None)
+        if call.head in call.legs or leader is None:
+            return
+        main = record.legs.get(leader.of)
+        leader.agent = main.agent if main is not None else ""
+        for attempt in call.attempts.values():
+            if attempt.leg == leader.of:
+                attempt.leg, attempt.state, leader.attempt = leader.leg, "answered", attempt.attempt
+        call.head = leader.leg
+        for leg in [leg for leg in call.living() if leg.consult == leader.leg]:
+            leg.consult = ""
+
     def resumed(self, record: RecordValue) -> None:
         """After a takeover: goes on where the record says it was."""
         call, t = self._call, self.now
+        head = call.legs.get(call.head)
+        if head is not None and head.of and not head.consult:
+            self._parts.acd.conversation_state(call.call, head.agent, "consult-end")
         for leg in [leg for leg in call.living() if leg.consult and leg.leg != leg.consult]:
             leader = call.legs.get(leg.consult)
             if leader is None or not leader.alive:

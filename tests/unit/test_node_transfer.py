@@ -283,6 +283,21 @@ def test_taken_up_while_consulting(asked: bool) -> None:
     assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
 
 
+def test_the_caller_hung_up_while_the_call_moved() -> None:
+    bench = Bench()
+    consulting(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"k1": "up", "a2": "up"}, ended={"c": "phone", "a1": "edge"})
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    bench.sleep(0.5)
+    assert bench.agent("1001").work == "talking"
+    bench.gone("k1", "a2", "7.2")
+    bench.sleep(4)
+    assert bench.said(link.EndLeg, leg="k1") and {bench.agent(a).work for a in ("1001", "1002")} == {"idle"}
+
+
 # --- three people ----------------------------------------------------------------------
 
 
