@@ -8,18 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRANSFER, CONSULT, CONFERENCE, RINGING_OUT = "transfer", "consult", "conference", "ringing-out"
+SUPERVISED = {"supervised": "listen", "whispered": "whisper", "barged": "barge"}
+"""States with a supervisor, and his mode. Where his voice is mixed in, packets carry no numbers: what they
+lost is not measured."""
 STATES = (
     "ringing", "queued", "talking", "through", "held", "ivr", TRANSFER, CONSULT, CONFERENCE, RINGING_OUT,
+    *SUPERVISED,
 )  # fmt: skip
 RINGING_STATES = ("ringing", TRANSFER)
 """States in which the caller hears music and somebody's phone rings for him."""
 SILENT_STATES = (RINGING_OUT,)
 """States in which nobody hears anything yet."""
-VOICE_STATES = ("talking", "through")
+SERVED = "served"
+"""Stands for a leg where nobody can type yet: the call has a node that serves it."""
+VOICE_STATES = ("talking", "through", "supervised")
 """States in which both people hear each other."""
 ALONE_STATES = ("queued", "ivr")
 """States in which no agent is there yet."""
 PRIMARY = "c"
+SUPERVISOR = "s1"
 HEARD_AGAIN_MIN_SHARE = 0.8
 """Share of a window's packets that must arrive before a voice counts as heard again."""
 PACKETS_PER_S = 50
@@ -48,6 +55,17 @@ class Pair:
     queue: str = "support"
     side: tuple[str, str] = ("", "")
     """In a consultation or conference: the agent's second call and the third person's."""
+    supervisor_call: str = ""
+    """The supervisor's call at the far ends."""
+
+    @property
+    def legs(self) -> list[str]:
+        """Legs of which a node must hear a digit."""
+        if self.state in SILENT_STATES:
+            return [SERVED]
+        if self.state in SUPERVISED:
+            return [PRIMARY, self.agent_leg, SUPERVISOR]
+        return [PRIMARY, self.agent_leg] if self.state in VOICE_STATES else [PRIMARY]
 
 
 @dataclass(slots=True)
@@ -167,17 +185,36 @@ def judge_audio(
             ("to_agent", agent, pair.customer),
         ):
             verdict.lost_ms[name], verdict.gap_ms[name] = lost_and_gap(row, source, window_s)
-    elif state not in SILENT_STATES:
+    elif state == "whispered":
+        verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = lost_and_gap(
+            customer, pair.agent_call, window_s
+        )
+    elif state not in (*SILENT_STATES, "barged"):
         verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = 0
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
     friends = {*pair.side}
     for row, expected in ((customer, pair.agent_call), (agent, pair.customer)):
         for stranger in [s for s in strangers(row, expected) if s not in friends or not s]:
             verdict.against.append(f"heard {stranger or 'an unknown voice'}")
+    judge_hearing(verdict, last, 1.0)
+
+
+def judge_hearing(verdict: Verdict, last: Mapping[str, Measured], window_s: float) -> None:
+    """Everybody hears at the end what the state says, and nothing else."""
+    pair, state = verdict.pair, verdict.pair.state
     if state in VOICE_STATES:
-        judge_talking(verdict, last, 1.0)
-    elif state not in SILENT_STATES and not music_now(last.get(pair.customer), 1.0):
+        judge_talking(verdict, last, window_s)
+    elif state == "whispered":
+        if not hears_now(last.get(pair.customer), pair.agent_call, window_s):
+            verdict.against.append("the customer does not hear the agent")
+        if music_now(last.get(pair.customer), window_s):
+            verdict.against.append("the customer hears the supervisor")
+        if not music_now(last.get(pair.agent_call), window_s):
+            verdict.against.append("the agent does not hear Asterisk")
+    elif state not in SILENT_STATES and not music_now(last.get(pair.customer), window_s):
         verdict.against.append("the customer hears no music")
+    if state in SUPERVISED and not music_now(last.get(pair.supervisor_call), window_s):
+        verdict.against.append("the supervisor hears nobody")
 
 
 def judge_talking(verdict: Verdict, last: Mapping[str, Measured], window_s: float) -> None:
@@ -198,7 +235,7 @@ def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured]) -> None:
         wanted[pair.agent_call] = "ringing" if state in (*RINGING_STATES, RINGING_OUT) else "up"
     if state == RINGING_OUT:
         wanted[pair.customer] = "ringing"
-    for third in [ident for ident in pair.side if ident]:
+    for third in [ident for ident in (*pair.side, pair.supervisor_call) if ident]:
         wanted[third] = "up"
     if state == "ringing":
         wanted[pair.customer] = ""

@@ -17,8 +17,9 @@ from ari_ha.cli.chaos_judge import (
     CONFERENCE,
     CONSULT,
     RINGING_STATES,
+    SERVED,
     SILENT_STATES,
-    VOICE_STATES,
+    SUPERVISED,
     Pair,
     Verdict,
 )
@@ -54,9 +55,7 @@ OWNERS_LIMIT_S = 5.0
 STEADY_S = 1.5
 HANGUP_AFTER_S = 0.1
 LEFTOVER_LIMIT_S = 30.0
-SERVED = "served"
-"""Stands for a leg where nobody can type yet: the call has a node that serves it."""
-DIGIT_OF_CUSTOMER, DIGIT_OF_AGENT = "1", "2"
+DIGIT_OF_CUSTOMER, DIGIT_OF_AGENT, DIGIT_OF_SUPERVISOR = "1", "2", "3"
 
 
 @dataclass(slots=True)
@@ -187,12 +186,14 @@ class Run:
     ) -> None:
         """Sends digits from both ends until a node has heard them of every call; then a steady while more."""
         heard: dict[tuple[str, str], float] = {}
-        wanted = {(v.pair.customer, leg) for v in verdicts.values() for leg in self._legs(v.pair)}
+        wanted = {(v.pair.customer, leg) for v in verdicts.values() for leg in v.pair.legs}
         digits: dict[str, str] = {}
         for pair in self.pairs:
             digits[pair.customer] = DIGIT_OF_CUSTOMER
-            if pair.state in VOICE_STATES:
+            if pair.agent_leg in pair.legs:
                 digits[pair.agent_call] = DIGIT_OF_AGENT
+            if pair.supervisor_call:
+                digits[pair.supervisor_call] = DIGIT_OF_SUPERVISOR
         mend_after_s = MEND_AFTER_S.get(self.fault)
         begin = time.monotonic()
         while time.monotonic() < begin + PROBE_LIMIT_S:
@@ -209,16 +210,12 @@ class Run:
             self._mend(struck)
         time.sleep(STEADY_S)  # nothing but voices: digits take their place where Asterisk passes them on
         for verdict in verdicts.values():
-            times = [heard.get((verdict.pair.customer, leg)) for leg in self._legs(verdict.pair)]
+            times = [heard.get((verdict.pair.customer, leg)) for leg in verdict.pair.legs]
             known = [at for at in times if at is not None]
             verdict.resumed_ms = max(known) if len(known) == len(times) else None
             if verdict.resumed_ms is None:
                 verdict.against.append("no node heard a digit of both sides afterwards")
 
-    def _legs(self, pair: Pair) -> list[str]:
-        if pair.state in SILENT_STATES:
-            return [SERVED]
-        return ["c", pair.agent_leg] if pair.state in VOICE_STATES else ["c"]
 
     def _collect(
         self,
@@ -234,7 +231,7 @@ class Run:
         for verdict in verdicts.values():
             pair = verdict.pair
             row = rows.get(pair.caller)
-            for leg in self._legs(pair):
+            for leg in pair.legs:
                 if row is None or (pair.customer, leg) in heard:
                     continue
                 if leg == SERVED:
@@ -261,7 +258,7 @@ class Run:
         """Whether the two who were connected (or were being connected) still are."""
         if pair.state in (*RINGING_STATES, *SILENT_STATES):
             return True  # judged again when the phone is answered
-        if pair.state in ("held", CONSULT, CONFERENCE):
+        if pair.state in ("held", CONSULT, CONFERENCE, *SUPERVISED):
             legs = self.stage.edge_call(pair.call)["legs"]
             return pair.agent_leg in legs or any(leg["aor"] == pair.agent for leg in legs.values())
         return judge.hears_now(rows.get(pair.customer), pair.agent_call, 1.0)
@@ -325,12 +322,7 @@ class Run:
         for verdict in self.verdicts.values():
             again = Verdict(verdict.pair)
             judge.judge_dialogs(again, calls)
-            if verdict.pair.state in VOICE_STATES:
-                judge.judge_talking(again, last, 1.0)
-            elif verdict.pair.state in SILENT_STATES:
-                pass
-            elif not judge.music_now(last.get(verdict.pair.customer), 1.0):
-                again.against.append("the customer hears no music")
+            judge.judge_hearing(again, last, 1.0)
             verdict.against += [
                 f"after mending: {reason}" for reason in again.against if reason not in verdict.against
             ]
@@ -358,7 +350,8 @@ class Run:
         """What people do next works: digits, unhold, answering."""
         self.stage.say("acting: what people do next must work")
         actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve,
-                   "ivr": self._choose, **dict.fromkeys(party.PARTY_STATES, self._go_on)}  # fmt: skip
+                   "ivr": self._choose, **dict.fromkeys(party.PARTY_STATES, self._go_on),
+                   **dict.fromkeys(SUPERVISED, self._unsupervise)}  # fmt: skip
         actions.get(self.state, lambda: None)()
         if self.state not in ALONE_STATES:
             self._digits_both_ways()
@@ -421,6 +414,15 @@ class Run:
         """The menu still knows what was typed; then as any caller who waits."""
         leave_menu(self.stage, self._living())
         self._serve()
+
+    def _unsupervise(self) -> None:
+        """The supervisor is sent away; the people talk on as before."""
+        for verdict in self._living():
+            self.stage.supervise(verdict.pair, "stop")
+            other = verdict.pair.supervisor_call
+            self._expect(verdict, f"{other} is ended", 10, lambda other=other: self._ended(other, "them"))
+            verdict.pair.state = "talking"
+        self._expect_talking(10)
 
     def _phone_up(self, agent: str) -> str:
         call = self.stage.far.phone(agent)["call"]

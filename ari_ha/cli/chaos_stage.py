@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
-from ari_ha.cli.chaos_judge import ALONE_STATES, VOICE_STATES, Pair, hears_now, music_now
+from ari_ha.cli.chaos_judge import ALONE_STATES, SUPERVISED, VOICE_STATES, Pair, hears_now, music_now
 from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
 from ari_ha.cli.lab import NODES, PAIR, Lab, LabError
 from ari_ha.core.ports.store import Compare, Put
@@ -141,7 +141,12 @@ class Stage:
 
     def measure(self, since: float, pairs: Sequence[Pair], until: float | None = None) -> dict[str, Any]:
         """The far ends' rows of these calls, by id."""
-        idents = [ident for pair in pairs for ident in (pair.customer, pair.agent_call) if ident]
+        idents = [
+            ident
+            for pair in pairs
+            for ident in (pair.customer, pair.agent_call, pair.supervisor_call)
+            if ident
+        ]
         return {row["call"]: row for row in self.far.measure(since, until, idents)["calls"]}
 
     def heard_lately(self, pairs: Sequence[Pair], window_s: float = 1.0) -> dict[str, Any]:
@@ -336,6 +341,8 @@ class Stage:
         until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)
         if state == "held":
             self._hold(pairs)
+        if state in SUPERVISED:
+            self._supervise(pairs)
         return pairs
 
     def reached(self, pairs: Sequence[Pair]) -> bool:
@@ -367,7 +374,7 @@ class Stage:
             wanted = "through" if state in ("through", "ringing") else "hitless"
             if row["media"] != wanted:
                 return False
-        talking = [pair for pair in pairs if pair.state in (*VOICE_STATES, "held")]
+        talking = [pair for pair in pairs if pair.state in (*VOICE_STATES, *SUPERVISED, "held")]
         waiting = [pair for pair in pairs if pair.state in ("ringing", *ALONE_STATES)]
         return self.talking(talking) and self.hearing_music(waiting)
 
@@ -389,6 +396,31 @@ class Stage:
         for pair in pairs:
             self.far.order(pair.agent_call, "hold")
         until("every customer on hold hears music", 15, lambda: self.hearing_music(pairs), 0.2)
+
+    def supervise(self, pair: Pair, mode: str, device: str = "") -> None:
+        """An order about the call of the pair's agent."""
+        body = {"mode": mode, "device": device, "by": "chaos"}
+        ask_a_node(self.cluster, self.view(), pair.agent, "supervise", body)
+
+    def _supervise(self, pairs: Sequence[Pair]) -> None:
+        """Each call gets a supervisor: the phones of `sales` from the last on."""
+        media = {"listen": "hitless", "whisper": "coach", "barge": "through"}
+        devices = {pair.customer: SALES[-1 - n] for n, pair in enumerate(pairs)}
+        for pair in pairs:
+            self.supervise(pair, SUPERVISED[pair.state], devices[pair.customer])
+
+        def there() -> bool:
+            calls = self.far_calls().values()
+            up = {c["owner"]: c["call"] for c in calls if c["way"] == "in" and c["state"] == "up"}
+            at_edge = self.edge_calls()
+            for pair in pairs:
+                pair.supervisor_call = up.get(devices[pair.customer], "")
+                if at_edge[pair.caller]["media"] != media[SUPERVISED[pair.state]]:
+                    return False
+            rows = self.heard_lately(pairs, 0.5)
+            return all(p.supervisor_call and music_now(rows.get(p.supervisor_call), 0.5) for p in pairs)
+
+        until("every supervisor is there", STATE_LIMIT_S, there, 0.2)
 
     def refresh(self, pairs: Sequence[Pair]) -> None:
         """Reads node and epoch of each call again."""

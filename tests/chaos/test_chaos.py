@@ -23,7 +23,7 @@ def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) 
     return report
 
 
-@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held", "ivr"])
+@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held", "ivr", "supervised", "whispered", "barged"])
 def test_asterisk_killed(running_lab: Stage, state: str) -> None:
     report = perform(running_lab, "asterisk-kill", state, 0)
     for call in report["calls"]:
