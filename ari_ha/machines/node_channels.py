@@ -192,7 +192,8 @@ class Channels:
             call = self._core.calls.get(name.call)
             if call is None or not call.supervision.entered(channel.id):
                 self._context.hang_up(channel.id)
-        elif name is not None:
+            return
+        if name is not None:
             self._dialled_channel(channel, name)
             return
         entry = self._read(channel, args)

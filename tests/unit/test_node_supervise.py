@@ -55,6 +55,7 @@ def test_each_mode_goes_where_it_should(mode: str, whisper: str, media: str) -> 
     snoop = next(c for c, v in bench.asterisk.channels.items() if "spies" in v)
     assert {customer, agent} in together(bench), "the people's own bridge is as it was"
     assert {supervisor, snoop} in together(bench)
+    assert not bench.operations("channels.continueInDialplan"), "a snoop is no stranger's call"
     assert bench.said(link.WantMedia)[-1].state == media
 
 
