@@ -36,6 +36,12 @@ def simulate(
     pause_s: Annotated[
         float, typer.Option("--pause", help="All those faults, this many seconds apart, in fair weather.")
     ] = 0.0,
+    hard: Annotated[
+        bool,
+        typer.Option(
+            "--hard/--easy", help="With IVR, supervisors, slow servers, several faults at once; or not."
+        ),
+    ] = True,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes at once.")] = 1,
     demo: Annotated[
         bool, typer.Option("--demo", help="Tell how one call survives the death of its Asterisk.")
@@ -44,19 +50,20 @@ def simulate(
 ) -> None:
     """Run seeds of the simulated cluster: random faults, then everything must come
     together. Nothing of it is real: no container, no network, no Asterisk."""
-    from ari_ha.simulation.faults import KINDS, Odds
+    from ari_ha.simulation.faults import HARD_KINDS, KINDS, Odds
     from ari_ha.simulation.run import Plan
 
     if demo:
         _demo(seed or 1, as_json)
         return
-    unknown = set(only.split(",")) - {"", *KINDS}
+    known = (*KINDS, *HARD_KINDS)
+    unknown = set(only.split(",")) - {"", *known}
     if unknown:
-        fail(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}", as_json, 2)
-    kinds = tuple(only.split(",")) if only else KINDS
+        fail(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(known)}", as_json, 2)
+    kinds = tuple(only.split(",")) if only else known if hard else KINDS
     first = 1 if seed is None else seed
     count = seeds or (DEFAULT_SEEDS if seed is None else 1)
-    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=pause_s) if pause_s else None)
+    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=pause_s) if pause_s else None, hard=hard)
     _seeds(range(first, first + count), plan, jobs, story or count == 1, as_json)
 
 
@@ -100,11 +107,13 @@ def _results(seeds: Sequence[int], plan: Plan, jobs: int) -> Any:
 
 def replay(seed: int, plan: Plan) -> str:
     """The command that runs one seed again, with its story."""
-    from ari_ha.simulation.faults import KINDS
+    from ari_ha.simulation.faults import HARD_KINDS, KINDS
 
-    chosen = "" if plan.kinds == KINDS else f" --faults {','.join(plan.kinds)}"
+    usual = (*KINDS, *HARD_KINDS) if plan.hard else KINDS
+    chosen = "" if plan.kinds == usual else f" --faults {','.join(plan.kinds)}"
     pause = f" --pause {plan.odds.pause_s:g}" if plan.odds else ""
-    return f"ari-ha simulate --seed {seed}{chosen}{pause}"
+    easy = "" if plan.hard else " --easy"
+    return f"ari-ha simulate --seed {seed}{easy}{chosen}{pause}"
 
 
 def _say_failure(result: Result, plan: Plan, seeds: Sequence[int]) -> None:

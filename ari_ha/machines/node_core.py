@@ -219,7 +219,7 @@ class NodeCore:
         nothing is written."""
         for call in list(self.calls.values()):
             call.asterisk.existing.clear()
-            call.supervision.gone(call.supervision.snoop)
+            call.supervision.all_gone()
             call.stage = OVER
             self.acd.call_moved(call.call)
             self._forget(call, discard=True)

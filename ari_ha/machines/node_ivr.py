@@ -48,7 +48,6 @@ class CallIvr:
         self._before: list[str] = []
         """What is said before the prompt."""
         self._playing = ""
-        self._plays = 0
         self._told_seen = 0
         """Digits by INFO so far, those outside an IVR too."""
         self._sends = 0
@@ -72,6 +71,8 @@ class CallIvr:
             call.to_dialplan("no IVR place")
             return
         call.note("IVR goes on", menu=place.menu, typed=len(place.typed), step=place.step)
+        self._playing = self._ident()  # of an app that was here before; else there is none
+        self._hush()
         menu = self._menu()
         if menu is None:
             self._away(f"no menu {place.menu}")
@@ -81,14 +82,14 @@ class CallIvr:
         elif place.typed and (self._complete(menu) or menu.interruptible):
             self._decide(menu)
         else:
-            self._due = True
-            call.touch()
+            self._say_prompt([])
+            call.save()
 
     def _enter(self, name: str) -> None:
         old = self.place
         self.place = IvrPlace(
             name, steps=old.steps + 1 if old else 1, heard=old.heard if old else 0,
-            told=max(old.told if old else 0, self._told_seen),
+            told=max(old.told if old else 0, self._told_seen), plays=old.plays if old else 0,
         )  # fmt: skip
         if self._menu() is None:
             self._call.note(f"there is no menu {name!r}", level="error")
@@ -115,7 +116,9 @@ class CallIvr:
         """The caller is in the IVR no longer."""
         old = self.place
         if old is not None:  # what is counted goes on counting
-            self.place = IvrPlace("", steps=old.steps, heard=old.heard, told=old.told)
+            self.place = IvrPlace(
+                "", steps=old.steps, heard=old.heard, told=old.told, plays=old.plays
+            )
         self._due = False
         self._hush()
         self._parts.context.cancel(f"ivr/{self._call.call}")
@@ -123,6 +126,8 @@ class CallIvr:
     # --- prompts -------------------------------------------------------------------
 
     def _say_prompt(self, before: list[str]) -> None:
+        if self.place is not None:
+            self.place.plays += 1
         self._due, self._before = True, before
         self._parts.context.cancel(f"ivr/{self._call.call}")
         self._call.touch()
@@ -140,9 +145,7 @@ class CallIvr:
         if not media:
             self._wait(menu)
             return
-        self._plays += 1
-        ident = f"{self._call.call}.{self._call.epoch}.p{self._plays}"
-        self._playing = ident
+        self._playing = ident = self._ident()
         context = self._parts.context
         params = {"channelId": leg.channel.id, "media": ",".join(media), "playbackId": ident}
 
@@ -165,6 +168,11 @@ class CallIvr:
         """The connection to Asterisk is new: the end of a prompt may have been missed."""
         if self._playing:
             self._say_prompt([])
+            self._call.save()
+
+    def _ident(self) -> str:
+        plays = self.place.plays if self.place else 0
+        return f"{self._call.call}.{self._call.epoch}.p{plays}"
 
     def _hush(self) -> None:
         if self._playing:

@@ -302,7 +302,9 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         lost, left, unwilling = [], [], []
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
-    if record is not None and (record.stage == IVR or (record.stage == DIALPLAN and step)):
+    # a party there, or ringing, is news that the record of an IVR does not know yet
+    alone = not any(leg.leg != call.head and not leg.aside for leg in call.living())
+    if record is not None and alone and (record.stage == IVR or (record.stage == DIALPLAN and step)):
         stage = IVR
     elif record is not None and record.stage == DIALPLAN:
         stage = DIALPLAN

@@ -69,6 +69,7 @@ class CallSupervision:
         self._tries = 0
         self._asks = 0
         self._busy = False
+        self._made_bridge = False
 
     @property
     def bridge(self) -> str:
@@ -235,6 +236,7 @@ class CallSupervision:
 
         def made(outcome: Outcome) -> None:
             if isinstance(outcome, Done) or (isinstance(outcome, Refused) and outcome.code == 409):
+                self._made_bridge = True
                 both = {"bridgeId": bridge, "channel": f"{channel},{self.snoop}",
                         "inhibitConnectedLineUpdates": "true"}  # fmt: skip
                 context.ari(lane, "bridges.addChannel", both, joined)
@@ -268,6 +270,10 @@ class CallSupervision:
             self.snoop, self._joined, self._heard_of = "", "", False
             self._call.touch()
 
+    def all_gone(self) -> None:
+        """Asterisk is gone, and everything in it."""
+        self.snoop, self._joined, self._heard_of, self._made_bridge = "", "", False, False
+
     def _drop(self) -> None:
         """Ends the snoop."""
         if self.snoop:
@@ -277,6 +283,7 @@ class CallSupervision:
 
     def forget(self) -> None:
         """The call leaves this node: nothing of it may stay in Asterisk."""
-        if self.snoop or self._joined:
+        if self._made_bridge:
+            self._made_bridge = False
             self._parts.context.ari(f"hangup/{self.bridge}", "bridges.destroy", {"bridgeId": self.bridge})
         self._drop()

@@ -19,7 +19,7 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.checkers_acd import History, check_store, picture
-from ari_ha.simulation.cluster import EDGE, Cluster
+from ari_ha.simulation.cluster import EDGE, SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import ENDED, UP, Talk
 from ari_ha.simulation.faults import Faults
 from ari_ha.simulation.people import People
@@ -159,6 +159,7 @@ class Checkers:
             held = customer.held or agent.held or customer.busy or agent.busy
             for_customer, for_agent = ears.heard_by(customer), ears.heard_by(agent)
             good = for_customer == [agent.leg] and for_agent == [customer.leg]
+            good = good or self._supervised(customer, agent, for_customer, for_agent)
             if self._lasting(key, not good and not held, DEAF_MAX_S):
                 self.problem(
                     "people hear each other",
@@ -166,6 +167,17 @@ class Checkers:
                 )
         for key in [key for key in self._since if key.startswith("deaf/") and key not in seen]:
             del self._since[key]
+
+    def _supervised(self, customer: Talk, agent: Talk, for_customer: list[str], for_agent: list[str]) -> bool:
+        """With a supervisor on the call both hear each other, once, and perhaps him."""
+        supervisors = {
+            talk.leg for talk in self.cluster.phones.talks.values()
+            if talk.who == SUPERVISOR and talk.state == UP and talk.call == agent.call
+        }  # fmt: skip
+        both = ((agent.leg, for_customer), (customer.leg, for_agent))
+        return bool(supervisors) and all(
+            heard.count(other) == 1 and set(heard) <= {other, *supervisors} for other, heard in both
+        )
 
     def _agreement(self) -> None:
         """What etcd says of agents and of places agrees; for a moment, while what was
@@ -224,7 +236,7 @@ class Checkers:
 
     def _agent_over(self, talk: Talk) -> None:
         """An agent who talked is only cut off when the customer is gone."""
-        if talk.ended_by == "self" or not talk.answered_s or talk.dialled:
+        if talk.ended_by == "self" or not talk.answered_s or talk.dialled or talk.who == SUPERVISOR:
             return
         others = self._others(talk)
         if any(other.state == ENDED for other in others):
@@ -280,8 +292,15 @@ class Checkers:
             f"rtpengine has call {ident}" for ident in self.cluster.relay.calls
         ]
 
+    def _effects(self) -> None:
+        """Nobody typed his account twice: what is done for a call outside is done once."""
+        for call, keys in self.cluster.site.done.items():
+            if len(keys) > 1:
+                self.problem("an effect happens once", f"{call}: {', '.join(keys)}")
+
     def final(self) -> None:
         """Long after the last person hung up: nothing is left."""
+        self._effects()
         self._leftovers()
         self._agents()
 

@@ -15,6 +15,7 @@ from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
 from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.web import WebRequest
 from ari_ha.machines.edge import FAMILIES as EDGE_FAMILIES
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
@@ -25,6 +26,7 @@ from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_asterisk import FakeAsterisk
 from ari_ha.simulation.fake_phones import Phones
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
+from ari_ha.simulation.fake_site import FakeSite
 from ari_ha.simulation.fake_store import Store, StoreClient
 from ari_ha.simulation.links import AriLink, NodeLink
 from ari_ha.simulation.process import DEAD, MachineProcess, Settle
@@ -32,6 +34,7 @@ from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
 from ari_ha.sip.auth import ha1
 from ari_ha.sip.flow import Flow
+from ari_ha.wire.ivr import IvrMenuValue, IvrStep
 from ari_ha.wire.keyspace import (
     AgentValue,
     BindingValue,
@@ -50,8 +53,27 @@ CARRIER, PHONES = "192.0.2.50", "192.0.2.60"
 EDGE_PORTS = {"public-udp": (EDGE_PUBLIC, 5060), "node-trunk": (EDGE_CORE, 5070),
               "node-agent": (EDGE_CORE, 5072), "node-resume": (EDGE_CORE, 5074)}  # fmt: skip
 HEADER_KEY = b"simulated header key"
-QUEUE, NUMBER = "support", "6000"
+QUEUE, NUMBER, IVR_NUMBER = "support", "6000", "6200"
 REALM, PASSWORD = "sim", "simulated"
+MENUS = {
+    "main": IvrMenuValue(
+        menu="main", prompts=["sound:hello"], wait_ms=3_000, tries_max=2,
+        choices={"1": IvrStep(do="queue", to=QUEUE), "2": IvrStep(do="menu", to="account")},
+        otherwise=IvrStep(do="queue", to=QUEUE),
+    ),
+    "account": IvrMenuValue(
+        menu="account", prompts=["sound:number"], wait_ms=3_000, between_ms=2_500, tries_max=2,
+        collect="ACCOUNT", digits_max=8, otherwise=IvrStep(do="queue", to=QUEUE),
+        collected=IvrStep(
+            do="request", to="http://site/charge", lookup="http://site/outcome", timeout_ms=2_000,
+            done=IvrStep(do="queue", to=QUEUE), failed=IvrStep(do="queue", to=QUEUE),
+            unsure=IvrStep(do="queue", to=QUEUE),
+        ),
+    ),
+}  # fmt: skip
+"""The IVR everybody leaves for the queue, some by a step that must not happen twice."""
+SUPERVISOR = "1900"
+"""Address of record of a phone nobody is logged in at."""
 WALL_CLOCK_EVERY_S = 1.0
 MEDIA_PING_S = 0.5
 MEDIA_TIMEOUT_S = 60.0
@@ -105,6 +127,9 @@ class Cluster:
         self.keys = Keys(CLUSTER)
         self.relay = FakeRtpengine({"public": EDGE_PUBLIC, "core": EDGE_CORE})
         self.media_away = False
+        self.media_slow_s = 0.0
+        """rtpengine's answers take up to this."""
+        self.site = FakeSite(world)
         self._quiet_since: dict[str, float] = {}
         self.traffic = Traffic()
         self.replies: dict[str, OperatorReply] = {}
@@ -161,7 +186,7 @@ class Cluster:
         config = EdgeConfig(
             cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM, public_host=EDGE_PUBLIC, public_port=5060,
             core_host=EDGE_CORE, trunk_port=5070, agent_port=5072, resume_port=5074, nodes=nodes,
-            trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER]}}, header_key=HEADER_KEY,
+            trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER, IVR_NUMBER]}}, header_key=HEADER_KEY,
             process=f"life{process.life}",
         )  # fmt: skip
         machine = EdgeMachine(config, self._ids(process, "k"), self.world.rng.random)
@@ -260,6 +285,9 @@ class Cluster:
                 )
             ),
         )  # fmt: skip
+        for name, menu in MENUS.items():
+            put(keys.ivr(name), encode(menu))
+        self._phone(SUPERVISOR)
         for n, agent in enumerate(self.agents):
             put(keys.user(agent), encode(UserValue(user=agent, aor=agent, agent=agent)))
             secret = SecretUserValue(
@@ -267,11 +295,7 @@ class Cluster:
                 ha1_sha256=ha1("SHA-256", agent, REALM, PASSWORD),
             )  # fmt: skip
             put(keys.secret_user(agent), encode(secret))
-            binding = BindingValue(
-                aor=agent, contact=f"sip:{agent}@{PHONES}:5060", host=PHONES, port=5060, pair=VIP,
-                expires=UTC_AT_START_S + 86_400.0, edge=EDGE,
-            )  # fmt: skip
-            put(keys.binding(agent, "contact"), encode(binding))
+            self._phone(agent)
             put(
                 keys.agent(agent),
                 encode(
@@ -282,6 +306,14 @@ class Cluster:
                 ),
             )  # fmt: skip
             put(keys.reach(agent), encode(ReachValue(agent=agent, device="ok", device_since=start)))
+
+    def _phone(self, aor: str) -> None:
+        """A registered phone."""
+        binding = BindingValue(
+            aor=aor, contact=f"sip:{aor}@{PHONES}:5060", host=PHONES, port=5060, pair=VIP,
+            expires=UTC_AT_START_S + 86_400.0, edge=EDGE,
+        )  # fmt: skip
+        self.store.put(self.keys.binding(aor, "contact"), encode(binding))
 
     # -- the edge's effects
 
@@ -307,7 +339,8 @@ class Cluster:
 
             def arrive() -> None:
                 outcome = self.relay.command(effect.command, effect.body)
-                world.after(world.between(0.0001, 0.0005), lambda: settle(outcome))
+                slow_s = world.between(0.0, self.media_slow_s) if self.media_slow_s else 0.0
+                world.after(slow_s + world.between(0.0001, 0.0005), lambda: settle(outcome))
 
             world.after(world.between(0.0001, 0.0005), arrive)
         elif isinstance(effect, StoreTxn | StoreRead):
@@ -355,6 +388,8 @@ class Cluster:
                 node.ari.perform(effect, settle)
             else:
                 self.world.after(0.001, lambda: settle(Unreachable("not connected")))
+        elif isinstance(effect, WebRequest):
+            self.site.perform(effect, settle)
         elif isinstance(effect, StoreTxn | StoreRead):
             self.clients[node.name].perform(effect, settle)
         else:

@@ -118,10 +118,29 @@ class Ears:
             other = asterisk.channels[ident]
             if other is channel or other.state != "Up":
                 continue
+            if other.spies:
+                out += self._overheard(relay, call, asterisk, other, seen)
+                continue
             tag = self._tag_in_front_of(call, other)
             if tag is not None:
                 out += self._out_of(relay, call, tag, seen)
         return out
+
+    def _overheard(
+        self,
+        relay: FakeRtpengine,
+        call: MediaCall,
+        asterisk: FakeAsterisk,
+        snoop: Channel,
+        seen: frozenset[str],
+    ) -> list[str]:
+        """What a snoop channel hears: the person at the channel, and what is sent to it."""
+        target = asterisk.channels.get(snoop.spies)
+        if target is None:
+            return []
+        tag = self._tag_in_front_of(call, target)
+        person = self._out_of(relay, call, tag, seen) if tag is not None else []
+        return person + self._from_channel(relay, call, asterisk, target, seen)
 
     # -- addresses
 

@@ -44,6 +44,7 @@ class FakeAri:
             "channels.setChannelVars": self._set_many,
             "channels.getChannelVar": self._get,
             "channels.dial": self._dial,
+            "channels.snoopChannelWithId": self._snoop,
         }
         self._others: dict[str, Callable[[Params], Outcome]] = {
             "applications.subscribe": self._application,
@@ -186,6 +187,17 @@ class FakeAri:
         if not self.asterisk.dial(channel, DEFAULT_DIAL_S if timeout is None else float(timeout)):
             return Refused("Dialing failed", 500)
         return Done(None)
+
+    def _snoop(self, channel: Channel, params: Params) -> Outcome:
+        """A channel that hears another; in the app at once."""
+        ident = str(params.get("snoopId") or self.asterisk._new_id())
+        if ident in self.asterisk.channels:
+            return Refused("Channel with given unique ID already exists", 409)
+        snoop = Channel(ident, incoming=False, state="Up", spies=channel.ident)
+        snoop.whisper = str(params.get("whisper") or "none")
+        self.asterisk.channels[ident] = snoop
+        self.asterisk._enter_app(snoop, str(params.get("appArgs") or "").split(","))
+        return Done(self.asterisk._model(snoop))
 
     def _application(self, params: Params) -> Outcome:
         """The fake tells its one app everything anyway."""

@@ -30,7 +30,7 @@ CHANNEL_VARIABLES = ("HA_CALL", "HA_LEG", "HA_EPOCH")
 REFUSED_CAUSE, NORMAL_CAUSE = 34, 16
 PLAY_S = 0.5
 SORRY_S = 2.0
-VERBS = {"6000": "queue,support", "6001": "through,support"}
+VERBS = {"6000": "queue,support", "6001": "through,support", "6200": "ivr,main"}
 
 Sink = Callable[[ari.Event], None]
 
@@ -59,6 +59,9 @@ class Channel:
     """The arguments of Stasis() while it runs there."""
     tech_cause: int = 0
     """The SIP status it ended with."""
+    spies: str = ""
+    """A snoop channel: the channel it hears, and into which directions of it it whispers."""
+    whisper: str = "none"
     app_wants_it: bool = False
     """A hangup was asked for by the app, not by the far end."""
 
@@ -281,6 +284,8 @@ class FakeAsterisk(SipProcess):
     def _remove(self, channel: Channel, cause: int) -> None:
         self._leave_bridge(channel)
         del self.channels[channel.ident]
+        for snoop in [c for c in self.channels.values() if c.spies == channel.ident]:
+            self._remove(snoop, cause)
         if channel.in_app:
             channel.in_app = False
             self._emit(ari.StasisEnd(application=APP, channel=self._model(channel)))

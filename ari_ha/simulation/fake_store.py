@@ -43,6 +43,10 @@ class LeaseOnServer:
     timer: Timer
 
 
+SLOWEST_OF_100 = 4.6
+"""ln 100: an exponential delay of this rate exceeds 1 once in a hundred."""
+
+
 class Store:
     """The cluster: keys, one revision after the other, leases."""
 
@@ -59,6 +63,8 @@ class Store:
         self.request_lost = 0.0
         """Share of transactions that never arrive, unknown to the sender."""
         self.lag_max_s = 0.0
+        self.slow_s = 0.0
+        """One request in a hundred takes longer than this; 0: none is slow."""
         """A change takes up to this much longer to reach a watcher."""
         self.last_lost_s = -1_000.0
         """When a request or a reply was lost last."""
@@ -192,6 +198,7 @@ class StoreClient:
         self.process = process
         self.prefixes = tuple(prefixes)
         self.ttl_s = ttl_s
+        self._stalled = False
         self.reachable: bool | None = None
         self.lease = 0
         self._held_until = 0.0
@@ -273,7 +280,20 @@ class StoreClient:
                 items = {item.key: item for item in store.read(prefix, True)}
                 self._deliver(StoreSnapshot(prefix=prefix, revision=store.revision, items=items))
 
+    def stall(self) -> None:
+        """The watch falls silent: nothing more is delivered until `resume`."""
+        self._stalled = True
+
+    def resume(self) -> None:
+        """It goes on where it was, or with everything when that is compacted."""
+        if self._stalled:
+            self._stalled = False
+            if self._alive and self.reachable is True and self._connected():
+                self._catch_up()
+
     def _committed(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
+        if self._stalled:
+            return
         if not self._alive or self.reachable is not True or not self._connected():
             return
         for change in changes:
@@ -315,7 +335,10 @@ class StoreClient:
         if self._world.chance(store.request_lost):
             store.last_lost_s = self._world.now
             return
-        self._world.after(2 * store.network.delay(), lambda: self._arrived(effect, settle))
+        delay_s = 2 * store.network.delay()
+        if store.slow_s:
+            delay_s += self._world.rng.expovariate(SLOWEST_OF_100 / store.slow_s)
+        self._world.after(delay_s, lambda: self._arrived(effect, settle))
 
     def _arrived(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:
         store = self.store

@@ -22,6 +22,11 @@ KINDS = (
     "lease-revoked", "compaction", "clock-step",
 )  # fmt: skip
 
+HARD_KINDS = (
+    "relay-slow", "etcd-slow", "compaction-behind", "two-nodes", "all-nodes", "survivor-kill", "host-crash",
+)  # fmt: skip
+"""Faults of the hard plan: slow servers, and more than one thing at a time."""
+
 
 @dataclass
 class Odds:
@@ -96,7 +101,11 @@ class Faults:
         network.heal()
         store.reply_lost = store.request_lost = store.lag_max_s = 0.0
         store.available = True
+        store.slow_s = cluster.media_slow_s = 0.0
         cluster.media_away = False
+        for client in (cluster.edge_client, *cluster.clients.values()):
+            if client is not None:
+                client.resume()
         for node in cluster.nodes:
             node.asterisk.thaw()
             node.app.thaw()
@@ -272,6 +281,76 @@ class Faults:
 
     def _compaction(self, node: Node) -> None:
         self.cluster.store.compact(self.cluster.store.revision)
+
+    # -- slow servers, several faults at once
+
+    def _relay_slow(self, node: Node) -> None:
+        """rtpengine's control port answers late."""
+        cluster = self.cluster
+        cluster.media_slow_s = cluster.world.between(0.05, 0.6)
+
+        def back() -> None:
+            cluster.media_slow_s = 0.0
+
+        self._later(0.5, 4.0, back)
+
+    def _etcd_slow(self, node: Node) -> None:
+        """One transaction in a hundred takes more than a second."""
+        store = self.cluster.store
+        store.slow_s = 1.0
+
+        def back() -> None:
+            store.slow_s = 0.0
+
+        self._later(1.0, 6.0, back)
+
+    def _compaction_behind(self, node: Node) -> None:
+        """A watch falls silent, and what it has missed is compacted before it goes on."""
+        cluster = self.cluster
+        clients = [c for c in (cluster.edge_client, *cluster.clients.values()) if c is not None]
+        victim = cluster.world.rng.choice(clients)
+        victim.stall()
+
+        def back() -> None:
+            cluster.store.compact(cluster.store.revision)
+            victim.resume()
+
+        self._later(0.2, 2.0, back)
+
+    def _two_nodes(self, node: Node) -> None:
+        """Two Asterisks, nearly together."""
+        cluster = self.cluster
+        self._asterisk_kill(node)
+        other = cluster.world.rng.choice([n for n in cluster.nodes if n is not node])
+        cluster.world.after(cluster.world.between(0.0, 0.4), lambda: self._kill_while_bad(other))
+
+    def _kill_while_bad(self, node: Node) -> None:
+        if self.active:
+            self.calm_since = self.cluster.world.now
+            self._asterisk_kill(node)
+
+    def _all_nodes(self, node: Node) -> None:
+        """Every Asterisk at once; they come back one after the other."""
+        for one in self.cluster.nodes:
+            self._asterisk_kill(one)
+
+    def _survivor_kill(self, node: Node) -> None:
+        """The node that is just taking calls up dies too."""
+        cluster, world = self.cluster, self.cluster.world
+        self._asterisk_kill(node)
+
+        def look() -> None:
+            edge = cluster.edge.machine
+            moves = [call.move.to.name for call in edge.calls.by_id.values() if call.move] if edge else []
+            if moves:
+                self._kill_while_bad(cluster.by_name[world.rng.choice(moves)])
+
+        world.after(world.between(0.02, 0.5), look)
+
+    def _host_crash(self, node: Node) -> None:
+        """Asterisk and its app together, the host stays."""
+        self._app_kill(node)
+        self._asterisk_kill(node)
 
     def _clock_step(self, node: Node) -> None:
         """Somebody's wall clock jumps, and is put right later."""

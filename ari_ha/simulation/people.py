@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ari_ha.simulation.cluster import NUMBER, PASSWORD, Cluster
+from ari_ha.core.ports.operator import OperatorRequest
+from ari_ha.simulation.cluster import IVR_NUMBER, NUMBER, PASSWORD, SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import RINGING, UP, Talk
 from ari_ha.sip.auth import Credentials
 
@@ -30,6 +31,10 @@ class Habits:
     customer_hangs_up: float = 0.5
     pauses: int = 0
     """Times an agent dials *24 (not ready) and, a little later, *23 (available)."""
+    ivr: float = 0.0
+    """Share of customers who call the number of the IVR; some type an account there."""
+    supervises: int = 0
+    """Times a supervisor begins to listen, whisper or speak, and leaves off a little later."""
     pause_min_s: float = 1.0
     pause_max_s: float = 4.0
 
@@ -94,7 +99,8 @@ class People:
     # -- customers
 
     def _call(self, number: int) -> None:
-        talk = self.cluster.carrier.call(NUMBER, f"+4930{number:04d}")
+        chosen = self.habits.ivr and self.world.chance(self.habits.ivr)
+        talk = self.cluster.carrier.call(IVR_NUMBER if chosen else NUMBER, f"+4930{number:04d}")
         self.customers.append(talk)
         patience = self.world.between(self.habits.patience_min_s, self.habits.patience_max_s)
         self.world.after(patience, lambda: self._patience_over(talk))
@@ -106,8 +112,41 @@ class People:
 
     def _customer_up(self, talk: Talk) -> None:
         self._learn_call(talk)
-        if self.world.chance(self.habits.presses):
+        if talk.dialled == IVR_NUMBER:
+            self._choose(talk)
+        elif self.world.chance(self.habits.presses):
             self.world.after(self.world.between(0.5, 5.0), lambda: self._press(talk))
+
+    def _choose(self, talk: Talk) -> None:
+        """Types into the IVR, once: straight to the queue, an account, or nothing at all."""
+        entry = self.world.rng.choice(("1", "24711#", "24711#", "24711#", "247", ""))
+        when = self.world.between(0.2, 2.0)
+        for digit in entry:
+            self.world.after(when, lambda digit=digit: self._type(talk, digit))
+            when += self.world.between(0.1, 0.8)
+
+    def _type(self, talk: Talk, digit: str) -> None:
+        if talk.state == UP:
+            self.cluster.ears.press(talk, digit)
+
+    # -- supervisors
+
+    def begin_supervision(self, from_s: float) -> None:
+        """Somebody will listen to, whisper to or speak with agents from then on."""
+        for _ in range(self.habits.supervises):
+            agent = self.world.rng.choice(self.cluster.agents)
+            mode = self.world.rng.choice(("listen", "whisper", "barge"))
+            begin = from_s + self.world.between(2.0, self.habits.arrive_s + 8.0)
+            for when, what in ((begin, mode), (begin + self.world.between(2.0, 8.0), "stop")):
+                self.world.at(when, lambda what=what, agent=agent: self._supervise(agent, what))
+
+    def _supervise(self, agent: str, mode: str) -> None:
+        """An order, asked of a node drawn at random."""
+        node = self.world.rng.choice(self.cluster.nodes)
+        if node.app.running:
+            args = {"agent": agent, "mode": mode, "device": SUPERVISOR, "by": "boss"}
+            request = f"supervise-{self.world.happened}"
+            node.app.post(OperatorRequest(request=request, verb="supervise", args=args))
 
     def _press(self, talk: Talk) -> None:
         if talk.state == UP:
@@ -117,6 +156,10 @@ class People:
 
     def _rings(self, talk: Talk) -> None:
         self._learn_call(talk)
+        if talk.who == SUPERVISOR:
+            self._will[talk.leg] = "answer"
+            self.world.after(self.world.between(0.2, 2.0), lambda: self.cluster.phones.answer(talk))
+            return
         habits, draw = self.habits, self.world.rng.random()
         delay = self.world.between(habits.answer_min_s, habits.answer_max_s)
         if draw < habits.ignores:
@@ -130,7 +173,7 @@ class People:
             self.world.after(delay, lambda: self.cluster.phones.answer(talk))
 
     def _agent_talks(self, talk: Talk) -> None:
-        if talk.dialled:
+        if talk.dialled or talk.who == SUPERVISOR:
             return
         self.answered[talk.who] += 1
         habits = self.habits
@@ -173,6 +216,8 @@ class People:
         if not talk.call:
             return None
         for other in phones.talks.values():
+            if other.who == SUPERVISOR:
+                continue
             if other.call == talk.call and other.state == UP and not (agent_side and other.dialled):
                 return other
         return None
@@ -181,7 +226,7 @@ class People:
         """Customer and agent who both are on the same call, answered."""
         found = []
         for agent in self.cluster.phones.talks.values():
-            if agent.state == UP:
+            if agent.state == UP and agent.who != SUPERVISOR:
                 customer = self._partner(agent)
                 if customer is not None:
                     found.append((customer, agent))

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg
+from ari_ha.machines.node import NodeMachine
 from ari_ha.simulation.cluster import Cluster
 from ari_ha.simulation.faults import Odds
 from ari_ha.simulation.run import Plan
 from ari_ha.wire import link
+from ari_ha.wire.ivr import IvrMenuValue
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class Planted:
     plant: Callable[[Cluster], None]
     kinds: tuple[str, ...]
     rules: tuple[str, ...]
+    hard: bool = False
+    """Shows only where people use everything there is."""
 
     @property
     def plan(self) -> Plan:
         """Runs that should fail."""
-        return Plan(plant=self.plant, odds=Odds(kinds=self.kinds, pause_s=2.0))
+        return Plan(plant=self.plant, odds=Odds(kinds=self.kinds, pause_s=2.0), hard=self.hard)
 
 
 def _same_epoch(cluster: Cluster) -> None:
@@ -91,6 +97,25 @@ def _left_behind(cluster: Cluster) -> None:
         node.ari.ari.refuse("channels.hangup")
 
 
+def _effect_twice(cluster: Cluster) -> None:
+    """A step whose outcome is not known is run again, as if it were harmless."""
+
+    def change(machine: NodeMachine) -> None:
+        real = machine.core.ivr
+
+        def ivr(name: str) -> IvrMenuValue | None:
+            menu = real(name)
+            step = menu.collected if menu is not None else None
+            if menu is None or step is None:
+                return menu
+            careless = msgspec.structs.replace(step, lookup="", idempotent=True)
+            return msgspec.structs.replace(menu, collected=careless)
+
+        machine.core.ivr = ivr  # type: ignore[method-assign]
+
+    cluster.on_node.append(change)
+
+
 PLANTED = {
     "double-owner": Planted(
         "two nodes serve one call under one epoch", _same_epoch, ("asterisk-kill",), ("one owner",)
@@ -106,6 +131,10 @@ PLANTED = {
     "double-attempt": Planted(
         "transactions do not compare", _double_attempt, ("asterisk-kill", "node-cut"),
         ("agents and places agree", "queue and agents' history", "one call per agent"),
+    ),
+    "effect-twice": Planted(
+        "a step with effects is run again", _effect_twice, ("asterisk-kill", "app-kill"),
+        ("an effect happens once",), hard=True,
     ),
     "left-behind": Planted(
         "channels stay on a node the call has left", _left_behind, ("node-cut",), ("nothing is left",)

@@ -60,6 +60,8 @@ class Plan:
     """Puts a bug into the cluster, to see that the checkers see it."""
     odds: Odds | None = None
     """Instead of odds drawn from the seed."""
+    hard: bool = False
+    """People use the IVR and are supervised, and `HARD_KINDS` are in the mix."""
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
@@ -67,7 +69,7 @@ def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
     began = time.perf_counter()
     world = World(seed, tell=tell)
     cluster = Cluster(world, _draw_shape(world))
-    people = People(cluster, _draw_habits(world))
+    people = People(cluster, _draw_habits(world, plan.hard))
     odds = plan.odds or draw_odds(cluster, plan.kinds)
     faults = Faults(cluster, odds)
     checkers = Checkers(cluster, people, faults)
@@ -101,6 +103,7 @@ def _run(
     checkers.begin()
     people.begin(world.now)
     people.begin_pauses(world.now)
+    people.begin_supervision(world.now)
     faults.begin()
     world.run_until(world.now + world.between(SAFETY_MIN_S, SAFETY_MAX_S))
     faults.stop()
@@ -126,8 +129,10 @@ def _draw_shape(world: World) -> Shape:
     )
 
 
-def _draw_habits(world: World) -> Habits:
+def _draw_habits(world: World, hard: bool) -> Habits:
     return Habits(
+        ivr=world.rng.choice((0.3, 0.8)) if hard else 0.0,
+        supervises=world.rng.choice((0, 1, 3)) if hard else 0,
         calls=world.rng.choice((1, 2, 3, 5)),
         ignores=world.rng.choice((0.0, 0.05, 0.3)),
         rejects=world.rng.choice((0.0, 0.05, 0.3)),

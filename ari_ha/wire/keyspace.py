@@ -232,6 +232,8 @@ class IvrPlace(msgspec.Struct, omit_defaults=True):
     """Digits taken that Asterisk heard."""
     told: int = 0
     """Digits taken that the edge told of (SIP INFO)."""
+    plays: int = 0
+    """Prompts begun: names the last one, which another app may have to end."""
     step: str = ""
     """Path of the step under way whose outcome is not known."""
 

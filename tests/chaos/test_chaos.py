@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ari_ha.cli.chaos_judge import STATES
 from ari_ha.cli.chaos_run import Run
 from ari_ha.cli.chaos_stage import Stage
 
@@ -23,7 +24,7 @@ def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) 
     return report
 
 
-@pytest.mark.parametrize("state", ["ringing", "queued", "talking", "through", "held", "ivr", "supervised", "whispered", "barged"])
+@pytest.mark.parametrize("state", STATES)
 def test_asterisk_killed(running_lab: Stage, state: str) -> None:
     report = perform(running_lab, "asterisk-kill", state, 0)
     for call in report["calls"]:

@@ -24,5 +24,5 @@ def test_a_planted_bug_is_found(name: str) -> None:
     planted = PLANTED[name]
     seed = first_found(planted)
     assert seed is not None, f"{SEEDS_MAX} seeds with {planted.what}, and no checker noticed"
-    clean = run_seed(seed, Plan(odds=planted.plan.odds))
+    clean = run_seed(seed, Plan(odds=planted.plan.odds, hard=planted.hard))
     assert not [p for p in clean.problems if p.rule in planted.rules], "it fails without the bug too"

@@ -285,6 +285,8 @@ def test_the_same_holds_when_only_the_app_restarts() -> None:
     bench.type(channel, "21")
     bench.restart_app()
     bench.link({"k1": link.CallAtEdge(epoch="7.1", legs={"c": link.LegAtEdge(state="answered")})})
+    stopped = {p["playbackId"] for p in bench.operations("playbacks.stop")}
+    assert bench.operations("channels.play")[-1]["playbackId"] in stopped, "the old app's prompt is ended"
     bench.type(channel, "7#")
     assert bench.variables()["ACCOUNT"] == "17"
 
