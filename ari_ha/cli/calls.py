@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Adds ``calls``, ``call`` and ``queues`` to the command line."""
     app.command("calls")(calls)
     app.command("call")(call)
+    app.command("mute")(mute)
     app.command("queues")(queues)
 
 
@@ -96,6 +97,31 @@ def call(
         say(f"digits heard by the node: {facts['digits']}")
     for move in facts.get("moves", []):
         say(f"moved: {move}")
+
+
+def mute(
+    call: Annotated[str, typer.Argument(help="Id of the call, as `ari-ha calls` prints it.")],
+    leg: Annotated[str, typer.Argument(help="The leg nobody is to hear: c, a1, ...")],
+    off: Annotated[bool, typer.Option("--off", help="It is heard again.")] = False,
+    settings: SettingsFile = DEFAULT_SETTINGS,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let nobody hear a leg of a call: neither the others on it nor Asterisk."""
+    from ari_ha.cli.cluster import ClusterError, quote
+
+    cluster, view = _view(settings, as_json)
+    if call not in view.calls:
+        fail(f"no call {call}", as_json, 2)
+    edge = str(view.calls[call].get("owner", {}).get("edge", ""))
+    base = view.edges.get(edge, {}).get("http", "")
+    try:
+        answer = cluster.http(base, f"/v1/calls/{quote(call)}/mute", "POST", {"leg": leg, "muted": not off})
+    except ClusterError as error:
+        fail(str(error), as_json)
+    if as_json:
+        print_json(answer)
+        return
+    say(f"{call}/{leg}: {'heard again' if off else 'muted'} ({edge})", "ok")
 
 
 def _dialogs(cluster: Cluster, view: View, call: str) -> dict[str, Any]:

@@ -503,6 +503,8 @@ class EdgeMachine:
             case "call":
                 call = self.calls.by_id.get(str(args.get("call", "")))
                 return (200, call_view(call)) if call else (404, {"error": "no such call at this edge"})
+            case "mute":
+                return self._mute(args)
             case "nodes":
                 return 200, [node_view(n, self.calls.load(n.config.name)) for n in self.watch.nodes.values()]
             case "bindings":
@@ -511,6 +513,16 @@ class EdgeMachine:
                 return 200, self.trunks.view()
             case _:
                 return 404, {"error": f"unknown verb {verb}"}
+
+    def _mute(self, args: Any) -> tuple[int, Any]:
+        call = self.calls.by_id.get(str(args.get("call", "")))
+        leg = call.legs.get(str(args.get("leg", ""))) if call else None
+        if call is None or leg is None or not leg.alive:
+            return 404, {"error": "no such call at this edge" if call is None else "no such leg"}
+        if not isinstance(args.get("muted"), bool):
+            return 422, {"error": "muted: true or false?"}
+        self.calls.mute(call, leg, args["muted"])
+        return 200, call_view(call)
 
     def _status(self) -> dict[str, Any]:
         context = self.context

@@ -160,7 +160,18 @@ class Calls:
                 if half.state == "up" or (half.calls_us and half.state == "calling" and leg in heard)
             }
             graph |= wanted_graph(self.effective_state(call, consult) if consult else state, legs, tags)
-        return graph
+        muted = {leg.leg for leg in call.living() if leg.muted}
+        return {(listener, speaker) for listener, speaker in graph if speaker not in muted}
+
+    def mute(self, call: EdgeCall, leg: PhoneLeg, muted: bool) -> None:
+        """Nobody hears the leg, Asterisk included (or everybody again). An act of the edge:
+        whatever serves the call, and in every state of the media."""
+        if leg.muted == muted:
+            return
+        leg.muted = muted
+        self._context.note(f"call/{call.call}", "muted" if muted else "heard again", leg=leg.leg)
+        self.apply_media(call)
+        self.touch(call)
 
     def apply_media(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
         """Brings rtpengine to the call's state; ``then`` runs when it is there."""

@@ -121,6 +121,8 @@ class PhoneLeg:
     state: str = "trying"
     """trying, ringing, up, ended"""
     held: bool = False
+    muted: bool = False
+    """Nobody is to hear this phone."""
     aor: str = ""
     user: str = ""
     attempt: str = ""
@@ -215,6 +217,7 @@ class PhoneLeg:
             "key": self.key,
             "state": self.state,
             "held": self.held,
+            "muted": self.muted,
             "aor": self.aor,
             "user": self.user,
             "attempt": self.attempt,
@@ -244,8 +247,8 @@ class PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
-        names = ("leg", "role", "key", "state", "held", "aor", "user", "attempt", "host", "port", "target",
-                 "consult", "of", "number_asked", "refer",
+        names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "host", "port",
+                 "target", "consult", "of", "number_asked", "refer",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
@@ -477,4 +480,5 @@ class EdgeCall:
             state=self.media.state,
             epoch=str(self.epoch),
             node_tags={half.leg: half.tag for half in self.halves.values()},
+            muted=sorted(leg.leg for leg in self.living() if leg.muted),
         )

@@ -25,8 +25,8 @@ def call_view(call: EdgeCall) -> dict[str, Any]:
         "lost": call.lost,
         "moving_to": call.move.to.name if call.move else "",
         "legs": {
-            leg.leg: {"role": leg.role, "state": leg.state, "held": leg.held, "aor": leg.aor,
-                      "attempt": leg.attempt, "target": leg.target, "trunk": leg.trunk,
+            leg.leg: {"role": leg.role, "state": leg.state, "held": leg.held, "muted": leg.muted,
+                      "aor": leg.aor, "attempt": leg.attempt, "target": leg.target, "trunk": leg.trunk,
                       "srtp": leg.side.suite}
             for leg in call.living()
         },

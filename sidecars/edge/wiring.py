@@ -179,6 +179,7 @@ class EdgeProcess:
         return {
             **{f"GET /v1/{verb}": self.desk.route(verb) for verb in verbs},
             "GET /v1/calls/{call}": self.desk.route("call"),
+            "POST /v1/calls/{call}/mute": self.desk.route("mute"),
             "GET /v1/explain/{subject:.+}": explain,
         }
 

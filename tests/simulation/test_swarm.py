@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.cli.simulate import replay
-from ari_ha.simulation.faults import KINDS, Odds
+from ari_ha.simulation.faults import HARD_KINDS, KINDS, Odds
 from ari_ha.simulation.run import Plan, Result, run_seed
 
 SWARM_SEEDS = 200
@@ -26,6 +26,27 @@ def test_swarm(first: int) -> None:
     seeds = range(first, first + SEEDS_PER_BLOCK)
     bad = [r for seed in seeds if not (r := run_seed(seed)).good]
     assert not bad, "\n\n".join(verdict(result) for result in bad)
+
+
+HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
+HARD_SEEDS = 60
+
+
+@pytest.mark.parametrize("first", range(0, HARD_SEEDS, SEEDS_PER_BLOCK))
+def test_hard_swarm(first: int) -> None:
+    seeds = range(first, first + SEEDS_PER_BLOCK)
+    results = [run_seed(seed, HARD) for seed in seeds]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, HARD) for result in bad)
+
+
+@pytest.mark.parametrize("kind", HARD_KINDS)
+def test_one_hard_kind_often(kind: str) -> None:
+    plan = Plan(kinds=(kind,), odds=Odds(kinds=(kind,), pause_s=PAUSE_S), hard=True)
+    results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+    assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,6 +99,18 @@ def test_what_failed_once(name: str) -> None:
     plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=PAUSE_S))
     result = run_seed(seed, plan)
     assert result.good, verdict(result, plan)
+
+
+KEPT_HARD = {
+    "the record of an IVR is older than the agent it led to": 15,
+    "a supervisor's end is nobody's end": 25,
+}
+
+
+@pytest.mark.parametrize("name", KEPT_HARD)
+def test_what_failed_once_in_the_hard_plan(name: str) -> None:
+    result = run_seed(KEPT_HARD[name], HARD)
+    assert result.good, verdict(result, HARD)
 
 
 KEPT_SWARM = {

@@ -38,10 +38,10 @@ def test_an_unknown_fault_is_an_error() -> None:
 
 
 def test_the_replay_command_names_the_faults_chosen() -> None:
-    assert replay(5, Plan()) == "ari-ha simulate --seed 5"
-    assert replay(5, Plan(kinds=("app-kill",))) == "ari-ha simulate --seed 5 --faults app-kill"
+    assert replay(5, Plan()) == "ari-ha simulate --seed 5 --easy"
+    assert replay(5, Plan(kinds=("app-kill",))) == "ari-ha simulate --seed 5 --easy --faults app-kill"
     plan = Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5))
-    assert replay(5, plan) == "ari-ha simulate --seed 5 --faults app-kill --pause 2.5"
+    assert replay(5, plan) == "ari-ha simulate --seed 5 --easy --faults app-kill --pause 2.5"
 
 
 def test_the_demo_survives_and_says_that_it_is_simulated() -> None:
