@@ -36,6 +36,10 @@ STATE_LIMIT_S = 30.0
 T = TypeVar("T")
 
 
+EDGE_LIMIT_S = 1.5
+"""A dead edge host does not refuse a connection: asking it must not hold the run up."""
+
+
 class StageError(Exception):
     """The stage could not be set; the text says what was missing."""
 
@@ -119,7 +123,8 @@ class Stage:
         return sorted(roles) == ["active", "standby"]
 
     def _edge_http(self, path: str) -> Any:
-        return self.cluster.http(self.cluster.settings.processes[self.active_edge()], path)
+        base = self.cluster.settings.processes[self.active_edge()]
+        return self.cluster.http(base, path, limit_s=EDGE_LIMIT_S)
 
     def edge_calls(self) -> dict[str, dict[str, Any]]:
         """The edge's living calls by caller."""
