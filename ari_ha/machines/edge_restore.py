@@ -65,6 +65,10 @@ def restore_call(
     calls.adopt(call)
     _assume_media(call)
     context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
+    for leg in [leg for leg in call.up() if context.sip.unanswered(leg.key)]:
+        # it was written that it is answered, and the process died before it said so
+        context.note(f"call/{call.call}", "answered now, as it was decided", leg=leg.leg)
+        context.sip.answer(leg.key, leg.local_sdp(), context.now)
     if call.primary.state == "trying":
         # nobody has answered, and the node's answer to the old process is nobody's
         why = "edge restarted before the answer"

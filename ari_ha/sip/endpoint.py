@@ -259,6 +259,11 @@ class Endpoint:
         found = self._core.legs.get(leg)
         return "ended" if found is None else found.state
 
+    def unanswered(self, leg: str) -> bool:
+        """Whether an INVITE of the far side waits for our final answer."""
+        found = self._core.legs.get(leg)
+        return found is not None and found.inc is not None and found.state in ("calling", "early")
+
     def leg_tried(self, leg: str) -> bool:
         """Whether the far side has said anything, 100 included, to our INVITE."""
         found = self._core.legs.get(leg)
