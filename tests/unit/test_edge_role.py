@@ -1,0 +1,164 @@
+"""Two edges of one address: a standby that has every call at hand, and the end of an owner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ari_ha.core.machine import DeadlineReached
+from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
+from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.sip import SendSip
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.machines.edge import EdgeMachine
+from ari_ha.machines.edge_role import STREAM_WAIT_S
+from ari_ha.sip import events as sip
+from ari_ha.wire import link
+from ari_ha.wire.beat import RoleWord
+from ari_ha.wire.keyspace import OwnerValue, VipValue, decode, encode
+from tests.support.edge_world import EdgeWorld
+from tests.unit.test_edge_machine import talking
+
+
+class Pair(EdgeWorld):
+    """An edge that serves, and a second one that mirrors what it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_user("1001")
+        self.snapshots()
+        self.first = self.edge
+        self.said: list[Any] = []
+        self.standby = EdgeMachine(
+            replace(self.config(), edge="edge2", guarded=True, process="p2"), self.new_id
+        )
+        self.as_standby(WallClock(utc_s=1_800_000_000 + self.now), StoreReach(reachable=True))
+        self.edge = self.standby
+        self.snapshots()
+        self.edge = self.first
+
+    def as_standby(self, *events: Any) -> list[Any]:
+        out = [effect for event in events for effect in self.standby.handle(event, self.now)]
+        self.said += out
+        return out
+
+    def mirror(self) -> None:
+        """etcd's stream: every key as it is now, in the order of the writes."""
+        for item in sorted(self.store.values(), key=lambda item: item.mod_revision):
+            self.as_standby(StoreChanged(key=item.key, value=item, revision=item.mod_revision))
+
+    def named(self, edge: str, process: str) -> StoreChanged:
+        """A guard has written the key of the address."""
+        self.revision += 1
+        key = self.keys.vip("pair1")
+        value = VipValue(edge=edge, since=1.0, process=process)
+        self.store[key] = KeyValue(key, encode(value), self.revision)
+        return StoreChanged(key=key, value=self.store[key], revision=self.revision)
+
+    def word(self, revision: int, process: str = "p2", after: int = 0) -> PairWord:
+        return PairWord(word=RoleWord(edge="edge2", process=process, revision=revision, after=after))
+
+    def take_over(self) -> None:
+        """The first edge is gone; everything reaches the second from now on."""
+        event = self.named("edge2", "p2")
+        self.edge = self.standby
+        self.post(event)
+        self.settle()
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
+
+
+def test_a_standby_says_nothing_and_is_warm(pair: Pair) -> None:
+    talking(pair)
+    pair.mirror()
+    for _ in range(20):
+        pair.now += 0.1
+        pair.as_standby(DeadlineReached())
+    assert pair.standby.warm and not pair.standby.serving
+    assert not [effect for effect in pair.said if isinstance(effect, SendSip)]
+    words = [effect.word for effect in pair.said if isinstance(effect, TellGuard)]
+    assert len(words) >= 5 and words[-1].warm and words[-1].revision == 0
+
+
+def test_the_call_goes_on_at_the_second_edge_and_can_be_ended(pair: Pair) -> None:
+    caller, call, node, phone, _ = talking(pair)
+    pair.mirror()
+    before = len(pair.sip_log)
+    pair.take_over()
+    said = [data for _, _, host, data in pair.sip_log[before:] if host != node.host]
+    assert pair.edge.serving and not [data for data in said if not data.startswith(b"OPTIONS")]
+    owner = decode(pair.store[pair.keys.owner(call.call)].value, OwnerValue, "")
+    assert owner.edge == "edge2"
+    pair.carrier.sip.hangup(caller, pair.now)
+    pair.settle()
+    pair.run(1)
+    assert phone.of(sip.LegEnded) and not pair.edge.calls.by_id
+
+
+def test_an_agents_end_reaches_the_app_from_the_second_edge(pair: Pair) -> None:
+    _, call, node, phone, leg = talking(pair)
+    pair.mirror()
+    pair.take_over()
+    pair.link_up(node)
+    node.frames.clear()
+    phone.sip.hangup(leg, pair.now)
+    pair.settle()
+    gone = [frame for frame in node.frames if isinstance(frame, link.LegGone)]
+    assert [(frame.leg, frame.by) for frame in gone] == [("a1", "phone")]
+    assert pair.edge.calls.by_id[call.call].tombstones == {"a1": "phone"}
+
+
+def test_a_held_call_is_taken_off_hold_at_the_second_edge(pair: Pair) -> None:
+    _, call, _, phone, leg = talking(pair)
+    phone.sip.reinvite(leg, phone.sdp().replace("a=sendrecv", "a=sendonly"), pair.now)
+    pair.settle()
+    assert call.legs["a1"].held
+    pair.mirror()
+    pair.take_over()
+    phone.heard.clear()
+    phone.sip.reinvite(leg, phone.sdp(), pair.now)
+    pair.settle()
+    pair.run(0.2)
+    assert phone.of(sip.ReinviteAnswered) and not phone.of(sip.ReinviteFailed)
+    assert not pair.edge.calls.by_id[call.call].legs["a1"].held
+
+
+def test_the_guards_word_waits_for_etcds_stream_but_not_for_long(pair: Pair) -> None:
+    pair.mirror()
+    revision = pair.named("edge2", "p2").revision
+    pair.as_standby(pair.word(revision))
+    assert not pair.standby.serving
+    pair.now += STREAM_WAIT_S + 0.01
+    pair.as_standby(DeadlineReached())
+    assert pair.standby.serving and pair.standby.context.edge_revision == revision
+
+
+def test_a_word_to_another_life_is_not_heard(pair: Pair) -> None:
+    pair.as_standby(pair.word(99, process="p1"))
+    pair.now += 1
+    pair.as_standby(DeadlineReached())
+    assert not pair.standby.serving
+
+
+@pytest.mark.parametrize("how", ["etcd", "guard"])
+def test_who_is_replaced_says_nothing_any_more(pair: Pair, how: str) -> None:
+    pair.mirror()
+    pair.as_standby(pair.named("edge2", "p2"))
+    assert pair.standby.serving
+    newer = pair.named("edge1", "p1")
+    out = pair.as_standby(newer if how == "etcd" else pair.word(0, after=newer.revision))
+    assert [effect for effect in out if isinstance(effect, StandDown)]
+    pair.now += 5
+    assert pair.as_standby(DeadlineReached(), pair.word(newer.revision + 1)) == []
+
+
+def test_an_older_word_does_not_end_a_newer_role(pair: Pair) -> None:
+    pair.mirror()
+    pair.as_standby(pair.named("edge2", "p2"))
+    pair.as_standby(pair.word(0, after=pair.standby.context.edge_revision - 1))
+    assert pair.standby.serving and not pair.standby.role.down
