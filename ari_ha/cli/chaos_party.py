@@ -89,7 +89,7 @@ def _transfer(stage: Stage, pairs: Sequence[Pair], others: Sequence[str]) -> Non
 
     def free() -> bool:
         known = stage.agents()
-        return all(known[agent].get("work") == "idle" for agent in agents)
+        return all(known[agent].get("work", "idle") == "idle" for agent in agents)
 
     until("whoever asked is free", 15, free, 0.2)
 
