@@ -238,6 +238,8 @@ class Checkers:
         """An agent who talked is only cut off when the customer is gone."""
         if talk.ended_by == "self" or not talk.answered_s or talk.dialled or talk.who == SUPERVISOR:
             return
+        if talk.referred:
+            return
         others = self._others(talk)
         if any(other.state == ENDED for other in others):
             return

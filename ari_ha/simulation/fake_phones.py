@@ -45,6 +45,8 @@ class Talk:
     """The number this phone dialled, when it called."""
     busy: bool = False
     """A re-INVITE of ours is under way."""
+    referred: str = ""
+    """To whom this phone asked its far end to be transferred"""
 
     @property
     def alive(self) -> bool:
@@ -115,6 +117,15 @@ class Phones(SipProcess):
             talk.held, talk.busy = held, True
             self.sip.reinvite(talk.leg, self._sdp(talk, "sendonly" if held else "sendrecv"), self.mono)
             self.world.say(self.name, f"{talk.leg} ({talk.who}) {'holds' if held else 'unholds'}")
+            self.pump()
+
+    def refer(self, talk: Talk, number: str) -> None:
+        """Asks that the far end be connected to ``number`` instead."""
+        if talk.state == UP and not talk.referred:
+            talk.referred = number
+            headers = (("Refer-To", f"<sip:{number}@{self.edge[0]}>"),)
+            self.sip.request_in_dialog(talk.leg, "REFER", self.mono, headers=headers)
+            self.world.say(self.name, f"{talk.leg} ({talk.who}) transfers to {number}")
             self.pump()
 
     # -- the endpoint

@@ -29,6 +29,8 @@ class Habits:
     holds: float = 0.2
     presses: float = 0.3
     customer_hangs_up: float = 0.5
+    transfers: float = 0.0
+    """How often an agent hands his caller over to a colleague (REFER)."""
     pauses: int = 0
     """Times an agent dials *24 (not ready) and, a little later, *23 (available)."""
     ivr: float = 0.0
@@ -179,12 +181,20 @@ class People:
         habits = self.habits
         talk_s = self.world.between(habits.talk_min_s, habits.talk_max_s)
         self.world.after(talk_s, lambda: self._conversation_over(talk))
+        if habits.transfers and self.world.chance(habits.transfers):
+            self.world.after(self.world.between(0.3, 4.0), lambda: self._hand_over(talk))
         if self.world.chance(habits.holds) and talk_s > 3.0:
             begin = self.world.between(0.5, talk_s - 2.0)
             self.world.after(begin, lambda: self.cluster.phones.hold(talk, True))
             self.world.after(
                 begin + self.world.between(0.3, 1.5), lambda: self.cluster.phones.hold(talk, False)
             )
+
+    def _hand_over(self, talk: Talk) -> None:
+        """To whichever colleague: free, busy, or not at his desk."""
+        colleagues = [agent for agent in self.cluster.agents if agent != talk.who]
+        if colleagues and not talk.held:
+            self.cluster.phones.refer(talk, self.world.rng.choice(colleagues))
 
     def _conversation_over(self, talk: Talk) -> None:
         if not talk.alive:

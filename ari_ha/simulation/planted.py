@@ -13,6 +13,8 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg
 from ari_ha.machines.node import NodeMachine
+from ari_ha.machines.node_call import NodeCall
+from ari_ha.machines.node_model import NORMAL, Leg
 from ari_ha.simulation.cluster import Cluster
 from ari_ha.simulation.faults import Odds
 from ari_ha.simulation.run import Plan
@@ -30,11 +32,13 @@ class Planted:
     rules: tuple[str, ...]
     hard: bool = False
     """Shows only where people use everything there is."""
+    transfers: float = 0.0
 
     @property
     def plan(self) -> Plan:
         """Runs that should fail."""
-        return Plan(plant=self.plant, odds=Odds(kinds=self.kinds, pause_s=2.0), hard=self.hard)
+        odds = Odds(kinds=self.kinds, pause_s=2.0)
+        return Plan(plant=self.plant, odds=odds, hard=self.hard, transfers=self.transfers)
 
 
 def _same_epoch(cluster: Cluster) -> None:
@@ -116,7 +120,31 @@ def _effect_twice(cluster: Cluster) -> None:
     cluster.on_node.append(change)
 
 
+def _dropped_transfer(cluster: Cluster) -> None:
+    """A caller whom nobody takes is sent away, instead of back to whoever had him."""
+
+    def change(machine: NodeMachine) -> None:
+        real = machine.core.begin
+
+        def begin(call: NodeCall) -> None:
+            def failed(leg: Leg, kind: str) -> bool:
+                call.end_leg(call.legs[call.head], NORMAL, "nobody took the transfer")
+                call.over("nobody took the transfer")
+                return True
+
+            call.transfers.party_failed = failed  # type: ignore[method-assign]
+            real(call)
+
+        machine.core.begin = begin  # type: ignore[method-assign]
+
+    cluster.on_node.append(change)
+
+
 PLANTED = {
+    "dropped-transfer": Planted(
+        "a transfer that fails ends the caller", _dropped_transfer, ("asterisk-kill",),
+        ("only people end calls",), transfers=0.9,
+    ),
     "double-owner": Planted(
         "two nodes serve one call under one epoch", _same_epoch, ("asterisk-kill",), ("one owner",)
     ),

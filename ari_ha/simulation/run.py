@@ -7,6 +7,7 @@ together by itself, and leave nothing behind when people have gone.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class Plan:
     """Instead of odds drawn from the seed."""
     hard: bool = False
     """People use the IVR and are supervised, and `HARD_KINDS` are in the mix."""
+    transfers: float = 0.0
+    """How often agents hand their callers over."""
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
@@ -69,7 +72,8 @@ def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
     began = time.perf_counter()
     world = World(seed, tell=tell)
     cluster = Cluster(world, _draw_shape(world))
-    people = People(cluster, _draw_habits(world, plan.hard))
+    habits = dataclasses.replace(_draw_habits(world, plan.hard), transfers=plan.transfers)
+    people = People(cluster, habits)
     odds = plan.odds or draw_odds(cluster, plan.kinds)
     faults = Faults(cluster, odds)
     checkers = Checkers(cluster, people, faults)

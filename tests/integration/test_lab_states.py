@@ -257,3 +257,19 @@ def test_a_conference(stage: Stage, fault: bool) -> None:
     stage.far.order(customer, "hangup")
     assert ended(stage, theirs)["ended_by"] == "them"
     nothing_left(stage)
+
+
+def test_a_restarted_edge_goes_on_with_a_consultation(stage: Stage) -> None:
+    customer, mine, second, theirs, caller, _ = consulting(stage)
+    struck = FAULTS["edge-process-kill"](stage.lab, "edge1")
+    until("the edge answers again", 10, lambda: caller in stage.edge_calls())
+    hear_each_other(stage, second, theirs)
+    until("music", 5, lambda: music(stage, customer))
+    time.sleep(1.0)
+    assert stage.edge_calls()[caller]["moves"] == [], "nothing was lost, nothing need move"
+    stage.far.order(mine, "refer", number="1002", other=second)
+    hear_each_other(stage, customer, theirs, 10)
+    if struck.mend is not None:
+        struck.mend()
+    stage.far.order(customer, "hangup")
+    nothing_left(stage)

@@ -11,6 +11,7 @@ from ari_ha.simulation.run import Plan, Result, run_seed
 
 SWARM_SEEDS = 200
 SEEDS_PER_BLOCK = 10
+TRANSFER_SEEDS = 20
 SEEDS_PER_FAULT = 5
 PAUSE_S = 2.5
 
@@ -47,6 +48,14 @@ def test_one_hard_kind_often(kind: str) -> None:
     bad = [result for result in results if not result.good]
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
     assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
+
+
+@pytest.mark.parametrize("first", range(1_000, 1_000 + TRANSFER_SEEDS, SEEDS_PER_BLOCK))
+def test_swarm_of_transfers(first: int) -> None:
+    plan = Plan(transfers=0.6)
+    results = [run_seed(seed, plan) for seed in range(first, first + SEEDS_PER_BLOCK)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
 
 
 @pytest.mark.parametrize("kind", KINDS)
