@@ -233,6 +233,12 @@ class Attempts:
             caller.attempt = ""
         self.desk.match_wanted = True
 
+    def freed(self, attempt: str, agent: str) -> None:
+        """The agent was found not to be in that attempt (any more): it is none of ours."""
+        known = self.attempts.get(attempt)
+        if known is not None and known.agent == agent:
+            self._drop(known)
+
     def find(self, attempt: str) -> Attempt | None:
         """A living attempt; after a restart of this process it is found in the store."""
         if attempt in self.attempts:

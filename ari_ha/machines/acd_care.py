@@ -23,7 +23,7 @@ from ari_ha.machines.acd_agents import (
 from ari_ha.machines.acd_attempts import Attempts, call_lock
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import AgentNotice
-from ari_ha.machines.acd_writes import Op, Plan, Writes
+from ari_ha.machines.acd_writes import Op, Plan, Result, Writes
 from ari_ha.wire.keyspace import AgentValue, ReachValue, Value, WaitingValue
 
 LiveCalls = Mapping[str, Collection[str]]
@@ -221,9 +221,13 @@ class Care:
             reads = (desk.keys.owner(call), *self.attempts.place_read(call, queue.queue)) if call else ()
             return Plan(writes, f"freed: {why}", reads)
 
+        def done(result: Result) -> None:
+            if result.ok:
+                self.attempts.freed(attempt, name)
+
         desk.count("acd_agents_freed", why=why)
         lock = (call_lock(call), key)
-        self.writes.submit(Op(name="free", lock=lock, decide=decide, done=lambda r: None, away="drop"))
+        self.writes.submit(Op(name="free", lock=lock, decide=decide, done=done, away="drop"))
         desk.order(AgentNotice(agent=name, text=f"freed: {why}"))
 
     def _freed(self, agent: AgentValue, facts: Facts) -> AgentValue | Not:

@@ -258,7 +258,9 @@ class NodeCall(CallBase):
         self.attempts[attempt] = Attempt(attempt, agent, device, leg.leg, state)
 
     def record_came(self, record: RecordValue) -> None:
-        """A newer record than the one we began with: it may know agents we do not."""
+        """A newer record than the one we began with: it may know agents we do not, or a
+        step of an IVR."""
+        self.ivr.record_came(record)
         nameless = {leg.leg: leg for leg in self._nameless()}
         known = [a for a in record.attempts.values() if a.leg in nameless and a.state != ENDED]
         if not known:

@@ -19,7 +19,7 @@ from ari_ha.machines.node_model import IVR, NORMAL
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import ivr
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep
-from ari_ha.wire.keyspace import IvrPlace
+from ari_ha.wire.keyspace import IvrPlace, RecordValue
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
@@ -52,6 +52,8 @@ class CallIvr:
         """Digits by INFO so far, those outside an IVR too."""
         self._sends = 0
         """Requests of the step under way sent from here."""
+        self._begun = 0
+        """Counts steps begun here: an act that waited for its intent must still be wanted."""
         self._doubt = False
         """The step under way may have happened already."""
 
@@ -307,8 +309,9 @@ class CallIvr:
             case ivr.REQUEST:
                 place.steps += 1
                 place.step = path
-                self._doubt, self._sends, steps = False, 0, place.steps
-                call.save(lambda: self._request(steps, step))
+                self._doubt, self._sends, self._begun = False, 0, self._begun + 1
+                steps, begun = place.steps, self._begun
+                call.save(lambda: self._begin(begun, steps, step))
             case _:
                 self.leave()
                 call.end_leg(call.legs[PRIMARY_LEG], step.to or NORMAL, "end of the IVR")
@@ -335,16 +338,32 @@ class CallIvr:
         """Whether the step asked for is still the one under way, here."""
         return self.place is not None and self.place.steps == steps and self._call.stage == IVR
 
-    def _request(self, steps: int, step: IvrStep) -> None:
+    def record_came(self, record: RecordValue) -> None:
+        """The node that had the call before us wrote once more: a step it began is begun."""
+        place, theirs = self.place, record.ivr
+        if place is None or theirs is None or self._call.stage != IVR or not theirs.step:
+            return
+        if record.epoch == str(self._call.epoch) or theirs.steps < place.steps:
+            return
+        self._call.note("the node before us had begun a step", step=theirs.step, on=record.node)
+        self._begun += 1
+        self.place = msgspec.structs.replace(theirs)
+        self._call.save()
+        self.resume()
+
+    def _begin(self, begun: int, steps: int, step: IvrStep) -> None:
         """The intent is stored: now the act. Where it could not be stored only a harmless
         one is carried out: after a takeover nobody would know of it."""
         menu = self._menu()
-        if menu is None or not self._asked(steps):
+        if menu is None or begun != self._begun or not self._asked(steps):
             return
         if not step.idempotent and not self._intended(steps):
             self._call.note("not asked for: the intent is not stored", level="warning")
             self._go_on(menu, "failed")
             return
+        self._request(steps, step)
+
+    def _request(self, steps: int, step: IvrStep) -> None:
         self._sends += 1
         call = self._call
         shown = {name: value for name, value in call.variables.items() if not name.startswith("_")}
@@ -359,7 +378,8 @@ class CallIvr:
     def _intended(self, steps: int) -> bool:
         stored = self._parts.records.record(self._call.call)
         place = stored.ivr if stored is not None else None
-        return place is not None and place.steps == steps and bool(place.step)
+        ours = stored is not None and stored.epoch == str(self._call.epoch)
+        return ours and place is not None and place.steps == steps and bool(place.step)
 
     def _requested(self, steps: int, outcome: Outcome) -> None:
         menu = self._menu()

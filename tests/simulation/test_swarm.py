@@ -114,6 +114,8 @@ KEPT_HARD = {
     "the record of an IVR is older than the agent it led to": 15,
     "a supervisor's end is nobody's end": 25,
     "an answer decided, written and never sent": 5,
+    "a step begun by the node before, at the last moment": 159,
+    "an agent freed of a conversation nobody knew the end of": 120,
 }
 
 

@@ -323,3 +323,20 @@ def test_paths_lead_into_steps() -> None:
     main = MENUS["main"]
     assert step_at(main, "choice:3>done") == IvrStep(do="menu", to="thanks")
     assert step_at(main, "choice:7") is None and step_at(main, "choice:3>odd") is None
+
+
+def test_a_step_the_last_node_began_at_the_last_moment_is_not_begun_again() -> None:
+    bench = IvrBench()
+    bench.web = lambda request: None if request.body else Done(WebAnswer(200))
+    channel = bench.enter()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    # the node before us (epoch 7.1) is alive enough to write, after our mirror was read
+    stored = bench.record()
+    assert stored is not None and stored.ivr is not None
+    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="choice:3")
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(stored, ivr=theirs, node="ast2#x"))
+    channel = bench.resume("k1", "7.2", {"c": "up"})["c"]
+    assert channel and [bool(r.body) for r in bench.requests] == [False], "looked up, not asked for again"
+    assert bench.said_menus()[-1] == "sound:thanks"
