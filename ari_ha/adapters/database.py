@@ -87,6 +87,10 @@ class DatabaseServer:
         """One statement outside the table (CLONE)."""
         return await self.run(self._lane(lane), lambda connection: _rows(connection, text, args), limit_s)
 
+    async def work(self, lane: str, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
+        """Several statements on the lane's connection, in its thread."""
+        return await self.run(self._lane(lane), work, limit_s)
+
     async def run(self, lane: _Lane, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
         """``work`` in the lane's thread."""
         loop = asyncio.get_running_loop()

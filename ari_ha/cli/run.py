@@ -38,6 +38,14 @@ def guard(settings: SettingsFile = "/etc/ari-ha/guard.json") -> None:
     main(settings)
 
 
+@_app.command("clerk")
+def clerk(settings: SettingsFile = "/etc/ari-ha/clerk.json") -> None:
+    """The clerk: writes ended calls from etcd into the database, each once."""
+    from sidecars.clerk.__main__ import main
+
+    main(settings)
+
+
 @_app.command("farend")
 def farend(settings: SettingsFile = DEFAULT_SETTINGS) -> None:
     """The lab's far ends: carriers and agents' phones that measure what people hear."""

@@ -12,6 +12,7 @@ from ari_ha.core.ids import Epoch, NodeId
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_ended import ended_call
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.media import COACH, DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
 from ari_ha.sip.events import LocalError
@@ -257,9 +258,12 @@ class Calls:
         if not leg.alive:
             return
         context = self._context
+        call.keep_times(context.utc)
         was = leg.state
         leg.state = "ended"
         call.tombstones[leg.leg] = by
+        if leg.leg == call.head:
+            call.cause = cause
         if by not in ("phone", "cancelled", "failed"):
             context.sip.hangup(leg.key, context.now, status=status or CAUSE_TO_STATUS.get(cause, 603))
         if self.device_of.get(leg.aor) == (call.call, leg.leg):
@@ -350,7 +354,7 @@ class Calls:
         self._dirty.discard(call.call)
         for act in self._after_write.pop(call.call, []):
             act()
-        self._deleted[call.call] = None
+        self._deleted[call.call] = ended_call(call, context) if context.config.call_records else b""
         context.note(f"call/{call.call}", "ended", tombstones=dict(call.tombstones))
         context.count("edge_calls_ended")
         self.on_finished(call)
@@ -404,7 +408,10 @@ class Calls:
         down (written before the act)."""
         parts = self._context.keys.split(key)
         call = self.by_id.get(parts[1]) if len(parts) == 3 and parts[2] == "record" else None
-        if call is None or b'"ending"' not in raw:
+        if call is None:
+            return
+        call.record = raw
+        if b'"ending"' not in raw:
             return
         try:
             record = decode(raw, RecordValue, key)
@@ -454,6 +461,7 @@ class Calls:
         or at once while etcd is away."""
         if call.ended:
             return
+        call.keep_times(self._context.utc)
         self.on_changed()
         self._dirty.add(call.call)
         if then is None:
@@ -479,8 +487,7 @@ class Calls:
             return
         for ident in list(self._deleted):
             if ident not in self._writing:
-                del self._deleted[ident]
-                self._delete(ident)
+                self._delete(ident, self._deleted.pop(ident))
         for ident in [ident for ident in self._dirty if ident not in self._writing]:
             self._dirty.discard(ident)
             call = self.by_id.get(ident)
@@ -528,7 +535,9 @@ class Calls:
         context.count("edge_store_txns")
         context.txn(f"store/{call.call}", written, compares=self._fence(), puts=tuple(puts))
 
-    def _delete(self, ident: str) -> None:
+    def _delete(self, ident: str, ended: bytes) -> None:
+        """Takes the call out of etcd, and in the same transaction leaves what became of
+        it (``ended``; empty: nothing) for the clerk."""
         context, keys = self._context, self._context.keys
         self._writing.add(ident)
 
@@ -538,7 +547,7 @@ class Calls:
                 self._stored.discard(ident)
                 self._owner_written.pop(ident, None)
             else:
-                self._deleted[ident] = None
+                self._deleted[ident] = ended
                 context.at("flush", context.now + STORE_RETRY_S, self.flush)
 
         context.count("edge_store_txns")
@@ -546,6 +555,7 @@ class Calls:
             f"store/{ident}",
             deleted,
             compares=self._fence(),
+            puts=(Put(keys.cdr(ident), ended),) if ended else (),
             deletes=(
                 Delete(keys.call(ident), prefix=True),
                 Delete(keys.dialogs(context.config.vip, ident)),

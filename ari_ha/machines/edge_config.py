@@ -126,5 +126,7 @@ class EdgeConfig:
     """``tls``: phones registered over TLS are offered SRTP; ``always``; ``off``"""
     calls_max: int = 2_000
     """New calls beyond this get 503: a full edge keeps the calls it has."""
+    call_records: bool = False
+    """Whether an ended call is left in the outbox for the clerk."""
     timings: EdgeTimings = EdgeTimings()
     protection: Protection = Protection()

@@ -375,6 +375,14 @@ class EdgeCall:
     told: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """leg -> its last digits by INFO, numbered"""
     moves: list[dict[str, Any]] = field(default_factory=list)
+    answered_utc: float = 0.0
+    connected_utc: float = 0.0
+    served: list[str] = field(default_factory=list)
+    """node#incarnation that served it, in order, the last ones"""
+    cause: str = ""
+    """Why the leg that leads the call ended"""
+    record: bytes = b""
+    """Its node's record as last seen, for what only the node knows"""
     ended: bool = False
 
     @property
@@ -382,6 +390,17 @@ class EdgeCall:
         """The leg whose call it is, while it lives."""
         leg = self.legs.get(self.head)
         return leg if leg and leg.alive else None
+
+    def keep_times(self, utc: float) -> None:
+        """Keeps what the call's record will say and only this moment knows."""
+        up = [leg for leg in self.up() if not leg.aside]
+        if up and not self.answered_utc:
+            self.answered_utc = utc
+        if len(up) > 1 and not self.connected_utc:
+            self.connected_utc = utc
+        if self.owner and (not self.served or self.served[-1] != str(self.owner)):
+            self.served.append(str(self.owner))
+            del self.served[:-MOVES_KEPT_MAX]
 
     def keep_told(self, leg: str, digit: str, utc: float) -> int:
         """Keeps a digit that came by INFO; returns its number. Numbers grow also over a
@@ -470,6 +489,9 @@ class EdgeCall:
             want=self.want,
             identity=dict(self.identity),
             head=self.head,
+            answered=self.answered_utc,
+            connected=self.connected_utc,
+            served=list(self.served),
         )
 
     def media_value(self) -> MediaValue:

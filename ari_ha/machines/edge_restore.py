@@ -36,6 +36,9 @@ def restore_call(
         identity=dict(value.identity),
         tombstones=dict(value.tombstones),
         head=value.head,
+        answered_utc=value.answered,
+        connected_utc=value.connected,
+        served=list(value.served),
     )
     for data in value.legs.values():
         leg = PhoneLeg.from_dict(data)

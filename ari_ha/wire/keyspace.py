@@ -101,6 +101,10 @@ class Keys:
     def cdr(self, call: str) -> str:
         return f"{self.root}outbox/cdr/{call}"
 
+    def clerk(self) -> str:
+        """Who writes the outbox into the database."""
+        return f"{self.root}clerk/leader"
+
     def history(self, kind: str, ident: str) -> str:
         return f"{self.root}history/{kind}/{ident}"
 
@@ -321,6 +325,10 @@ class DialogsValue(Value):
     """The leg whose end ends the call."""
     identity: dict[str, str] = {}
     """Kept of the caller's identity headers: asserted, privacy, diversion."""
+    answered: float = 0.0
+    connected: float = 0.0
+    served: list[str] = []
+    """For the call's record: when it was answered and connected, and who served it."""
 
 
 class SecretDialogsValue(Value):
@@ -472,11 +480,13 @@ class SecretUserValue(Value):
 
 
 class CdrValue(Value):
-    """``outbox/cdr/<call>``: a finished call, to be written once by the clerk."""
+    """``outbox/cdr/<call>``: a finished call, to be written once by the clerk. Times that
+    did not come are 0."""
 
     call: str
     started: float
     answered: float = 0.0
+    """When the first phone was answered, or our Asterisk answered the caller."""
     ended: float = 0.0
     caller: str = ""
     did: str = ""
@@ -484,8 +494,30 @@ class CdrValue(Value):
     queue: str = ""
     agent: str = ""
     disposition: str = ""
+    """answered, abandoned (in a queue), unanswered"""
     nodes: list[str] = []
+    """node#incarnation that served it, in order"""
     epoch: str = ""
+    kind: str = ""
+    vip: str = ""
+    edge: str = ""
+    entered: float = 0.0
+    """When the caller entered the queue."""
+    connected: float = 0.0
+    """When two people could first talk."""
+    agents: list[str] = []
+    """Agents who answered it, in order."""
+    ended_by: str = ""
+    """caller, callee, app, or the edge's word for it"""
+    cause: str = ""
+
+
+class ClerkValue(Value):
+    """``clerk/leader``, leased: the one process that empties the outbox."""
+
+    clerk: str
+    process: str
+    since: float = 0.0
 
 
 _encoder = msgspec.json.Encoder()

@@ -173,6 +173,9 @@ class EdgeSettings:
     """What the public side does about sources that ask too much."""
     calls_max: int = 2_000
     """Calls at once; a further one gets 503."""
+    call_records: bool = False
+    """Whether each ended call is left in etcd for the clerk to write into the database.
+    Off by default: without a clerk the outbox would fill etcd."""
 
     def check(self) -> None:
         """Refuses timings that do not add up, and words that mean nothing."""

@@ -1,0 +1,180 @@
+"""The table of calls, by PyMySQL in threads: `WriteCalls`, and the schema's migrations.
+
+The schema is numbered SQL files beside this module, applied in order, each once. They
+are few and plain enough that a library for migrations would be more than they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ari_ha.adapters.database import Connection, DatabaseAccess, DatabaseServer
+from ari_ha.adapters.database_sql import MARIADB
+from ari_ha.core.machine import Done, Effect, Outcome, Refused, Unknown, Unreachable
+from ari_ha.core.ports.records import Row, WriteCalls
+
+LANE = "records"
+TIMES = frozenset({"started", "answered", "entered", "connected", "ended"})
+DATA_ERRORS = frozenset({1048, 1264, 1265, 1292, 1366, 1406, 3140})
+"""The row itself is not taken (too long, no such time …); asking again does not help."""
+LOCK_S = 10
+"""Seconds to wait for another one who is migrating."""
+MIGRATE_LIMIT_S = 60.0
+
+
+class Unwritable(Exception):
+    """The server answers, and may not be written to now."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsAccess:
+    """How the databases of call records are reached."""
+
+    servers: tuple[tuple[str, int], ...]
+    """Host and port of each; the first that is writable is used."""
+    schema: str
+    user: str
+    password: str = field(default="", repr=False)
+    ca_file: str = ""
+
+
+class CallRecords:
+    """Performs `WriteCalls` on whichever server is writable."""
+
+    def __init__(self, access: RecordsAccess) -> None:
+        self._access = access
+        self._servers = [
+            DatabaseServer(
+                DatabaseAccess(
+                    flavour=MARIADB, host=host, port=port, user=access.user,
+                    password=access.password, ca_file=access.ca_file,
+                ),
+                lambda: "",
+            )
+            for host, port in access.servers
+        ]  # fmt: skip
+        self._at = 0
+
+    async def perform(self, effect: Effect) -> Outcome:
+        """One outcome. A server that does not take it is the last to be asked next time."""
+        if not isinstance(effect, WriteCalls):
+            return Refused(f"not for call records: {type(effect).__name__}")
+        return await self._ask(functools.partial(_write, self._access.schema, effect.rows), effect.limit_s)
+
+    async def migrate(self) -> Outcome:
+        """Brings the schema up to date: Done(list of the files applied)."""
+        outcome: Outcome = Unreachable("no server")
+        for _ in self._servers:
+            outcome = await self._ask(functools.partial(_migrate, self._access.schema), MIGRATE_LIMIT_S)
+            if not isinstance(outcome, Unreachable):
+                break
+        return outcome
+
+    async def _ask(self, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
+        server = self._servers[self._at]
+        outcome = await server.work(LANE, functools.partial(_guarded, work), limit_s)
+        if isinstance(outcome, Done) and isinstance(outcome.value, Unwritable):
+            outcome = Unreachable(str(outcome.value))
+        elif isinstance(outcome, Refused) and outcome.code not in DATA_ERRORS:
+            outcome = Unreachable(outcome.reason)  # read-only by now, no table yet, no right
+        if isinstance(outcome, Unreachable | Unknown):
+            self._at = (self._at + 1) % len(self._servers)
+        return outcome
+
+    def close(self) -> None:
+        """Closes every connection."""
+        for server in self._servers:
+            server.close()
+
+
+def _guarded(work: Callable[[Connection], Any], connection: Connection) -> Any:
+    """A user with enough rights may write to a closed server: we never do."""
+    if int(_rows(connection, "SELECT @@global.read_only AS closed")[0]["closed"]):
+        return Unwritable("read-only: not the primary")
+    return work(connection)
+
+
+def _rows(connection: Connection, text: str, args: Sequence[Any] | None = None) -> list[Mapping[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(text, args)
+        return list(cursor.fetchall())
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def _write(schema: str, rows: tuple[Row, ...], connection: Connection) -> frozenset[str]:
+    """One statement, so one commit; then what is really there. A row that is there
+    already is written over: a retry says the same."""
+    connection.select_db(schema)
+    names = list(rows[0])
+    columns = ", ".join(f"`{name}`" for name in names)
+    one = "(" + ", ".join(["%s"] * len(names)) + ")"
+    again = ", ".join(f"`{name}` = VALUES(`{name}`)" for name in names if name != "ha_call_id")
+    values = [_value(name, row[name]) for row in rows for name in names]
+    many = ", ".join([one] * len(rows))
+    _rows(
+        connection, f"INSERT INTO calls ({columns}) VALUES {many} ON DUPLICATE KEY UPDATE {again}", values
+    )
+    ids = [row["ha_call_id"] for row in rows]
+    found = _rows(
+        connection, f"SELECT ha_call_id FROM calls WHERE ha_call_id IN ({', '.join(['%s'] * len(ids))})", ids
+    )
+    return frozenset(str(row["ha_call_id"]) for row in found)
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in TIMES and value is not None:
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return value
+
+
+# --- schema -----------------------------------------------------------------------------------
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(number, name, SQL) in order."""
+    directory = importlib.resources.files("ari_ha.adapters") / "migrations"
+    found = [(item.name, item.read_text()) for item in directory.iterdir() if item.name.endswith(".sql")]
+    return sorted((int(name.split("_")[0]), name, text) for name, text in found)
+
+
+def statements(text: str) -> list[str]:
+    """The statements of a migration; comments are whole lines."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
+    return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
+
+
+def _migrate(schema: str, connection: Connection) -> list[str]:
+    """DDL commits by itself: every statement can be repeated, and a file is marked as
+    applied after its last one."""
+    if not schema.replace("_", "").isalnum():
+        raise ValueError(f"not a schema's name: {schema!r}")
+    _rows(connection, f"CREATE DATABASE IF NOT EXISTS `{schema}` CHARACTER SET utf8mb4")
+    connection.select_db(schema)
+    lock = f"ari-ha-{schema}"
+    if not _rows(connection, "SELECT GET_LOCK(%s, %s) AS got", (lock, LOCK_S))[0]["got"]:
+        return []
+    try:
+        _rows(
+            connection,
+            "CREATE TABLE IF NOT EXISTS ha_schema (version INT NOT NULL PRIMARY KEY,"
+            " name VARCHAR(128) NOT NULL, applied TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        )
+        there = {int(row["version"]) for row in _rows(connection, "SELECT version FROM ha_schema")}
+        applied = []
+        for number, name, text in migrations():
+            if number in there:
+                continue
+            for statement in statements(text):
+                _rows(connection, statement)
+            _rows(connection, "INSERT IGNORE INTO ha_schema (version, name) VALUES (%s, %s)", (number, name))
+            applied.append(name)
+        return applied
+    finally:
+        _rows(connection, "DO RELEASE_LOCK(%s)", (lock,))

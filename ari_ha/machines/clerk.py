@@ -1,0 +1,292 @@
+"""The clerk: writes each ended call from etcd's outbox into the database, once.
+
+Several candidates run, a leased key says who writes. An entry leaves the outbox only
+after its row was read back from the database, and only as it was written (its
+mod_revision is compared). Rows are keyed by the call, so whatever dies in between,
+writing again changes nothing: two clerks at once do double work and no harm.
+While no database is writable the outbox waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ari_ha.core.machine import (
+    Count,
+    DeadlineReached,
+    Done,
+    Effect,
+    Event,
+    Instant,
+    InvariantBroken,
+    Note,
+    OutcomeOf,
+    Refused,
+)
+from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.records import Row, WriteCalls
+from ari_ha.core.ports.store import (
+    Compare,
+    Delete,
+    KeyValue,
+    LeaseState,
+    Put,
+    StoreChanged,
+    StoreReach,
+    StoreSnapshot,
+    StoreTxn,
+    TxnResult,
+)
+from ari_ha.wire.keyspace import BadValue, CdrValue, ClerkValue, Keys, decode, encode
+
+BATCH_ROWS_MAX = 50
+"""Rows in one commit; etcd takes 128 operations in one transaction."""
+RETRY_S = 1.0
+"""Pause after anything that was not done."""
+ASIDE_S = 60.0
+"""An entry the database does not take is tried again after this long; the others go on."""
+TEXT_CHARS_MAX = 128
+"""Of what strangers can choose the length of: the columns are not longer."""
+LEASE_MARGIN_S = 1.0
+"""Nothing is begun this shortly before the lease may end."""
+WRITE_LIMIT_S, STORE_LIMIT_S = 5.0, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Entries on their way: written with the one effect, deleted with the next."""
+
+    entries: tuple[KeyValue, ...]
+
+
+class ClerkMachine:
+    """Decisions of one clerk process. ``process`` is unique to this life of it."""
+
+    def __init__(self, cluster: str, clerk: str, process: str) -> None:
+        self.keys = Keys(cluster)
+        self._me = (clerk, process)
+        self.outbox: dict[str, KeyValue] = {}
+        self._leader: KeyValue | None = None
+        self._leader_known = False
+        self._lease: LeaseState = LeaseState(held=False)
+        self.reachable = False
+        self._utc_offset: float | None = None
+        self._batch: _Batch | None = None
+        self._claiming = False
+        self._single = False
+        self._wait_until: Instant = 0.0
+        self._aside: dict[str, Instant] = {}
+        self.written = 0
+        self._out: list[Effect] = []
+
+    # --- the pattern -------------------------------------------------------------------
+
+    def handle(self, event: Event, now: Instant) -> Sequence[Effect]:
+        """The only method that changes the machine."""
+        match event:
+            case StoreSnapshot():
+                self._snapshot(event)
+            case StoreChanged():
+                self._changed(event.key, event.value)
+            case LeaseState():
+                self._lease = event
+            case StoreReach():
+                self.reachable = event.reachable
+            case WallClock():
+                self._utc_offset = event.utc_s - now
+            case OutcomeOf(effect=WriteCalls()):
+                self._wrote(event.outcome, now)
+            case OutcomeOf(effect=StoreTxn(tag="claim")):
+                self._claiming = False
+                self._wait_until = now + RETRY_S
+            case OutcomeOf(effect=StoreTxn(tag="delete")):
+                self._deleted(event.outcome, now)
+            case DeadlineReached():
+                pass
+            case _:
+                self._out.append(Count(name="clerk_events_unknown"))
+        self._next(now)
+        out, self._out = self._out, []
+        return out
+
+    def deadline(self) -> Instant | None:
+        """When something that waits may be tried again."""
+        if self._batch or self._claiming or not self._lease.held:
+            return None
+        if self._leader_known and self._leader is None:
+            return self._wait_until
+        if not self._mine() or not self.outbox:
+            return None
+        return max(self._wait_until, min(self._aside.get(key, 0.0) for key in self.outbox))
+
+    def check(self) -> None:
+        """One batch at a time, never more than its limit."""
+        if self._batch and not 0 < len(self._batch.entries) <= BATCH_ROWS_MAX:
+            raise InvariantBroken("a batch has no rows, or too many")
+
+    def leads(self, now: Instant) -> bool:
+        """Whether this clerk may begin to write."""
+        return self._mine() and self._lease.held and now < self._lease.until - LEASE_MARGIN_S
+
+    # --- etcd --------------------------------------------------------------------------
+
+    def _snapshot(self, event: StoreSnapshot) -> None:
+        if event.prefix == self.keys.prefix("clerk"):
+            self._leader_known = True
+            self._leader = event.items.get(self.keys.clerk())
+        elif event.prefix == self.keys.prefix("outbox"):
+            cdrs = self.keys.cdr("")
+            self.outbox = {key: item for key, item in event.items.items() if key.startswith(cdrs)}
+            self._aside = {key: at for key, at in self._aside.items() if key in self.outbox}
+
+    def _changed(self, key: str, item: KeyValue | None) -> None:
+        if key == self.keys.clerk():
+            self._leader_known, self._leader = True, item
+        elif key.startswith(self.keys.cdr("")):
+            self._aside.pop(key, None)
+            if item is None:
+                self.outbox.pop(key, None)
+            else:
+                self.outbox[key] = item
+
+    def _mine(self) -> bool:
+        if self._leader is None:
+            return False
+        try:
+            value = decode(self._leader.value, ClerkValue, self._leader.key)
+        except BadValue:
+            return False
+        return (value.clerk, value.process) == self._me and self._leader.lease == self._lease.lease
+
+    # --- what next ---------------------------------------------------------------------
+
+    def _next(self, now: Instant) -> None:
+        if self._batch or self._claiming or not self.reachable or now < self._wait_until:
+            return
+        if self._leader_known and self._leader is None:
+            self._claim(now)
+        elif self.leads(now) and self._leader is not None:
+            self._write(now)
+
+    def _claim(self, now: Instant) -> None:
+        if not self._lease.held or now >= self._lease.until - LEASE_MARGIN_S:
+            return
+        self._claiming = True
+        since = now + self._utc_offset if self._utc_offset is not None else 0.0
+        clerk, process = self._me
+        value = encode(ClerkValue(clerk=clerk, process=process, since=since))
+        key = self.keys.clerk()
+        self._out.append(
+            StoreTxn(
+                lane="store", limit_s=STORE_LIMIT_S, tag="claim",
+                compares=(Compare(key, 0),), puts=(Put(key, value, leased=True),),
+            )
+        )  # fmt: skip
+
+    def _write(self, now: Instant) -> None:
+        """The oldest entries, as many as one commit takes."""
+        ready = [item for key, item in self.outbox.items() if self._aside.get(key, 0.0) <= now]
+        ready.sort(key=lambda item: (item.create_revision, item.key))
+        entries, rows = [], []
+        for item in ready:
+            try:
+                rows.append(row_of(decode(item.value, CdrValue, item.key)))
+            except BadValue as error:
+                self._put_aside(item.key, str(error), now)
+                continue
+            entries.append(item)
+            if len(entries) >= (1 if self._single else BATCH_ROWS_MAX):
+                break
+        if entries:
+            self._batch = _Batch(tuple(entries))
+            self._out.append(WriteCalls(lane="records", limit_s=WRITE_LIMIT_S, rows=tuple(rows)))
+        self._single = False
+
+    def _put_aside(self, key: str, why: str, now: Instant) -> None:
+        self._aside[key] = now + ASIDE_S
+        self._out.append(Count(name="clerk_entries_refused"))
+        self._out.append(Note(subject="clerk", text="an entry was not taken", level="error",
+                              facts=(("key", key), ("why", why))))  # fmt: skip
+
+    # --- what came of it ---------------------------------------------------------------
+
+    def _wrote(self, outcome: Any, now: Instant) -> None:
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        if not isinstance(outcome, Done):
+            self._not_written(batch, outcome, now)
+            return
+        calls = self.keys.cdr("")
+        found = tuple(item for item in batch.entries if item.key.removeprefix(calls) in outcome.value)
+        if len(found) < len(batch.entries):
+            self._out.append(Count(name="clerk_rows_missing", by=len(batch.entries) - len(found)))
+            self._wait_until = now + RETRY_S
+        if not found or self._leader is None:
+            return
+        self._batch = _Batch(found)
+        self._out.append(
+            StoreTxn(
+                lane="store", limit_s=STORE_LIMIT_S, tag="delete",
+                compares=tuple(Compare(item.key, item.mod_revision) for item in found),
+                deletes=tuple(Delete(item.key) for item in found),
+            )
+        )  # fmt: skip
+
+    def _not_written(self, batch: _Batch, outcome: Any, now: Instant) -> None:
+        if not isinstance(outcome, Refused):
+            self._out.append(Count(name="clerk_writes_failed"))
+            self._wait_until = now + RETRY_S
+        elif len(batch.entries) > 1:
+            # one of them is bad: the first alone now, and each until it is found
+            self._single = True
+            self._out.append(Count(name="clerk_batches_split"))
+        else:
+            self._put_aside(batch.entries[0].key, outcome.reason, now)
+
+    def _deleted(self, outcome: Any, now: Instant) -> None:
+        batch, self._batch = self._batch, None
+        if batch and isinstance(outcome, Done) and isinstance(outcome.value, TxnResult):
+            if outcome.value.succeeded:
+                self.written += len(batch.entries)
+                self._out.append(Count(name="clerk_calls_written", by=len(batch.entries)))
+                for item in batch.entries:
+                    if self.outbox.get(item.key) == item:
+                        del self.outbox[item.key]
+                return
+            # somebody else was quicker: the mirror brings what is there now
+            self._out.append(Count(name="clerk_compares_lost"))
+        self._wait_until = now + RETRY_S
+
+
+def row_of(value: CdrValue) -> Row:
+    """The row of ``calls`` for one ended call. Times in UTC seconds, None: never."""
+    talk_s = value.ended - value.connected if value.connected else 0.0
+    wait_s = (value.connected or value.ended) - value.entered if value.entered else 0.0
+    return {
+        "ha_call_id": value.call,
+        "kind": value.kind,
+        "pair": value.vip,
+        "edge": value.edge,
+        "caller": value.caller[:TEXT_CHARS_MAX],
+        "did": value.did[:TEXT_CHARS_MAX],
+        "trunk": value.trunk,
+        "queue": value.queue,
+        "agent": value.agent,
+        "agents": " ".join(value.agents),
+        "started": value.started,
+        "answered": value.answered or None,
+        "entered": value.entered or None,
+        "connected": value.connected or None,
+        "ended": value.ended,
+        "wait_ms": round(max(0.0, wait_s) * 1000),
+        "talk_ms": round(max(0.0, talk_s) * 1000),
+        "disposition": value.disposition,
+        "ended_by": value.ended_by,
+        "cause": value.cause,
+        "epoch": value.epoch,
+        "moves": max(0, len(value.nodes) - 1),
+        "served": " ".join(value.nodes),
+    }
