@@ -397,6 +397,9 @@ class NodeCall(CallBase):
         attempt = self.attempts.get(leg.attempt)
         if attempt is None or attempt.state == ENDED:
             return
+        if attempt.leg != leg.leg:
+            self.note("rung a second time in vain: the first ring goes on", leg=leg.leg, first=attempt.leg)
+            return
         if attempt.state == LOST:
             self.redial_failed(attempt)
             return

@@ -115,6 +115,7 @@ KEPT_HARD = {
     "a supervisor's end is nobody's end": 25,
     "an answer decided, written and never sent": 5,
     "a step begun by the node before, at the last moment": 159,
+    "rung a second time in vain, and the first ring forgotten": 276,
     "an agent freed of a conversation nobody knew the end of": 120,
 }
 
