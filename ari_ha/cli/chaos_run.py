@@ -36,10 +36,19 @@ MOVING = (
     "asterisk-restart-now",
     "asterisk-freeze",
     "node-cut",
+    "node-cut-in",
+    "node-cut-out",
+    "two-nodes-kill",
+    "survivor-kill",
+    "all-nodes-kill",
+    "drain",
 )
 """Faults after which another Asterisk (or another life of the same one) must serve the calls."""
 MEND_AFTER_S = {
     "app-freeze": 3.0,
+    "compaction": 3.0,
+    "etcd-slow": 8.0,
+    "node-loss": 6.0,
     "etcd-quorum-loss": 6.0,
     "edge-freeze": 4.0,
     "edge-cut": 4.0,
@@ -73,6 +82,8 @@ class Run:
     pairs: list[Pair] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    node_empty_ms: int | None = None
+    """From the fault until the edge had given the last call another home; None: not all have moved."""
     left: list[str] = field(default_factory=list)
     """What was left behind, in words."""
 
@@ -108,6 +119,7 @@ class Run:
             "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
             "host": self.host,
             "during": self.during,
+            "node_empty_ms": self.node_empty_ms,
             "baseline": baseline,
             "calls": [verdict.to_dict() for verdict in self.verdicts.values()],
             "after": self.after,
@@ -169,6 +181,12 @@ class Run:
         self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
         self._judge_audio(self.verdicts, struck.at)
         self._judge_dialogs(struck.at)
+        moved = [
+            [move["at_utc"] for move in row["moves"] if move["at_utc"] > struck.at]
+            for row in self.stage.edge_calls().values()
+        ]
+        if moved and all(moved):
+            self.node_empty_ms = round((max(times[-1] for times in moved) - struck.at) * 1000)
 
     def _mend(self, struck: Struck) -> None:
         if struck.mend is not None:

@@ -13,6 +13,7 @@ from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import ALONE_STATES, SUPERVISED, VOICE_STATES, Pair, hears_now, music_now
 from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
+from ari_ha.cli.drain import remove
 from ari_ha.cli.lab import NODES, PAIR, Lab, LabError
 from ari_ha.core.ports.store import Compare, Put
 from ari_ha.farend.client import FarEndClient, FarEndError
@@ -193,6 +194,7 @@ class Stage:
             raise StageError("the lab is not up: make lab-up")
         until("the far ends answer", 10, self.far.health)
         self.lab.heal()
+        self.undrain()
         self.uncordon(NODES)
         until("all nodes take calls", 60, lambda: set(self.usable_nodes()) >= set(NODES), 0.2)
         until(
@@ -205,6 +207,7 @@ class Stage:
     def clean(self) -> None:
         """No calls, no channels, nothing broken, nobody cordoned."""
         self.lab.heal()
+        self.undrain()
         self.far.manner(mode="answer", after_s=0.3, ring=True)
         self.far.hang_up_everything()
         self.uncordon(NODES)
@@ -223,6 +226,11 @@ class Stage:
         """Channels left, by node; nodes without any are left out."""
         found = {node: self.lab.channels(node) for node in NODES}
         return {node: names for node, names in found.items() if names}
+
+    def undrain(self) -> None:
+        """Nobody wants a node empty any more."""
+        for node in NODES:
+            until(f"{node} is not drained", 20, lambda node=node: (remove(self.cluster, node), True), 0.2)  # type: ignore[misc]
 
     def uncordon(self, nodes: Iterable[str]) -> None:
         """Nodes take calls again."""

@@ -153,7 +153,9 @@ class Cluster:
         """Every key that starts with ``prefix``."""
         return self._range({"key": _b64(prefix), "range_end": _b64(_after(prefix))})
 
-    def txn(self, compares: Iterable[Compare], puts: Iterable[Put]) -> TxnResult:
+    def txn(
+        self, compares: Iterable[Compare], puts: Iterable[Put], deletes: Iterable[str] = ()
+    ) -> TxnResult:
         """One transaction that compares mod_revisions."""
         compares, puts = list(compares), list(puts)
         names = {"=": "EQUAL", "<": "LESS", ">": "GREATER", "!=": "NOT_EQUAL"}
@@ -170,7 +172,8 @@ class Cluster:
                     for c in compares
                 ],
                 "success": [
-                    {"request_put": {"key": _b64(put.key), "value": _b64(put.value)}} for put in puts
+                    *({"request_put": {"key": _b64(p.key), "value": _b64(p.value)}} for p in puts),
+                    *({"request_delete_range": {"key": _b64(key)}} for key in deletes),
                 ],
                 "failure": [{"request_range": {"key": _b64(c.key)}} for c in compares],
             },

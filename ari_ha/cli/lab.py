@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ari_ha.cli import lab_pair
+from ari_ha.cli import lab_faults, lab_pair
 from ari_ha.cli.output import fail, print_json, say, table
 
 PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
@@ -303,6 +303,15 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "etcd-member-kill": lambda lab, host: lab.etcd_kill(host or _follower(lab)),
     "etcd-leader-kill": lambda lab, _: lab.etcd_kill(lab.etcd_leader()),
     "etcd-quorum-loss": lambda lab, _: lab.etcd_quorum_loss(),
+    "etcd-slow": lab_faults.etcd_slow,
+    "drain": lab_faults.drain,
+    "two-nodes-kill": lab_faults.two_nodes_kill,
+    "survivor-kill": lab_faults.survivor_kill,
+    "all-nodes-kill": lab_faults.all_nodes_kill,
+    "node-cut-in": lab_faults.node_cut_in,
+    "node-cut-out": lab_faults.node_cut_out,
+    "node-loss": lab_faults.node_loss,
+    "compaction": lab_faults.compaction,
 }
 """Every fault by name; the second argument is the host it strikes."""
 

@@ -9,7 +9,19 @@ import importlib.util
 
 import typer
 
-from ari_ha.cli import agents, calls, config, doctor, explain, run, simulate, status, switchover
+from ari_ha.cli import (
+    agents,
+    calls,
+    config,
+    doctor,
+    drain,
+    explain,
+    run,
+    simulate,
+    status,
+    switchover,
+    topology,
+)
 
 app = typer.Typer(
     name="ari-ha",
@@ -19,7 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (status, calls, agents, explain, doctor, config, run, simulate, switchover):
+for _module in (
+    status, topology, calls, agents, explain, doctor, config, run, simulate, drain, switchover,
+):  # fmt: skip
     _module.register(app)
 
 for _name in ("ari_ha.cli.bench", "ari_ha.cli.chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):

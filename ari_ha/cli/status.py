@@ -107,7 +107,7 @@ def judge(view: View, members: list[dict[str, Any]]) -> tuple[str, list[str]]:
     lost, warn when the next single fault would not be survived."""
     bad: list[str] = []
     warn: list[str] = []
-    ready = [n for n, v in view.nodes.items() if v.get("ready") and not v.get("cordoned")]
+    ready = [name for name in view.nodes if view.node_state(name) == "ready"]
     if not ready:
         bad.append("no node takes calls")
     elif len(ready) < READY_NODES_WANTED:
@@ -152,6 +152,7 @@ def document(
             name: {**value, "active": view.active_edge(value.get("vip", "")) == name}
             for name, value in view.edges.items()
         },
+        "drains": view.drains,
         "vips": view.vips,
         "etcd": members,
         "calls": {"total": len(view.calls), "by_node": dict(counts)},
@@ -172,7 +173,7 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
         "nodes",
         ("node", "state", "calls", "version", "why"),
         [
-            (name, _node_state(value), counts[name], value.get("version", ""), value.get("reason", ""))
+            (name, view.node_state(name), counts[name], value.get("version", ""), value.get("reason", ""))
             for name, value in sorted(view.nodes.items())
         ],
     )
@@ -208,9 +209,3 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
     say(f"calls    {len(view.calls)}")
     say(f"waiting  {waiting or 'nobody'}")
     say(f"agents   {agents or 'none'}")
-
-
-def _node_state(value: dict[str, Any]) -> str:
-    if not value.get("ready"):
-        return "not ready"
-    return "cordoned" if value.get("cordoned") else "ready"

@@ -11,7 +11,7 @@ from typing import Any
 from ari_ha.cli.cluster import Cluster, decode_json
 from ari_ha.core.ports.store import KeyValue
 
-FAMILIES = ("nodes", "edges", "vips", "calls", "agents", "queues")
+FAMILIES = ("nodes", "drains", "edges", "vips", "calls", "agents", "queues")
 
 
 @dataclass
@@ -19,6 +19,8 @@ class View:
     """The cluster's families by name; every value is the JSON object etcd holds."""
 
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drains: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """node -> how it is emptied"""
     edges: dict[str, dict[str, Any]] = field(default_factory=dict)
     vips: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -34,6 +36,15 @@ class View:
         """The edge that holds ``vip`` and is registered, or ''."""
         edge = str(self.vips.get(vip, {}).get("edge", ""))
         return edge if edge in self.edges else ""
+
+    def node_state(self, node: str) -> str:
+        """not ready, draining, cordoned, or ready: only then it takes calls."""
+        value = self.nodes.get(node, {})
+        if not value.get("ready"):
+            return "not ready"
+        if node in self.drains:
+            return "draining"
+        return "cordoned" if value.get("cordoned") else "ready"
 
     def calls_of(self) -> Counter[str]:
         """Calls per serving node."""
@@ -89,6 +100,8 @@ def build(items: Iterable[tuple[tuple[str, ...], KeyValue]]) -> View:
         match parts:
             case ("nodes", name):
                 view.nodes[name] = value
+            case ("drains", name):
+                view.drains[name] = value
             case ("edges", name):
                 view.edges[name] = value
             case ("vips", name):

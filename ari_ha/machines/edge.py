@@ -32,6 +32,7 @@ from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
+from ari_ha.machines.edge_drain import Drains
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
@@ -60,7 +61,8 @@ EARLY_EVENTS_MAX = 4_000
 EARLY_INVITE_S = 2.0
 """A caller whose INVITE waited longer for us has given up, or is asked again by its carrier."""
 CLAIM_S = 2.0
-FAMILIES = ("vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs",
+APP_AWAY = "node app away"
+FAMILIES = ("drains", "vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs",
             "subscriptions", "mailboxes")  # fmt: skip
 """Prefixes the process mirrors for this machine; all must be read before it serves."""
 
@@ -89,6 +91,7 @@ class EdgeMachine:
         self.registrar.on_flow = self._phone_reconnected
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
+        self.drains = Drains(self.context, self.calls, self.watch, self.takeover)
         self.setup.on_moving_half_failed = self.takeover.half_failed
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
@@ -249,7 +252,7 @@ class EdgeMachine:
     def _app_absent(self, node: WatchedNode) -> None:
         """The app stays away: its calls are moved while their Asterisk still runs."""
         for call in self.calls.of_node(node.config.name):
-            self.takeover.move(call, "node app away")
+            self.takeover.move(call, APP_AWAY)
 
     def _link_up(self, event: LinkUp) -> None:
         self.watch.link_up(event.peer)
@@ -293,7 +296,7 @@ class EdgeMachine:
             case link.NodeState():
                 self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
                 if frame.ready:
-                    self.takeover.stay(node)
+                    self.takeover.stay(node, APP_AWAY)
                 self.takeover.pump()
             case link.AsteriskGone():
                 self.watch.asterisk_gone(node, frame.incarnation, frame.reason)
@@ -381,7 +384,9 @@ class EdgeMachine:
         self.registrar.begin_snapshot(event.prefix, event.items)
         self.trunks.begin_snapshot(family, event.items)
         self.subscriptions.begin_snapshot(family, event.items)
+        self.drains.begin_snapshot(family, event.items)
         for key, item in event.items.items():
+            self.drains.stored(key, item)
             self.registrar.stored(key, item)
             self.trunks.stored(key, item)
             self.subscriptions.stored(key, item)
@@ -397,6 +402,7 @@ class EdgeMachine:
             self._maybe_serve()
 
     def _changed(self, event: StoreChanged) -> None:
+        self.drains.stored(event.key, event.value)
         self.registrar.stored(event.key, event.value)
         self.trunks.stored(event.key, event.value)
         self.subscriptions.stored(event.key, event.value)
@@ -439,6 +445,7 @@ class EdgeMachine:
         self._restore()
         self.serving = True
         self.watch.start()
+        self.drains.start()
         self.registrar.start()
         self.trunk_care.start()
         self.subscriptions.start()
@@ -507,6 +514,8 @@ class EdgeMachine:
                 return self._mute(args)
             case "nodes":
                 return 200, [node_view(n, self.calls.load(n.config.name)) for n in self.watch.nodes.values()]
+            case "takeover":
+                return self.drains.takeover(str(args.get("call", "")), str(args.get("to", "")))
             case "bindings":
                 return 200, self.registrar.snapshot()
             case "trunks":

@@ -377,7 +377,7 @@ class Calls:
     def announced_end(self, frame: link.EndLeg) -> None:
         """The app ends a leg: the only word of a node that ends a phone's side."""
         call = self.by_id.get(frame.call)
-        if not call or str(call.epoch) != frame.epoch:
+        if not call or not call.served_under(frame.epoch):
             self._context.count("edge_stale_frames", kind="EndLeg")
             return
         call.announced.add(frame.leg)

@@ -362,6 +362,8 @@ class EdgeCall:
     want: str = "through"
     want_request: int = 0
     move: Move | None = None
+    prefer: str = ""
+    """The node an operator wants it moved to"""
     tries: int = 0
     refused_by: set[str] = field(default_factory=set)
     """Nodes that failed to take this call up, new or moved."""
@@ -384,6 +386,13 @@ class EdgeCall:
     record: bytes = b""
     """Its node's record as last seen, for what only the node knows"""
     ended: bool = False
+
+    def served_under(self, epoch: str) -> bool:
+        """Whether a frame of this epoch is the serving node's word: while a call moves on
+        purpose, its old node still serves it under the epoch before."""
+        if epoch == str(self.epoch):
+            return True
+        return bool(self.move and not self.lost and epoch in {str(h.epoch) for h in self.halves.values()})
 
     @property
     def primary(self) -> PhoneLeg | None:

@@ -19,6 +19,8 @@ from ari_ha.wire.keyspace import BadValue, EdgeValue, VipValue, decode, encode
 VIP_RETRY_S = 0.3
 GUARD_WORD_EVERY_S = 0.2
 STREAM_WAIT_S = 0.3
+FEATURES = ("drain",)
+"""What this edge can do that older ones could not; used once every member announces it."""
 
 
 class Role:
@@ -49,6 +51,7 @@ class Role:
             http=config.http,
             version=config.version,
             process=config.process,
+            features=list(FEATURES),
         )
         self._context.txn("edge", puts=(Put(keys.edge(config.edge), encode(value), leased=True),))
 

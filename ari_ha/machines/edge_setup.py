@@ -195,16 +195,20 @@ class Setup:
         self.invite_node(call, leg, node, call.epoch, "trunk" if call.kind == "trunk" else "agent")
 
     def least_loaded(self, leave_out: Set[str] = frozenset()) -> WatchedNode | None:
-        """The node for the next call: usable, not cordoned, least load counting the
+        """The node for the next call: one that takes calls, least load counting the
         moves under way."""
-        usable = [n for n in self._watch.usable() if not n.cordoned and n.config.name not in leave_out]
+        taking = [n for n in self._watch.taking() if n.config.name not in leave_out]
         now = self._context.now
 
         def burden(node: WatchedNode) -> tuple[bool, int, str]:
             name = node.config.name
             return node.suspect_until > now, self._calls.load(name), name
 
-        return min(usable, key=burden, default=None)
+        return min(taking, key=burden, default=None)
+
+    def taking(self, name: str) -> WatchedNode | None:
+        """This node, if calls may be given to it now."""
+        return next((node for node in self._watch.taking() if node.config.name == name), None)
 
     def node_of(self, call: EdgeCall) -> WatchedNode | None:
         """The node that serves the call; None while it is lost or on its way."""
@@ -274,7 +278,7 @@ class Setup:
     def _fallback(self, kind: str, name: str) -> tuple[tuple[str, str], ...]:
         """While another node could serve, this one's dialplan must refuse at once when
         its app is not there, instead of serving the caller by itself."""
-        others = [n for n in self._watch.usable() if n.config.name != name and not n.cordoned]
+        others = [n for n in self._watch.taking() if n.config.name != name]
         return ((FALLBACK_HEADER, "no"),) if kind == "resume" or others else ()
 
     def half_ringing(self, call: EdgeCall, half: NodeLeg) -> None:

@@ -50,6 +50,7 @@ def node_view(node: WatchedNode, calls: int) -> dict[str, Any]:
         "app_ready": node.app_ready,
         "reason": node.app_reason,
         "cordoned": node.cordoned,
+        "draining": node.draining,
         "link": node.link_up,
         "calls": calls,
         "lost_why": node.lost_why,

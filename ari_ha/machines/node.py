@@ -45,7 +45,7 @@ from ari_ha.machines.node_presence import Presence
 
 ROUNDS_MAX = 1_000
 """More orders and settling than this for one event is a local mistake."""
-FAMILIES = ("nodes", "edges", "vips", "agents", "queues", "bindings", "users", "ivrs", "calls")
+FAMILIES = ("nodes", "edges", "vips", "agents", "queues", "bindings", "users", "ivrs", "calls", "drains")
 """Prefixes a node mirrors."""
 STALE_RECORD_S = 20.0
 """A record of ours whose call nobody claims is removed after this: an edge that comes

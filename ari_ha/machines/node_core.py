@@ -64,6 +64,8 @@ class NodeCore:
         )  # fmt: skip
         self.supervisors = Supervisors(self)
         self.cordoned = False
+        self.draining = False
+        """An operator wants this node empty (``drains/``): the edges move its calls"""
         self._queues: dict[str, QueueConfigValue] = {}
         self._edges: dict[str, EdgeValue] = {}
         self._vips: dict[str, VipValue] = {}
@@ -240,6 +242,9 @@ class NodeCore:
                 self.context.hang_up(channel)
 
     def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
+        owner = self.records.owner(ident)
+        if owner and owner.moving and NodeId.parse(owner.node).name == self.config.node:
+            return  # it moves on purpose: ours is heard until its edge says it has moved
         if NodeId.parse(node).name != self.config.node:
             self.moved(ident, epoch, node)
 

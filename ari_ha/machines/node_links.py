@@ -13,7 +13,7 @@ from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
 
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
-FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial")
+FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial", "drain")
 
 
 class Links:
@@ -70,8 +70,8 @@ class Links:
         """Whether we take calls."""
         state = self._context.ari_state
         return link.NodeState(
-            ready=self.ready, reason=self.reason, cordoned=self._core.cordoned, calls=len(self._core.calls),
-            asterisk=state.word,
+            ready=self.ready, reason=self.reason, calls=len(self._core.calls),
+            cordoned=self._core.cordoned or self._core.draining, asterisk=state.word,
         )  # fmt: skip
 
     @property

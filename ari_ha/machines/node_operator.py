@@ -117,6 +117,7 @@ class Operator:
             "ready": self._links.ready,
             "reason": self._links.reason,
             "cordoned": self._core.cordoned,
+            "draining": self._core.draining,
             "asterisk": state.word,
             "store": "up" if self._context.store_ok else "away",
             "calls": len(self._core.calls),

@@ -40,10 +40,15 @@ class Presence:
     def store(self, event: StoreSnapshot | StoreChanged) -> None:
         """Our own key, as the store has it: after a quick restart it still says whether
         we were cordoned; when somebody removed it, it is written again."""
+        drain = self._context.keys.drain(self._core.config.node)
         if isinstance(event, StoreChanged):
+            if event.key == drain:
+                self._core.draining = event.value is not None
             if event.key == self._mine and event.value is None:
                 self._written = b""
             return
+        if self._context.keys.prefix("drains").startswith(event.prefix):
+            self._core.draining = drain in event.items
         if self._context.keys.prefix("nodes").startswith(event.prefix):
             found = event.items.get(self._mine)
             if found is None:
@@ -70,12 +75,13 @@ class Presence:
     def update(self) -> None:
         """Called at the end of every event: tells edges and the store what changed."""
         value = self.value()
-        said = (value.ready, value.reason, value.cordoned, value.incarnation)
+        said = (value.ready, value.reason, value.cordoned, self._core.draining, value.incarnation)
         if said != self._said:
             self._said = said
             self._links.state_to()
             self._context.note(
-                "node", "ready" if value.ready else "not ready", reason=value.reason, cordoned=value.cordoned
+                "node", "ready" if value.ready else "not ready", reason=value.reason, cordoned=value.cordoned,
+                draining=self._core.draining,
             )
             self._written_at = 0.0
         data = encode(value)

@@ -33,6 +33,7 @@ class WatchedNode:
     app_reason: str = ""
     asterisk_silent_by_app: bool = False
     cordoned: bool = False
+    draining: bool = False
     link_up: bool = False
     link_silent: bool = False
     link_down_at: float = 0.0
@@ -60,6 +61,11 @@ class WatchedNode:
             and self.app_ready
             and not self.asterisk_silent_by_app
         )
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether a call may be given to it: usable, and nobody wants it empty."""
+        return self.usable and not self.cordoned and not self.draining
 
 
 class NodeWatch:
@@ -99,8 +105,12 @@ class NodeWatch:
         self._context.at(f"absent/{name}", self._context.now + limit, lambda: self._absent(name))
 
     def usable(self) -> Iterable[WatchedNode]:
-        """Nodes that take calls now; cordoned ones are the caller's to leave out."""
+        """Nodes that could serve now; cordoned and draining ones too."""
         return [node for node in self.nodes.values() if node.usable]
+
+    def taking(self) -> Iterable[WatchedNode]:
+        """Nodes a call may be given to now."""
+        return [node for node in self.nodes.values() if node.takes_new]
 
     def suspect(self, name: str) -> None:
         """The node ended a leg its app had not announced: Asterisk may be on its way

@@ -168,22 +168,31 @@ class Takeover:
         """Another node than the one it leaves on purpose, and than those that failed to
         take it up; once all have failed, any of them again."""
         own = {call.owner.name} if call.owner and not call.lost else set()
+        if call.prefer and call.prefer not in own | call.refused_by:
+            wanted = self._setup.taking(call.prefer)
+            if wanted:
+                return wanted
         found = self._setup.least_loaded(leave_out=own | call.refused_by)
         if found is None and call.refused_by:
             call.refused_by.clear()
             found = self._setup.least_loaded(leave_out=own)
         return found
 
-    def stay(self, node: str) -> None:
-        """The node's app is back: calls that only waited to leave it stay."""
-        for ident in list(self._waiting):
+    def stay(self, node: str, why: str) -> None:
+        """The node's app is back, or its drain was called off: calls that only waited to
+        leave it because of that stay. One whose move has failed half way goes on: its
+        node serves it under an epoch that is not its own any more."""
+        for ident in [ident for ident, reason in self._waiting.items() if reason == why]:
             call = self._calls.by_id.get(ident)
             if call and not call.lost and call.owner and call.owner.name == node:
-                del self._waiting[ident]
+                if all(half.epoch == call.epoch for half in call.halves.values()):
+                    del self._waiting[ident]
 
-    def move(self, call: EdgeCall, why: str) -> None:
-        """Moves a call whose node still serves it: make before break."""
+    def move(self, call: EdgeCall, why: str, to: str = "") -> None:
+        """Moves a call whose node still serves it: make before break. ``to``: a node to
+        prefer while it takes calls."""
         if call.move is None and call.call not in self._waiting:
+            call.prefer = to
             self._waiting[call.call] = why
             self.pump()
 
@@ -262,9 +271,10 @@ class Takeover:
         context, move = self._context, call.move
         assert move is not None
         took = context.now - (call.lost_at if call.lost else move.started)
+        on_purpose = not call.lost
         old_owner, old = call.owner, list(call.halves.values())
         call.halves = move.halves
-        call.owner, call.lost, call.move = move.to, "", None
+        call.owner, call.lost, call.move, call.prefer = move.to, "", None, ""
         self._moving.discard(call.call)
         context.cancel(f"move/{call.call}")
         call.announced.clear()
@@ -277,12 +287,24 @@ class Takeover:
         context.note(f"call/{call.call}", f"served by {move.to.name}", took_ms=entry["took_ms"])
         context.count("edge_moves_done")
         self._say_facts(call)
-        self._calls.apply_media(call, lambda: self._settled(call))
-        self._calls.touch(call)
         if old_owner and old_owner.name != move.to.name:
             self._remember_moved(old_owner.name, call.call, move)
-            frame = link.CallMoved(call=call.call, epoch=str(move.epoch), to_node=move.to.name)
-            context.link(old_owner.name, frame)
+
+        def told() -> None:
+            self._calls.touch(call)
+            if old_owner and old_owner.name != move.to.name:
+                frame = link.CallMoved(call=call.call, epoch=str(move.epoch), to_node=move.to.name)
+                context.link(old_owner.name, frame)
+
+        if not on_purpose:
+            told()
+
+        def settled() -> None:
+            self._settled(call)
+            if on_purpose:  # the old node speaks and listens until the media has moved
+                told()
+
+        self._calls.apply_media(call, settled)
         self.pump()
 
     def _say_facts(self, call: EdgeCall) -> None:
@@ -346,6 +368,10 @@ class Takeover:
             if at > limit:
                 context.link(name, link.CallMoved(call=ident, epoch=str(epoch), to_node=to))
         self.pump()
+
+    def waits(self, ident: str) -> bool:
+        """Whether the call waits for its move."""
+        return ident in self._waiting
 
     def waiting_count(self) -> int:
         """Calls without a serving node that wait for their move."""

@@ -26,6 +26,9 @@ class Keys:
     def node(self, node: str) -> str:
         return f"{self.root}nodes/{node}"
 
+    def drain(self, node: str) -> str:
+        return f"{self.root}drains/{node}"
+
     def edge(self, edge: str) -> str:
         return f"{self.root}edges/{edge}"
 
@@ -141,6 +144,19 @@ class NodeValue(Value):
     features: list[str] = []
 
 
+class DrainValue(Value):
+    """``drains/<node>``, written by an operator: the node takes no new calls while the key
+    is there, and its calls leave it. ``when``: ``now`` (from ``move_at`` on) or ``idle``
+    (calls are not moved, they end by themselves). Removing the key undoes it."""
+
+    node: str
+    when: str = "now"
+    move_at: float = 0.0
+    rate_per_s: float = 20.0
+    by: str = ""
+    since: float = 0.0
+
+
 class EdgeValue(Value):
     """``edges/<edge>``, leased by its edge process. ``sip`` is where nodes send
     INVITEs (host:port on the node network)."""
@@ -153,6 +169,7 @@ class EdgeValue(Value):
     version: str = ""
     calls: int = 0
     process: str = ""
+    features: list[str] = []
 
 
 class GuardValue(Value):

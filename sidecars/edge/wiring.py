@@ -181,6 +181,7 @@ class EdgeProcess:
             **{f"GET /v1/{verb}": self.desk.route(verb) for verb in verbs},
             "GET /v1/calls/{call}": self.desk.route("call"),
             "POST /v1/calls/{call}/mute": self.desk.route("mute"),
+            "POST /v1/calls/{call}/takeover": self.desk.route("takeover"),
             "GET /v1/explain/{subject:.+}": explain,
         }
 

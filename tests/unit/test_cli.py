@@ -104,6 +104,9 @@ class Stand:
             )
             if held:
                 for operation in body["success"]:
+                    if gone := operation.get("request_delete_range"):
+                        self.items.pop(text(gone["key"]), None)
+                        continue
                     put = operation["request_put"]
                     self.put(text(put["key"]), base64.b64decode(put["value"]))
                 return {"header": header, "succeeded": True}

@@ -1,0 +1,141 @@
+"""Faults of the container lab that are more than one process killed: several hosts at once, a bad network,
+a slow etcd, a history that is gone; and the one that is no accident: a drain."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ari_ha.cli.lab import Lab, Struck
+
+TAKEOVER_BEGUN_S = 0.15
+"""After the first death, the survivors are taking the calls up."""
+LOSS_SHARE = 5
+"""Packets in a hundred that a bad network loses, each way."""
+ETCD_STOPPED_S, ETCD_RUNS_S = 0.7, 0.5
+"""Rhythm in which all members of a slow etcd stand still: a transaction takes up to a second."""
+COMPACT = (
+    "r=$(etcdctl endpoint status -w json | sed 's/.*\"revision\":\\([0-9]*\\).*/\\1/') "
+    '&& etcdctl compaction --physical "$r"'
+)
+
+
+def drain(lab: Lab, node: str) -> Struck:
+    """What ``ari-ha drain`` does; mended by ``undrain``."""
+    from ari_ha.cli.cluster import LAB_SETTINGS, Cluster
+    from ari_ha.cli.drain import remove, write
+    from ari_ha.cli.lab import Struck
+
+    cluster = Cluster.open(LAB_SETTINGS)
+    at = time.time()
+    write(cluster, node)
+    return Struck(at, lambda: void(remove(cluster, node)))
+
+
+def void(_: object) -> None:
+    """For acts whose answer nobody needs."""
+
+
+def _next(node: str) -> str:
+    from ari_ha.cli.lab import NODES
+
+    return NODES[(NODES.index(node) + 1) % len(NODES)]
+
+
+def two_nodes_kill(lab: Lab, node: str) -> Struck:
+    """SIGKILL to the Asterisk of the node and of another one, together."""
+    struck = lab.asterisk_kill(node)
+    lab.asterisk_kill(_next(node))
+    return struck
+
+
+def survivor_kill(lab: Lab, node: str) -> Struck:
+    """One of the survivors dies while it takes the calls up."""
+    struck = lab.asterisk_kill(node)
+    time.sleep(max(0.0, struck.at + TAKEOVER_BEGUN_S - time.time()))
+    lab.asterisk_kill(_next(node))
+    return struck
+
+
+def all_nodes_kill(lab: Lab, node: str) -> Struck:
+    """Every Asterisk at once: the calls wait until the first is back."""
+    from ari_ha.cli.lab import NODES
+
+    struck = lab.asterisk_kill(node)
+    for other in NODES:
+        if other != node:
+            lab.asterisk_kill(other)
+    return struck
+
+
+def node_cut_in(lab: Lab, node: str) -> Struck:
+    """Nothing reaches the node; what it says still arrives."""
+    return _filter(lab, node, ("input",), "drop")
+
+
+def node_cut_out(lab: Lab, node: str) -> Struck:
+    """The node hears everything, and nothing it says arrives."""
+    return _filter(lab, node, ("output",), "drop")
+
+
+def node_loss(lab: Lab, node: str) -> Struck:
+    """The node's network loses packets both ways."""
+    return _filter(lab, node, ("input", "output"), f"numgen random mod 100 < {LOSS_SHARE} drop")
+
+
+def _filter(lab: Lab, node: str, ways: tuple[str, ...], rule: str) -> Struck:
+    from ari_ha.cli.lab import CUT_TABLE, Struck
+
+    lab.assert_own_network(node)
+    local = {"input": "iif", "output": "oif"}
+    chains = "\n".join(
+        f'  chain {way} {{ type filter hook {way} priority -300; {local[way]} "lo" accept; {rule}; }}'
+        for way in ways
+    )
+    script = "cat > /run/cut.nft && date +%s.%N && nft -f /run/cut.nft"
+    at = float(
+        lab.run(node, "sh", "-c", script, given=f"table inet {CUT_TABLE} {{\n{chains}\n}}\n").split()[0]
+    )
+    return Struck(at, lambda: lab.node_heal(node))
+
+
+def etcd_slow(lab: Lab, _: str) -> Struck:
+    """All members stand still again and again: every transaction is slow, elections begin."""
+    from ari_ha.cli.lab import ETCD, PREFIX, LabError, Struck
+
+    over = threading.Event()
+    names = [PREFIX + member for member in ETCD]
+
+    def rhythm() -> None:
+        while not over.is_set():
+            try:
+                lab.docker("pause", *names)
+                over.wait(ETCD_STOPPED_S)
+                lab.docker("unpause", *names)
+            except LabError:
+                break
+            over.wait(ETCD_RUNS_S)
+
+    thread = threading.Thread(target=rhythm, daemon=True)
+    at = time.time()
+    thread.start()
+
+    def mend() -> None:
+        over.set()
+        thread.join()
+        for member in ETCD:
+            lab.unpause(member)
+
+    return Struck(at, mend)
+
+
+def compaction(lab: Lab, node: str) -> Struck:
+    """The node's app stands still, and what it has not yet read of etcd's history is thrown away."""
+    from ari_ha.cli.lab import ETCD
+
+    struck = lab.app_freeze(node)
+    lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", str(struck.at))
+    lab.run(ETCD[0], "sh", "-c", COMPACT)
+    return struck

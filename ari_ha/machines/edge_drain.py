@@ -1,0 +1,131 @@
+"""Emptying a node on purpose: an operator's key says which, the edge moves its calls at a
+bounded rate, make before break, and gives it no new ones while the key is there.
+
+The wish is only in etcd, so an edge process killed in the middle goes on where it was,
+and every edge acts on its own calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ari_ha.core.ports.store import KeyValue
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import EdgeCall
+from ari_ha.machines.node_watch import NodeWatch
+from ari_ha.machines.takeover import Takeover
+from ari_ha.wire.keyspace import BadValue, DrainValue, decode
+
+DRAIN = "drained"
+ASKED = "asked for by an operator"
+RATE_MAX_PER_S = 100.0
+RATE_MIN_PER_S = 0.1
+LOOK_EVERY_S = 0.25
+"""While calls are left that cannot be moved yet: nobody has answered them."""
+
+
+class Drains:
+    """The drains there are, and their pace."""
+
+    def __init__(self, context: EdgeContext, calls: Calls, watch: NodeWatch, takeover: Takeover) -> None:
+        self._context = context
+        self._calls = calls
+        self._watch = watch
+        self._takeover = takeover
+        self._asked: dict[str, DrainValue] = {}
+        self._begun: set[str] = set()
+        self._serving = False
+
+    # --- what is asked -------------------------------------------------------------
+
+    def begin_snapshot(self, family: str, items: Mapping[str, KeyValue]) -> None:
+        """All of ``drains/`` follows: what is not in it is called off."""
+        for name in list(self._asked) if family == "drains" else ():
+            if self._context.keys.drain(name) not in items:
+                self._call_off(name)
+
+    def stored(self, key: str, item: KeyValue | None) -> None:
+        """A drain was asked for, changed, or called off (the key is gone)."""
+        parts = self._context.keys.split(key)
+        if len(parts) != 2 or parts[0] != "drains":
+            return
+        name = parts[1]
+        if item is None:
+            self._call_off(name)
+            return
+        try:
+            value = decode(item.value, DrainValue, key)
+        except BadValue as error:
+            self._context.note(f"node/{name}", "a drain cannot be read: only cordoned", level="error",
+                               error=error)  # fmt: skip
+            value = DrainValue(node=name, when="idle")
+        self._asked[name] = value
+        self._mark(name, True)
+        self._next(name)
+
+    def _call_off(self, name: str) -> None:
+        if self._asked.pop(name, None) is None:
+            return
+        self._begun.discard(name)
+        self._mark(name, False)
+        self._context.cancel(f"drain/{name}")
+        self._takeover.stay(name, DRAIN)
+        self._takeover.pump()
+
+    def _mark(self, name: str, draining: bool) -> None:
+        node = self._watch.nodes.get(name)
+        if node and node.draining != draining:
+            node.draining = draining
+            text = "to be empty: no new calls" if draining else "takes calls again"
+            self._context.note(f"node/{name}", text)
+
+    def start(self) -> None:
+        """Every call is known now: moving may begin, or go on."""
+        self._serving = True
+        for name in list(self._asked):
+            self._next(name)
+
+    # --- moving --------------------------------------------------------------------
+
+    def _next(self, name: str) -> None:
+        """One call of the node leaves; then the next, as fast as the rate allows."""
+        context, drain = self._context, self._asked.get(name)
+        if drain is None or not self._serving or drain.when != "now":
+            context.cancel(f"drain/{name}")
+            return
+        wait_s = drain.move_at - context.utc if context.utc else 0.0
+        if wait_s > 0:
+            context.at(f"drain/{name}", context.now + wait_s, lambda: self._next(name))
+            return
+        movable = [call for call in self._calls.of_node(name) if self._movable(call)]
+        if movable:
+            if name not in self._begun:
+                self._begun.add(name)
+                context.note(f"node/{name}", f"{len(movable)} calls move away")
+            self._takeover.move(movable[0], DRAIN)
+        rate = min(max(drain.rate_per_s, RATE_MIN_PER_S), RATE_MAX_PER_S)
+        pause_s = 1.0 / rate if movable else LOOK_EVERY_S
+        context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
+
+    def _movable(self, call: EdgeCall) -> bool:
+        """Its node serves it, it is not on its way already, and it is answered: an INVITE
+        still open at the node is its way of answering, and is waited for."""
+        leg = call.primary
+        waits = call.move is not None or bool(call.lost) or self._takeover.waits(call.call)
+        return leg is not None and leg.state != "trying" and not call.ended and not waits
+
+    def takeover(self, ident: str, to: str) -> tuple[int, Any]:
+        """One call is moved now, to ``to`` or to the least loaded node."""
+        call = self._calls.by_id.get(ident)
+        if call is None:
+            return 404, {"error": "no such call at this edge"}
+        if not self._movable(call):
+            return 409, {"error": "it is on its way already, or nobody has answered it yet"}
+        own = call.owner.name if call.owner else ""
+        taking = {node.config.name for node in self._watch.taking()} - {own}
+        if not taking or (to and to not in taking):
+            others = ", ".join(sorted(taking)) or "none"
+            return 409, {"error": f"{to or 'no other node'} takes no calls now; these do: {others}"}
+        self._takeover.move(call, ASKED, to)
+        return 202, {"call": ident, "from": own, "to": call.move.to.name if call.move else to}

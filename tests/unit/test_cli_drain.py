@@ -1,0 +1,118 @@
+# ruff: noqa: F811
+"""`ari-ha drain`, `undrain`, `takeover`, `topology` against etcd's gateway and an edge's answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from ari_ha.wire.keyspace import DrainValue, EdgeValue, NodeValue, OwnerValue, VipValue, decode
+from tests.unit.test_cli import KEYS, Stand, ari_ha, stand  # noqa: F401
+
+
+def populate(stand: Stand, calls: int = 2, features: tuple[str, ...] = ("drain",)) -> None:
+    for name in ("ast1", "ast2"):
+        stand.put(
+            KEYS.node(name),
+            NodeValue(node=name, incarnation="i", sip="s", link="l", ready=True, features=list(features)),
+        )
+    edge = EdgeValue(edge="edge1", vip="pair1", sip="s", http=stand.address, features=list(features))
+    stand.put(KEYS.edge("edge1"), edge)
+    stand.put(KEYS.vip("pair1"), VipValue(edge="edge1", since=1.0))
+    for n in range(calls):
+        own(stand, f"k{n}", "ast1")
+
+
+def own(stand: Stand, call: str, node: str, **how) -> None:
+    owner = OwnerValue(call=call, node=f"{node}#i", epoch="9.1", edge="edge1", vip="pair1", **how)
+    stand.put(KEYS.owner(call), owner)
+
+
+def later(act, wait_s: float = 0.2) -> None:
+    threading.Thread(target=lambda: (time.sleep(wait_s), act()), daemon=True).start()
+
+
+def test_a_dry_run_lists_and_writes_nothing(stand, ari_ha):
+    populate(stand)
+    status, text = ari_ha("drain", "ast1", "--dry-run", "--json")
+    document = json.loads(text)
+    assert status == 0
+    assert [row["call"] for row in document["calls"]] == ["k0", "k1"]
+    assert (document["to"], document["against"]) == (["ast2"], [])
+    assert KEYS.drain("ast1") not in stand.items
+
+
+def test_it_is_written_and_watched_until_empty(stand, ari_ha):
+    populate(stand)
+    later(lambda: [own(stand, f"k{n}", "ast2") for n in range(2)])
+    status, text = ari_ha("drain", "ast1", "--yes", "--rate", "7", "--json")
+    assert (status, json.loads(text)["left"]) == (0, 0)
+    value = decode(stand.items[KEYS.drain("ast1")][0], DrainValue)
+    assert (value.node, value.when, value.rate_per_s, value.move_at) == ("ast1", "now", 7.0, 0.0)
+    assert "draining" in ari_ha("status")[1]
+    assert ari_ha("undrain", "ast1")[0] == 0
+    assert KEYS.drain("ast1") not in stand.items
+    assert json.loads(ari_ha("undrain", "ast1", "--json")[1]) == {"node": "ast1", "was_draining": False}
+
+
+def test_calls_left_at_the_end_of_the_wait_are_said(stand, ari_ha):
+    populate(stand)
+    status, text = ari_ha("drain", "ast1", "--yes", "--wait", "0.3", "--json")
+    assert (status, json.loads(text)["left"]) == (1, 2)
+    assert KEYS.drain("ast1") in stand.items
+
+
+def test_the_last_ready_node_is_refused(stand, ari_ha):
+    populate(stand)
+    stand.put(KEYS.drain("ast2"), DrainValue(node="ast2"))
+    status, text = ari_ha("drain", "ast1", "--yes")
+    assert status == 1 and "last ready one" in text
+    assert KEYS.drain("ast1") not in stand.items
+    ari_ha("drain", "ast1", "--yes", "--force", "--wait", "0")
+    assert KEYS.drain("ast1") in stand.items
+
+
+def test_too_many_calls_for_the_others_are_refused(stand, ari_ha):
+    populate(stand, calls=3)
+    assert "more than 2 per node" in ari_ha("drain", "ast1", "--yes", "--capacity", "2")[1]
+    assert KEYS.drain("ast1") not in stand.items
+
+
+def test_before_every_member_knows_drains_none_is_begun(stand, ari_ha):
+    populate(stand, features=())
+    status, text = ari_ha("drain", "ast1", "--yes")
+    assert status == 1 and "edge1 does not know drains yet" in text and "ast1 does not know" in text
+
+
+def test_an_unknown_node(stand, ari_ha):
+    populate(stand)
+    assert ari_ha("drain", "ast9", "--yes")[0] == 2
+
+
+def test_one_call_is_moved(stand, ari_ha):
+    populate(stand)
+    stand.answers["/v1/calls/k1/takeover"] = {"call": "k1"}
+    own(stand, "k1", "ast1", moving=True)
+    later(lambda: own(stand, "k1", "ast2"))
+    status, text = ari_ha("takeover", "k1", "--to", "ast2", "--json")
+    assert (status, json.loads(text)) == (0, {"call": "k1", "from": "ast1", "to": "ast2"})
+    assert stand.asked[-1][:3] == ("POST", "/v1/calls/k1/takeover", {"to": "ast2"})
+    assert ari_ha("takeover", "nobody", "--yes")[0] == 2
+
+
+def test_a_refused_move_is_said(stand, ari_ha):
+    populate(stand)
+    stand.answers["/v1/calls/k1/takeover"] = (409, {"error": "ast2 takes no calls now"})
+    status, text = ari_ha("takeover", "k1", "--yes")
+    assert status == 1 and "ast2 takes no calls now" in text
+
+
+def test_topology(stand, ari_ha):
+    populate(stand)
+    stand.put(KEYS.drain("ast2"), DrainValue(node="ast2"))
+    document = json.loads(ari_ha("topology", "--json")[1])
+    assert document["pairs"]["pair1"]["calls_by_node"] == {"ast1": 2}
+    assert document["pairs"]["pair1"]["edges"]["edge1"]["role"] == "active"
+    assert document["nodes"]["ast2"]["state"] == "draining"
+    assert "ast1: 2 calls" in ari_ha("topology")[1]
