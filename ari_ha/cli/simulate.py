@@ -50,17 +50,17 @@ def simulate(
 ) -> None:
     """Run seeds of the simulated cluster: random faults, then everything must come
     together. Nothing of it is real: no container, no network, no Asterisk."""
-    from ari_ha.simulation.faults import HARD_KINDS, KINDS, Odds
+    from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, Odds
     from ari_ha.simulation.run import Plan
 
     if demo:
         _demo(seed or 1, as_json)
         return
-    known = (*KINDS, *HARD_KINDS)
+    known = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS)
     unknown = set(only.split(",")) - {"", *known}
     if unknown:
         fail(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(known)}", as_json, 2)
-    kinds = tuple(only.split(",")) if only else known if hard else KINDS
+    kinds = tuple(only.split(",")) if only else (*KINDS, *HARD_KINDS) if hard else KINDS
     first = 1 if seed is None else seed
     count = seeds or (DEFAULT_SEEDS if seed is None else 1)
     plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=pause_s) if pause_s else None, hard=hard)

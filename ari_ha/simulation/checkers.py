@@ -303,6 +303,8 @@ class Checkers:
     def final(self) -> None:
         """Long after the last person hung up: nothing is left."""
         self._effects()
+        for text in self.faults.not_emptied:
+            self.problem("a drained node gets empty", text)
         self._leftovers()
         self._agents()
 

@@ -100,6 +100,13 @@ class Store:
             self._committed(changes)
         return Done(TxnResult(True, self.revision))
 
+    def delete(self, key: str) -> None:
+        """Removes a key from outside the world; nothing happens when it is not there."""
+        if key in self.keys:
+            self.revision += 1
+            del self.keys[key]
+            self._committed([(self.revision, key, None)])
+
     def put(self, key: str, value: bytes) -> None:
         """Writes a key from outside the world (configuration)."""
         self.revision += 1

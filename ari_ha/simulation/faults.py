@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.cluster import EDGE, Cluster, Node
 from ari_ha.simulation.fake_store import HOST as ETCD
 from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
+from ari_ha.wire.keyspace import DrainValue, encode
 
 ETCD_SETTLED_S = 4.0
 """After etcd was away, the edge's journal is taken to be written by then."""
@@ -26,6 +28,10 @@ HARD_KINDS = (
     "relay-slow", "etcd-slow", "compaction-behind", "two-nodes", "all-nodes", "survivor-kill", "host-crash",
 )  # fmt: skip
 """Faults of the hard plan: slow servers, and more than one thing at a time."""
+PURPOSE_KINDS = ("drain",)
+"""What operators do, and may do while anything else goes wrong."""
+DRAINED_WITHIN_S = 3.0
+"""A node that is drained is empty by then, if another takes calls and nothing else goes wrong."""
 
 
 @dataclass
@@ -77,6 +83,8 @@ class Faults:
     cluster: Cluster
     odds: Odds
     active: bool = False
+    not_emptied: list[str] = field(default_factory=list)
+    """What the drained nodes still had, though nothing was in their way."""
     calm_since: float = 0.0
     """When the last fault began or was mended."""
     done: list[str] = field(default_factory=list)
@@ -107,6 +115,7 @@ class Faults:
             if client is not None:
                 client.resume()
         for node in cluster.nodes:
+            store.delete(cluster.keys.drain(node.name))
             node.asterisk.thaw()
             node.app.thaw()
             self._boot(node)
@@ -224,6 +233,35 @@ class Faults:
         network = self.cluster.network
         network.cut_off(node.host, [ETCD])
         self._later(0.2, 8.0, lambda: network.heal(node.host))
+
+    def _drain(self, node: Node) -> None:
+        """An operator wants the node empty, and calls it off: in the middle, or later."""
+        cluster, world = self.cluster, self.cluster.world
+        key = cluster.keys.drain(node.name)
+        rate = world.rng.choice((0.5, 5.0, 100.0))
+        cluster.store.put(key, encode(DrainValue(node=node.name, rate_per_s=rate)))
+        begun = world.now
+
+        def look() -> None:
+            if self.active and self.calm_since == begun and key in cluster.store.keys and rate > 1:
+                self.not_emptied += self._left_on(node)
+
+        world.after(DRAINED_WITHIN_S, look)
+        self._later(0.02, 5.0, lambda: cluster.store.delete(key))
+
+    def _left_on(self, node: Node) -> list[str]:
+        """Answered calls of a drained node that another node could have taken."""
+        edge = self.cluster.edge.machine
+        if not isinstance(edge, EdgeMachine) or not edge.serving:
+            return []
+        known = edge.watch.nodes.values()
+        could = any(n.takes_new and self.cluster.world.now - n.lost_at > DRAINED_WITHIN_S for n in known)
+        return [
+            f"{call.call} is on {node.name} {DRAINED_WITHIN_S:.0f} s after its drain began"
+            for call in edge.calls.of_node(node.name)
+            if could and call.primary and call.primary.state == "up"
+            and edge.context.utc - call.started_utc > DRAINED_WITHIN_S
+        ]  # fmt: skip
 
     # -- the edge, etcd, the relay
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.cli.simulate import replay
-from ari_ha.simulation.faults import HARD_KINDS, KINDS, Odds
+from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, Odds
 from ari_ha.simulation.run import Plan, Result, run_seed
 
 SWARM_SEEDS = 200
@@ -55,6 +55,21 @@ def test_swarm_of_transfers(first: int) -> None:
     plan = Plan(transfers=0.6)
     results = [run_seed(seed, plan) for seed in range(first, first + SEEDS_PER_BLOCK)]
     bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+
+
+@pytest.mark.parametrize("kind", PURPOSE_KINDS)
+def test_what_operators_do_while_nothing_else_goes_wrong(kind: str) -> None:
+    plan = Plan(kinds=(kind,), odds=Odds(kinds=(kind,), pause_s=4.0))
+    results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+    assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
+
+
+def test_what_operators_do_in_the_swarm() -> None:
+    plan = Plan(kinds=(*KINDS, *PURPOSE_KINDS))
+    bad = [result for seed in range(SEEDS_PER_BLOCK) if not (result := run_seed(seed, plan)).good]
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
 
 

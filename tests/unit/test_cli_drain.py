@@ -45,7 +45,7 @@ def test_a_dry_run_lists_and_writes_nothing(stand, ari_ha):
 
 def test_it_is_written_and_watched_until_empty(stand, ari_ha):
     populate(stand)
-    later(lambda: [own(stand, f"k{n}", "ast2") for n in range(2)])
+    later(lambda: [own(stand, f"k{n}", "ast2") for n in range(2)], 0.5)
     status, text = ari_ha("drain", "ast1", "--yes", "--rate", "7", "--json")
     assert (status, json.loads(text)["left"]) == (0, 0)
     value = decode(stand.items[KEYS.drain("ast1")][0], DrainValue)
@@ -93,8 +93,14 @@ def test_an_unknown_node(stand, ari_ha):
 def test_one_call_is_moved(stand, ari_ha):
     populate(stand)
     stand.answers["/v1/calls/k1/takeover"] = {"call": "k1"}
-    own(stand, "k1", "ast1", moving=True)
-    later(lambda: own(stand, "k1", "ast2"))
+    api = stand.api
+
+    def moves(*asked):
+        own(stand, "k1", "ast1", moving=True)
+        later(lambda: own(stand, "k1", "ast2"))
+        return api(*asked)
+
+    stand.api = moves
     status, text = ari_ha("takeover", "k1", "--to", "ast2", "--json")
     assert (status, json.loads(text)) == (0, {"call": "k1", "from": "ast1", "to": "ast2"})
     assert stand.asked[-1][:3] == ("POST", "/v1/calls/k1/takeover", {"to": "ast2"})
