@@ -14,7 +14,17 @@ from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_ended import ended_call
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
-from ari_ha.machines.media import COACH, DIRECT, HITLESS, THROUGH, CallMedia, Hears, ng_body, wanted_graph
+from ari_ha.machines.media import (
+    COACH,
+    DIRECT,
+    HITLESS,
+    THROUGH,
+    CallMedia,
+    Hears,
+    ng_body,
+    teaching,
+    wanted_graph,
+)
 from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, SecretDialogsValue, decode, encode
@@ -121,13 +131,6 @@ class Calls:
             or (call.move and call.move.to.name == node)
         )
 
-    def trunk_load(self, trunk: str) -> int:
-        """Calls of a carrier at the moment, both ways."""
-        return sum(
-            (call.trunk == trunk) + sum(leg.trunk == trunk for leg in call.living())
-            for call in self.by_id.values()
-        )
-
     def rekey(self, call: EdgeCall, leg: PhoneLeg, key: str) -> None:
         """The leg is tried anew under another SIP key."""
         self.by_key.pop(leg.key, None)
@@ -181,7 +184,11 @@ class Calls:
         state = self.effective_state(call)
         changed = state != call.media.state
         call.media.state = state
-        taught = [(tag, {"from-tag": tag, "sdp": sdp}) for tag, sdp in call.media.untaught()]
+        taught = [
+            (tag, *told)
+            for tag, sdp in call.media.untaught()
+            for told in teaching(tag, sdp, self._context.config.public_interface)
+        ]
         graph = call.media.change_to(self._graph(call, state))
         if changed:
             self._context.note(f"call/{call.call}", f"media {state}")
@@ -214,9 +221,9 @@ class Calls:
                 self._media_there(call)
 
         media, ng = call.media, self._context.ng
-        for tag, body in taught:
+        for tag, command, body in taught:
             deny = partial(media.not_taught, tag)
-            ng(call.call, "create answer", body, partial(settled, confirm=_nothing, deny=deny))
+            ng(call.call, command, body, partial(settled, confirm=_nothing, deny=deny))
         for command, hears in graph:
             confirm = partial(media.taken_away, hears) if command == "unsubscribe" else _nothing
             settle = partial(settled, confirm=confirm, deny=_nothing)

@@ -33,7 +33,14 @@ class Outbound:
         self._context = context
         self._calls = calls
         self._trunks = trunks
-        trunks.load = calls.trunk_load
+        trunks.load = self._load
+
+    def _load(self, trunk: str) -> int:
+        """Calls of a carrier at the moment, both ways."""
+        return sum(
+            (call.trunk == trunk) + sum(leg.trunk == trunk for leg in call.living())
+            for call in self._calls.by_id.values()
+        )
 
     def refusal(self, number: str) -> tuple[int, str] | None:
         """Why a number cannot be dialled at all."""

@@ -121,3 +121,15 @@ def ng_body(call: str, hears: Hears) -> dict[str, object]:
     """The NG dictionary of one `+` or `-`."""
     listener, speaker = hears
     return {"call-id": call, "from-tag": speaker, "to-tag": listener, "flags": ["directional"]}
+
+
+def teaching(tag: str, sdp: str, interface: str) -> list[tuple[str, dict[str, object]]]:
+    """The commands that tell rtpengine where the far end of ``tag`` is. Its ``create
+    answer`` leaves the far end's SRTP key unused (26.0.1, measured): ``publish`` on the tag
+    takes the key and keeps our port and ours, but knows one codec and no digits, so
+    ``create answer`` follows it."""
+    body: dict[str, object] = {"from-tag": tag, "sdp": sdp}
+    told: list[tuple[str, dict[str, object]]] = [("create answer", body)]
+    if " RTP/SAVP " in sdp:
+        told.insert(0, ("publish", {**body, "interface": interface, "ICE": "remove", "DTLS": "off"}))
+    return told

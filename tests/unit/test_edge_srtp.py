@@ -54,7 +54,7 @@ def test_an_offered_key_is_answered_in_kind_and_the_node_hears_plain_rtp(suite: 
     call_in(world, secure(tag=3, suite=suite))
     (answered,) = world.carrier.of(sip.LegAnswered)
     assert crypto_of(answered.sdp) == ("RTP/SAVP", [f"3 {suite} {OURS}"])
-    told = [c for c in world.ng if c.command == "create answer" and c.body["from-tag"] == "c"]
+    told = [c for c in world.ng if c.command == "publish" and c.body["from-tag"] == "c"]
     assert crypto_of(told[-1].body["sdp"]) == ("RTP/SAVP", [f"1 {suite} {THEIRS}"])
     (call,) = world.edge.calls.by_id.values()
     node = world.nodes[call.owner.name]
