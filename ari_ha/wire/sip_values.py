@@ -62,8 +62,6 @@ class TrunkValue(Value):
     """The Service-Route of our registration (RFC 3608) is used for calls."""
     reliable: bool = False
     """We offer reliable provisional responses (RFC 3262) to it."""
-    t38: bool = False
-    """Fax by T.38 is relayed; else its offer gets 488."""
 
 
 class SecretTrunkValue(Value):
