@@ -83,7 +83,7 @@ FLAVOURS = {
         variables=(
             "SELECT @@global.read_only AS read_only, @@global.gtid_executed AS executed,"
             " @@server_uuid AS uuid, @@server_id AS server_id, @@version AS version,"
-            " @@global.auto_increment_increment AS increment, @@global.auto_increment_offset AS offset,"
+            " @@global.auto_increment_increment AS `increment`, @@global.auto_increment_offset AS `offset`,"
             " @@global.rpl_semi_sync_source_enabled AS semi_source,"
             " @@global.rpl_semi_sync_replica_enabled AS semi_replica,"
             " @@global.max_connections AS connections_max, @@datadir AS datadir"
@@ -129,7 +129,7 @@ FLAVOURS = {
             "SELECT @@global.read_only AS read_only, @@global.gtid_binlog_pos AS binlog_pos,"
             " @@global.gtid_slave_pos AS slave_pos, @@global.gtid_binlog_state AS binlog_state,"
             " @@server_id AS server_id, @@version AS version, '' AS uuid,"
-            " @@global.auto_increment_increment AS increment, @@global.auto_increment_offset AS offset,"
+            " @@global.auto_increment_increment AS `increment`, @@global.auto_increment_offset AS `offset`,"
             " @@global.rpl_semi_sync_master_enabled AS semi_source,"
             " @@global.rpl_semi_sync_slave_enabled AS semi_replica,"
             " @@global.max_connections AS connections_max, @@datadir AS datadir"

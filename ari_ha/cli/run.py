@@ -46,6 +46,14 @@ def clerk(settings: SettingsFile = "/etc/ari-ha/clerk.json") -> None:
     main(settings)
 
 
+@_app.command("watcher")
+def watcher(settings: SettingsFile = "/etc/ari-ha/watcher.json") -> None:
+    """The database watcher: beside one MySQL or MariaDB server of a pair."""
+    from sidecars.watcher.__main__ import main
+
+    main(settings)
+
+
 @_app.command("farend")
 def farend(settings: SettingsFile = DEFAULT_SETTINGS) -> None:
     """The lab's far ends: carriers and agents' phones that measure what people hear."""
