@@ -137,11 +137,16 @@ class DatabaseServer:
     # -- in threads
 
     def _in_thread(self, lane: _Lane, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
+        life = self._life()
+        if lane.connection is not None and lane.life != life:
+            # It was to a server that is no more; asked on it, nothing would be known to have happened.
+            _shut(lane.connection)
+            lane.connection = None
         try:
             connection = lane.connection or self._open(limit_s)
         except (pymysql.err.OperationalError, pymysql.err.InternalError, OSError) as error:
             return Unreachable(_text(error))
-        lane.connection = None
+        lane.connection, lane.life = None, life
         try:
             _set_limit(connection, limit_s + READ_SLACK_S)
             value = work(connection)
@@ -247,6 +252,8 @@ class _Lane:
         self.name = name
         self.pool = ThreadPoolExecutor(1, thread_name_prefix=f"database-{name}")
         self.connection: Connection | None = None
+        self.life = ""
+        """Life of the server's process that it was opened to"""
         self._closed = False
         self._lock = threading.Lock()
 

@@ -29,6 +29,7 @@ EDGES = ("edge1",)
 PAIR = ("edge1", "edge2")
 """The edges of a lab with a pair."""
 ETCD = ("etcd1", "etcd2", "etcd3")
+DATABASES = ("db1", "db2")
 FAREND = "farend"
 CUT_TABLE = "ari_ha_cut"
 _CUT_RULES = f"""table inet {CUT_TABLE} {{
@@ -140,7 +141,7 @@ class Lab:
     def asterisk_freeze(self, node: str) -> Struck:
         """SIGSTOP: the process is there and does nothing."""
         at = self.signal(node, "asterisk", "STOP")
-        return Struck(at, lambda: self._thaw(node))
+        return Struck(at, lambda: self.thaw(node))
 
     def node_cut(self, node: str) -> Struck:
         """Nothing goes in or out of the node, as with its cable pulled."""
@@ -169,9 +170,9 @@ class Lab:
     def app_freeze(self, node: str) -> Struck:
         """SIGSTOP to the node app."""
         at = self.signal(node, "app", "STOP")
-        return Struck(at, lambda: self._thaw(node))
+        return Struck(at, lambda: self.thaw(node))
 
-    def _thaw(self, host: str) -> None:
+    def thaw(self, host: str) -> None:
         """SIGCONT to every stopped process of a host: the one that was stopped may have been replaced."""
         script = (
             "for p in /proc/[0-9]*; do "
@@ -248,7 +249,7 @@ class Lab:
             if CUT_TABLE in self.run(node, "nft", "list", "tables"):
                 self.node_heal(node)
                 mended.append(f"{node} connected")
-            self._thaw(node)
+            self.thaw(node)
         return mended
 
     # --- looking ---

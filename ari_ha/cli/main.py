@@ -22,6 +22,7 @@ from ari_ha.cli import (
     switchover,
     topology,
 )
+from ari_ha.cli import agents, calls, config, db, doctor, explain, run, simulate, status, switchover
 
 app = typer.Typer(
     name="ari-ha",
@@ -34,9 +35,10 @@ app = typer.Typer(
 for _module in (
     status, topology, calls, agents, explain, doctor, config, run, simulate, drain, switchover,
 ):  # fmt: skip
+for _module in (status, calls, agents, explain, doctor, config, db, run, simulate, switchover):
     _module.register(app)
 
-for _name in ("ari_ha.cli.bench", "ari_ha.cli.chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):
+for _name in ("ari_ha.cli.bench", "ari_ha.cli.chaos", "ari_ha.cli.database_chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):
     if importlib.util.find_spec(_name) is not None:
         importlib.import_module(_name).register(app)
 
