@@ -23,6 +23,8 @@ from ari_ha.core.machine import Done, Effect, Event, Outcome, Refused, Unknown, 
 from ari_ha.core.ports.database import ArchiveErrant, KillServer, Observe, Rebuild, ServerLife, StartServer
 
 LOOK_EVERY_S = 0.2
+STARTED_LOOKS_MAX = 10
+"""Looks in a row that find no process, after a command that should have started one."""
 KILL_LIMIT_MS = 4000
 OUTPUT_MAX_CHARS = 500
 ARCHIVE_FILES_MAX = 3
@@ -135,14 +137,18 @@ class ServerProcess:
         return await self._answers()
 
     async def _answers(self) -> Outcome:
-        """Waits until the server answers (the shell's limit ends it)."""
-        while True:
+        """Waits until the server answers (the shell's limit ends it), or is no more."""
+        missed = 0
+        while missed < STARTED_LOOKS_MAX:
+            missed += 1
             if self._watch.attach():
+                missed = 0
                 found = await self._server().perform(Observe(lane="start", limit_s=2.0))
                 if isinstance(found, Done):
                     self._see()
                     return Done(self.life)
             await asyncio.sleep(LOOK_EVERY_S)
+        return Refused("the server ended at its start")
 
     async def _kill(self) -> Outcome:
         if not self._watch.attach():

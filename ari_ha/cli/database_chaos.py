@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ari_ha.cli.output import DEFAULT_SETTINGS, GOOD, SettingsFile, fail, print_json, say, table
+from ari_ha.cli.output import DEFAULT_SETTINGS, GOOD, SettingsFile, fail, say, table
 
 if TYPE_CHECKING:
     from ari_ha.cli.cluster import Cluster
@@ -180,14 +180,18 @@ class Stage:
             **self._count(writers, well),
         }  # fmt: skip
 
-    def _strike(self, fault: str, before: dict[str, Any], writers: Writers) -> tuple[float, int, dict[str, Any]]:
+    def _strike(
+        self, fault: str, before: dict[str, Any], writers: Writers
+    ) -> tuple[float, int, dict[str, Any]]:
         from ari_ha.cli.lab_database import FAULTS
 
         if fault == SWITCHOVER:
             struck_at, mend = time.time(), None
             leader = next(m for m in before["members"] if m["name"] == before["leader"])
             self.cluster.http(leader["http"], "/v1/switchover", "POST", {})
-            self.wait("the primary moved", WRITES_AGAIN_LIMIT_S, lambda: self.pair()["primary"] != before["primary"])
+            self.wait(
+                "the primary moved", WRITES_AGAIN_LIMIT_S, lambda: self.pair()["primary"] != before["primary"]
+            )
         else:
             struck = FAULTS[fault](self.lab, before["primary"])
             struck_at, mend = struck.at, struck.mend
@@ -215,7 +219,9 @@ class Stage:
         from ari_ha.cli.lab import LabError
 
         try:
-            return bool(self.wait("the standby has it all", 10.0, lambda: self.target.rows(standby, run) == rows))
+            return bool(
+                self.wait("the standby has it all", 10.0, lambda: self.target.rows(standby, run) == rows)
+            )
         except LabError:
             return False
 
@@ -225,5 +231,3 @@ class Stage:
 
         keys = read_pairs(self.cluster).get(self.target.database, {})
         return sum(1 for path in keys if path.startswith("errant/"))
-
-

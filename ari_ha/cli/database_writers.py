@@ -6,6 +6,7 @@ until it is told yes. So a confirmed row is exactly one number."""
 
 from __future__ import annotations
 
+import itertools
 import ssl
 import threading
 import time
@@ -127,24 +128,23 @@ class Writers:
         for writer in range(WRITERS):
             times = [ack.at for ack in self.acks if ack.writer == writer and begin <= ack.at <= end]
             marks = [begin, *times, end]
-            longest = max(longest, *(b - a for a, b in zip(marks, marks[1:], strict=False)))
+            longest = max(longest, *(b - a for a, b in itertools.pairwise(marks)))
         return longest
 
     def two_at_once(self) -> int:
-        """Confirmations of a server that were asked for after another one had begun to
-        confirm, and before that one stopped."""
-        wrong, latest = 0, {}
+        """Confirmations of a server asked for after another one had begun to confirm: one change of
+        server is a failover, and a server that comes again within the run was never closed."""
         ordered = sorted(self.acks, key=lambda ack: ack.at)
-        first: dict[str, float] = {}
-        turns: list[tuple[str, float]] = []
+        took_over: dict[str, float] = {}
+        wrong = 0
         for ack in ordered:
-            if not turns or turns[-1][0] != ack.server:
-                turns.append((ack.server, ack.at))
-            latest[ack.server] = ack.at
-            first.setdefault(ack.server, ack.at)
-        # one change of server is a failover; a server that comes again within the run was never closed
-        for server, at in turns[len(first):]:
-            wrong += sum(1 for ack in ordered if ack.server == server and ack.asked >= at)
+            later = [
+                at
+                for server, at in took_over.items()
+                if server != ack.server and at > took_over.get(ack.server, ack.at)
+            ]
+            wrong += any(ack.asked > at for at in later)
+            took_over.setdefault(ack.server, ack.at)
         return wrong
 
     def _write(self, writer: int) -> None:

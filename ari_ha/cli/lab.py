@@ -32,6 +32,7 @@ ETCD = ("etcd1", "etcd2", "etcd3")
 DATABASES = ("db1", "db2")
 FAREND = "farend"
 CUT_TABLE = "ari_ha_cut"
+DATABASE_CUT_TABLE = "ari_ha_database_cut"
 _CUT_RULES = f"""table inet {CUT_TABLE} {{
   chain in {{ type filter hook input priority -300; policy drop; iif "lo" accept; }}
   chain out {{ type filter hook output priority -300; policy drop; oif "lo" accept; }}
@@ -245,6 +246,10 @@ class Lab:
             if self.running().get(edge) == "running" and lab_pair.broken(self, edge):
                 lab_pair.heal(self, edge)
                 mended.append(f"{edge} connected")
+        for server in DATABASES:
+            if self.running().get(server) == "running":
+                self.run(server, "sh", "-c", f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true")
+                self.thaw(server)
         for node in NODES:
             if CUT_TABLE in self.run(node, "nft", "list", "tables"):
                 self.node_heal(node)

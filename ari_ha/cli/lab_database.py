@@ -6,9 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ari_ha.cli.lab import DATABASES, ETCD, NETWORK, PREFIX, Lab, Struck
+from ari_ha.cli.lab import DATABASE_CUT_TABLE, DATABASES, ETCD, NETWORK, PREFIX, Lab, Struck
 
-TABLE = "ari_ha_database_cut"
 ETCD_ADDRESSES = ", ".join(f"{NETWORK}.2.{20 + n}" for n in range(1, len(ETCD) + 1))
 
 
@@ -38,7 +37,7 @@ def freeze(lab: Lab, server: str) -> Struck:
 def _cut(lab: Lab, server: str, addresses: str, inbound_only: bool = False) -> Struck:
     lab.assert_own_network(server)
     out = "" if inbound_only else f"ip daddr {{ {addresses} }} drop;"
-    rules = f"""table inet {TABLE} {{
+    rules = f"""table inet {DATABASE_CUT_TABLE} {{
   chain in {{ type filter hook input priority -300; ip saddr {{ {addresses} }} drop; }}
   chain out {{ type filter hook output priority -300; {out} }}
 }}
@@ -50,7 +49,7 @@ def _cut(lab: Lab, server: str, addresses: str, inbound_only: bool = False) -> S
 
 def heal(lab: Lab, server: str) -> None:
     """Connected again."""
-    lab.run(server, "sh", "-c", f"nft delete table inet {TABLE} 2>/dev/null || true")
+    lab.run(server, "sh", "-c", f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true")
 
 
 def cut_etcd(lab: Lab, server: str) -> Struck:

@@ -38,9 +38,9 @@ for _module in (
 for _module in (status, calls, agents, explain, doctor, config, db, run, simulate, switchover):
     _module.register(app)
 
-for _name in ("ari_ha.cli.bench", "ari_ha.cli.chaos", "ari_ha.cli.database_chaos", "ari_ha.cli.demo", "ari_ha.cli.lab"):
-    if importlib.util.find_spec(_name) is not None:
-        importlib.import_module(_name).register(app)
+for _name in ("bench", "chaos", "database_chaos", "demo", "lab"):
+    if importlib.util.find_spec(f"ari_ha.cli.{_name}") is not None:
+        importlib.import_module(f"ari_ha.cli.{_name}").register(app)
 
 
 def main() -> None:
