@@ -248,7 +248,8 @@ class Lab:
                 mended.append(f"{edge} connected")
         for server in DATABASES:
             if self.running().get(server) == "running":
-                self.run(server, "sh", "-c", f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true")
+                script = f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true"
+                self.run(server, "sh", "-c", script)
                 self.thaw(server)
         for node in NODES:
             if CUT_TABLE in self.run(node, "nft", "list", "tables"):
