@@ -13,6 +13,7 @@ from ari_ha.cli import (
     agents,
     calls,
     config,
+    db,
     doctor,
     drain,
     explain,
@@ -22,7 +23,6 @@ from ari_ha.cli import (
     switchover,
     topology,
 )
-from ari_ha.cli import agents, calls, config, db, doctor, explain, run, simulate, status, switchover
 
 app = typer.Typer(
     name="ari-ha",
@@ -33,9 +33,8 @@ app = typer.Typer(
 )
 
 for _module in (
-    status, topology, calls, agents, explain, doctor, config, run, simulate, drain, switchover,
+    status, topology, calls, agents, explain, doctor, config, db, run, simulate, drain, switchover,
 ):  # fmt: skip
-for _module in (status, calls, agents, explain, doctor, config, db, run, simulate, switchover):
     _module.register(app)
 
 for _name in ("bench", "chaos", "database_chaos", "demo", "lab"):
