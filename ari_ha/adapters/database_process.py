@@ -168,7 +168,8 @@ class ServerProcess:
     async def _archive(self, gtids: str, limit_s: float) -> Outcome:
         """The newest binary logs as readable SQL: rather too much than too little."""
         options = self._options
-        logs = sorted(Path(options.datadir).glob("binlog.[0-9]*"))[-ARCHIVE_FILES_MAX:]
+        found = Path(options.datadir).glob("binlog.[0-9]*")
+        logs = sorted(log for log in found if log.suffix[1:].isdigit())[-ARCHIVE_FILES_MAX:]  # no .idx
         if not logs:
             return Refused(f"no binary logs in {options.datadir}")
         directory = Path(options.errant_directory)
