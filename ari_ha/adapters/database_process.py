@@ -7,26 +7,23 @@ commands, run without a shell, with no secret on a command line.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import signal
-import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ari_ha.adapters.commands import run_command
 from ari_ha.adapters.database import DatabaseServer, utc_stamp
 from ari_ha.adapters.database_sql import CLONE_ENDED, FLAVOURS, MYSQL
 from ari_ha.adapters.process_watch import ProcessWatch
-from ari_ha.core.machine import Done, Effect, Event, Outcome, Refused, Unknown, Unreachable
+from ari_ha.core.machine import Done, Effect, Event, Outcome, Refused, Unknown
 from ari_ha.core.ports.database import ArchiveErrant, KillServer, Observe, Rebuild, ServerLife, StartServer
 
 LOOK_EVERY_S = 0.2
 STARTED_LOOKS_MAX = 10
 """Looks in a row that find no process, after a command that should have started one."""
 KILL_LIMIT_MS = 4000
-OUTPUT_MAX_CHARS = 500
 ARCHIVE_FILES_MAX = 3
 """Newest binary logs that are archived."""
 
@@ -131,7 +128,7 @@ class ServerProcess:
         command = self._options.start_truncating if truncate else self._options.start
         if not command:
             return Refused("no command to start the server is configured")
-        outcome = await _run(command, limit_s)
+        outcome = await run_command(command, limit_s)
         if not isinstance(outcome, Done):
             return outcome
         return await self._answers()
@@ -179,7 +176,7 @@ class ServerProcess:
         command = [tool, "--base64-output=decode-rows", "-v"]
         if options.flavour == MYSQL:
             command.append(f"--include-gtids={gtids}")
-        outcome = await _run([*command, *map(str, logs)], limit_s, output=file)
+        outcome = await run_command([*command, *map(str, logs)], limit_s, output=file)
         return Done(str(file)) if isinstance(outcome, Done) else outcome
 
     async def _rebuild(self, donor: str, limit_s: float) -> Outcome:
@@ -189,7 +186,7 @@ class ServerProcess:
         if not self._options.rebuild:
             return Refused("no command to rebuild is configured")
         env = {"ARI_HA_DONOR_HOST": host, "ARI_HA_DONOR_PORT": str(port)}
-        outcome = await _run(self._options.rebuild, limit_s, env=env)
+        outcome = await run_command(self._options.rebuild, limit_s, env=env)
         if not isinstance(outcome, Done):
             return outcome
         return await self._start(False, limit_s)
@@ -225,34 +222,6 @@ class ServerProcess:
         if isinstance(state, Done) and state.value and "Completed" in map(str, state.value[0].values()):
             return Done(self.life)
         return Refused(f"the copy is not complete: {state}")
-
-
-async def _run(
-    command: Sequence[str], limit_s: float, *, env: Mapping[str, str] = {}, output: Path | None = None
-) -> Outcome:
-    """Runs a command in a session of its own. What it starts may outlive us.
-
-    By a thread that waits, not by the loop: uvloop beside gRPC's threads was seen never to tell of the end of
-    a child that had ended and was reaped."""
-    if shutil.which(command[0]) is None:
-        return Unreachable(f"no program {command[0]}")
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(output.open("wb")) if output else subprocess.DEVNULL
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE,
-            env={**os.environ, **env}, start_new_session=True,
-        )  # fmt: skip
-        ended = asyncio.get_running_loop().run_in_executor(None, process.communicate)
-        try:
-            async with asyncio.timeout(limit_s):
-                _, said = await asyncio.shield(ended)
-        except (TimeoutError, asyncio.CancelledError):
-            process.kill()
-            raise
-    if process.returncode == 0:
-        return Done()
-    text = said.decode(errors="replace")[-OUTPUT_MAX_CHARS:].strip()
-    return Refused(f"{command[0]}: {text}", process.returncode)
 
 
 def _started(pid: int) -> str:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ari_ha.adapters.commands import run_command
 from ari_ha.core.machine import Done, Outcome, Refused, Unreachable
 
 ANSWER_MAX_BYTES = 64 * 1024
@@ -58,14 +59,9 @@ class RelayControl:
         if not isinstance(emptied, Done):
             return emptied
         try:
-            async with asyncio.timeout(STEP_LIMIT_S):
-                process = await asyncio.create_subprocess_exec(
-                    *self._settings.restart, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-                )
-                output, _ = await process.communicate()
+            return await run_command(self._settings.restart, STEP_LIMIT_S)
         except (OSError, TimeoutError) as error:
             return Unreachable(f"{self._settings.restart[0]}: {error!r}")
-        return Refused(output.decode("utf-8", "replace").strip()) if process.returncode else Done()
 
     async def complaint(self) -> str:
         """What is wrong with the store's settings; empty: nothing, or it is away (then
