@@ -104,6 +104,8 @@ class Run:
             stage.uncordon(NODES)
             until("all nodes take calls", 20, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
             stage.refresh(self.pairs)
+            if self.state == "queued":
+                self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
             agents = stage.agents()
@@ -421,7 +423,7 @@ class Run:
             judge.judge_talking(verdict, last, 1.0)
 
     def _serve(self) -> None:
-        """Agents come: callers are connected in the order they came."""
+        """Agents come: callers are connected in the order they had in the queue before the fault."""
         stage = self.stage
         stage.far.manner(mode="answer", after_s=0.1)
         view = stage.view()

@@ -110,6 +110,15 @@ def test_agents_may_only_be_marked_as_recovering() -> None:
     assert judge.changed_agents(before, {}) == {"1001": ["intent", "misses"]}
 
 
+def test_waiting_callers_are_expected_in_their_queues_order_not_as_they_were_placed() -> None:
+    pairs = [Pair(f"carrier-{n}", f"1555{n}", "queued", call=f"k{n}") for n in range(4)]
+    pairs.append(Pair("carrier-9", "15559", "queued", call="s1", queue="sales"))
+    waiting = {"support": [{"call": "k2"}, {"call": "k0"}, {"call": "k1"}], "sales": [{"call": "s1"}]}
+    served = judge.as_served(pairs, waiting)
+    assert [pair.call for pair in served if pair.queue == "support"] == ["k2", "k0", "k1", "k3"]
+    assert sorted(map(id, served)) == sorted(map(id, pairs))
+
+
 def test_a_ghost_is_busy_with_a_call_that_is_gone() -> None:
     agents = {
         "1": {"work": "talking", "attempt": {"call": "k1"}},
