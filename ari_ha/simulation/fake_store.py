@@ -206,6 +206,8 @@ class StoreClient:
         self.prefixes = tuple(prefixes)
         self.ttl_s = ttl_s
         self._stalled = False
+        self._missed = self._unrenewed = False
+        """Changes not delivered, and a renewal not sent, because nothing got through"""
         self.reachable: bool | None = None
         self.lease = 0
         self._held_until = 0.0
@@ -237,9 +239,14 @@ class StoreClient:
         world = self._world
         if self._connected():
             self._silent_since = None
-            if self.reachable is not True:
+            back = self.reachable is not True
+            if back:
                 self._reach(StoreReach(reachable=True))
+            # an absence too short to notice: a watch resumes where it was, and renewals go on
+            if back or self._missed:
+                self._missed = False
                 self._catch_up()
+            if back or self._unrenewed:
                 self._renew()
         else:
             if self._silent_since is None:
@@ -259,7 +266,8 @@ class StoreClient:
 
     def _renew(self) -> None:
         """Keeps the lease; takes a new one when it is gone."""
-        if not self._connected() or self.reachable is not True:
+        self._unrenewed = not self._connected() or self.reachable is not True
+        if self._unrenewed:
             return
         sent = self.process.clock.monotonic()
         if not self.lease or not self.store.renew(self.lease):
@@ -302,6 +310,7 @@ class StoreClient:
         if self._stalled:
             return
         if not self._alive or self.reachable is not True or not self._connected():
+            self._missed = True
             return
         for change in changes:
             for prefix in self.prefixes:
