@@ -5,15 +5,16 @@ ended, whoever its parent is. Where there are none, ``/proc`` is looked at.
 
 A process with much memory is a while in dying: the kernel gives its pages back
 before it closes its sockets and before it calls the process ended (15 to 180 ms
-for an Asterisk on two busy cores). Its threads end at once, within a millisecond.
-A watch ``by_threads`` therefore also holds pidfds of some of its oldest threads
-(Linux 6.9 and later); when all of them have ended, the process is over.
+for an Asterisk on two busy cores). Its threads end at once, within a few milliseconds,
+but for the one that clears up. A watch ``by_threads`` therefore also holds pidfds of some of its
+oldest threads (Linux 6.9 and later): when one ends, the process is asked whether it is dying.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ THREADS_WATCHED_MIN = 4
 """Fewer prove nothing: some threads of a living process end at the same time."""
 PF_EXITING = 0x4
 """linux/sched.h"""
+SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
 
 
 class ProcessWatch:
@@ -88,8 +90,9 @@ class ProcessWatch:
             asyncio.get_running_loop().add_reader(fd, self._thread_ended, fd)
 
     def _thread_ended(self, fd: int) -> None:
+        assert self._life is not None
         self._drop_thread(fd)
-        if not self._threads:
+        if not self._threads or _exits(self._life[0]):
             self._fired()
 
     def _drop_thread(self, fd: int) -> None:
@@ -157,13 +160,16 @@ class ProcessWatch:
 
 
 def _exits(pid: int) -> bool:
-    """Whether the process is being cleared away (PF_EXITING among the flags of
-    proc_pid_stat(5), field 9). One that replaced itself by exec is not."""
+    """Whether the process is on its way out: its first thread is being cleared away (PF_EXITING among
+    the flags of proc_pid_stat(5), field 9) or has SIGKILL before it (SigPnd of proc_pid_status(5)). One
+    that replaced itself by exec is not."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return True
-    return bool(int(fields[6]) & PF_EXITING)
+    pending = int(status.partition("SigPnd:")[2].split()[0], 16)
+    return bool(int(fields[6]) & PF_EXITING) or bool(pending & SIGKILL_PENDING)
 
 
 def _thread_pidfds(pid: int) -> set[int]:
