@@ -179,7 +179,8 @@ def test_generated_files_are_those_of_this_asterisk(asterisk, tmp_path):
 async def test_snapshot_and_nothing_missing(connect):
     adapter, mail = await connect()
     snapshot = await mail.until(AriSnapshot)
-    assert mail[0] is snapshot or isinstance(mail[0], AriDown)
+    # an Asterisk that is still loading answers, and does not know the question yet
+    assert all(isinstance(event, AriDown | AriRefusedUs) for event in mail[: mail.index(snapshot)])
     assert snapshot.missing_modules == ()
     assert snapshot.incarnation == adapter.incarnation != ""
 
