@@ -206,11 +206,15 @@ class Care:
         desk, part = self.desk, seen.attempt
         key = desk.keys.agent(name)
         call, attempt = (part.call, part.attempt) if part is not None else ("", "")
+        owner = desk.view.owner(call)
 
         def decide() -> Plan | Not:
             agent = desk.view.agent(name)
             if agent is None or agent.work != seen.work or agent.attempt != part:
                 return Not("moved on", already=True)
+            # who serves the call was the ground: a lost compare may have taught us another
+            if desk.view.owner(call) != owner:
+                return Not("the call is served elsewhere", already=True)
             queue = desk.queue(part.queue if part is not None else "")
             facts = Facts(attempt=attempt, call=call, wrapup_s=queue.wrapup_ms / 1000)
             new = self._freed(agent, facts)

@@ -742,6 +742,18 @@ def test_a_living_conversation_is_never_freed(cluster: Cluster) -> None:
     assert c.agent_now("alice").work == "talking"
 
 
+def test_who_is_told_late_that_a_call_moved_does_not_free_its_agent(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    c.take_over("k1", "n2")
+    c.nodes["n1"].seen = len(c.store.log)  # the change of owner is still on its way to n1
+    c.advance(12)
+    assert c.counted["acd_agents_freed"] == 1, "n1 wanted to, and lost the compare"
+    agent = c.agent_now("alice")
+    assert agent.work == "talking" and agent.attempt is not None and agent.attempt.attempt == attempt
+    quiet(c)
+
+
 def test_nothing_is_judged_while_asterisk_is_not_known(cluster: Cluster) -> None:
     c = cluster
     talking(c)
