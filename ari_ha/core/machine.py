@@ -12,6 +12,9 @@ Fields common to all effects:
     comes back as `Refused("lane stopped")`. ``None`` means fire and forget:
     performed at once, its outcome is Done by definition (a datagram given to
     the socket; losing it is normal and the protocol's business).
+``with_previous``
+    May be performed at the same time as the effect before it in its lane; what
+    comes behind waits for both.
 ``limit_s``
     Seconds the shell waits before the outcome is `Unknown`.
 ``cause``
@@ -44,6 +47,7 @@ class Effect:
     """Something to do in the world. Subclasses say what."""
 
     lane: str | None = None
+    with_previous: bool = False
     cause: str = ""
     limit_s: float = DEFAULT_EFFECT_LIMIT_S
 

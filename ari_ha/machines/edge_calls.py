@@ -224,10 +224,13 @@ class Calls:
         for tag, command, body in taught:
             deny = partial(media.not_taught, tag)
             ng(call.call, command, body, partial(settled, confirm=_nothing, deny=deny))
+        before = ""
         for command, hears in graph:
             confirm = partial(media.taken_away, hears) if command == "unsubscribe" else _nothing
             settle = partial(settled, confirm=confirm, deny=_nothing)
-            ng(call.call, command, ng_body(call.call, hears), settle)
+            # subscriptions do not depend on each other: all `+` together, then all `-`
+            ng(call.call, command, ng_body(call.call, hears), settle, with_previous=command == before)
+            before = command
 
     def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
         """The far end of ``tag`` has this SDP; rtpengine is told until it confirms."""

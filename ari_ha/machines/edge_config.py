@@ -38,6 +38,9 @@ class EdgeTimings:
     """A survivor that has not bridged a call by then: another try elsewhere."""
     move_retry_s: float = 0.2
     """Pause before the next try when no survivor is ready."""
+    direct_first_s: float = 0.03
+    """When people who talked through a lost node are being connected directly, the moves to a
+    survivor begin this much later: 20 such calls take rtpengine and us about that long."""
     moves_at_once_max: int = 20
     """Calls being taken over together; more only slow each other (two cores)."""
     setup_tries_max: int = 4

@@ -101,11 +101,19 @@ class EdgeContext:
             self._then[tag] = then
         return tag
 
-    def ng(self, call: str, command: str, body: dict[str, object], then: Then | None = None) -> None:
+    def ng(
+        self,
+        call: str,
+        command: str,
+        body: dict[str, object],
+        then: Then | None = None,
+        with_previous: bool = False,
+    ) -> None:
         """One rtpengine command in the call's media lane."""
         self.emit(
             NgCommand(
                 lane=f"media/{call}",
+                with_previous=with_previous,
                 cause=self.cause,
                 limit_s=NG_LIMIT_S,
                 command=command,

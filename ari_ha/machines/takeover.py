@@ -14,7 +14,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import MOVES_KEPT_MAX, EdgeCall, Move, NodeLeg
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import asked_frames
-from ari_ha.machines.media import HITLESS
+from ari_ha.machines.media import DIRECT, HITLESS
 from ari_ha.machines.node_watch import WatchedNode
 from ari_ha.wire import link
 
@@ -46,8 +46,9 @@ class Takeover:
     def node_lost(self, node: WatchedNode, why: str) -> None:
         """Every call of the node needs a new home."""
         calls = self._calls.of_node(node.config.name)
+        cut_off = any(call.two_talking() and call.media.state not in (HITLESS, DIRECT) for call in calls)
         for call in calls:
-            self.lose(call, why)
+            self._mark_lost(call, why)
         movers = [c for c in self._calls.by_id.values() if c.move and c.move.to.name == node.config.name]
         for call in movers:
             self._retry(call, "survivor lost")
@@ -55,11 +56,26 @@ class Takeover:
             self._context.note(
                 f"node/{node.config.name}", f"{len(calls)} calls to take over", level="warning", why=why
             )
+        if cut_off:
+            # People who hear silence wait for rtpengine: nothing else may compete with its commands.
+            name = f"moves/{node.config.name}"
+            when = self._context.now + self._context.timings.direct_first_s
+            self._context.at(name, when, lambda: self._move_lost(calls))
+        else:
+            self._move_lost(calls)
+
+    def _move_lost(self, calls: list[EdgeCall]) -> None:
+        for call in calls:
+            self._calls.touch(call)
         self.pump()
 
     def lose(self, call: EdgeCall, why: str) -> None:
-        """This call's node does not serve it any more. Two people talking through
-        Asterisk are connected directly at once."""
+        """This call's node does not serve it any more."""
+        self._mark_lost(call, why)
+        self._calls.touch(call)
+
+    def _mark_lost(self, call: EdgeCall, why: str) -> None:
+        """Two people talking through Asterisk are connected directly at once."""
         leg = call.primary
         if call.ended or leg is None:
             return
@@ -70,7 +86,6 @@ class Takeover:
             call.lost, call.lost_at = why, self._context.now
             self._context.count("edge_calls_lost_node")
         self._calls.apply_media(call)
-        self._calls.touch(call)
         if call.move is None:
             self._waiting.setdefault(call.call, why)
 

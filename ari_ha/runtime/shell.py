@@ -294,10 +294,16 @@ class Shell:
 
     async def _run_lane(self, name: str, lane: _Lane) -> None:
         while lane.waiting:
-            effect = lane.waiting.popleft()
-            outcome = await self._limited(effect)
-            self._outcome(effect, outcome)
-            if not isinstance(outcome, Done):
+            together = [lane.waiting.popleft()]
+            while lane.waiting and lane.waiting[0].with_previous:
+                together.append(lane.waiting.popleft())
+            if len(together) == 1:
+                outcomes = [await self._limited(together[0])]
+            else:
+                outcomes = await asyncio.gather(*map(self._limited, together))
+            for effect, outcome in zip(together, outcomes, strict=True):
+                self._outcome(effect, outcome)
+            if not all(isinstance(outcome, Done) for outcome in outcomes):
                 stopped, lane.waiting = lane.waiting, deque()
                 for behind in stopped:
                     self._outcome(behind, Refused(LANE_STOPPED))

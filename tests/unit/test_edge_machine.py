@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ari_ha.core.ports.link import LinkDown
+from ari_ha.core.machine import Count, Note
+from ari_ha.core.ports.link import LinkDown, LinkReceived
+from ari_ha.core.ports.media import NgCommand
 from ari_ha.sip import events as sip
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire import link
@@ -218,6 +220,20 @@ def test_frozen_asterisk_needs_two_witnesses(world):
     world.say(node, link.NodeState(ready=True, asterisk="up"))
     world.run(2.0)
     assert node.got(link.CallMoved)
+
+
+def test_people_cut_off_are_connected_before_anything_else_is_done_for_them(world):
+    _, call, node, _, _ = talking(world, "through")
+    event = LinkReceived(
+        peer=node.name, frame=link.AsteriskGone(incarnation=f"{node.name}-1", reason="ended")
+    )
+    effects = world.edge.handle(event, world.now)
+    kinds = {type(effect) for effect in effects}
+    assert kinds == {NgCommand, Note, Count} and call.move is None
+    for effect in effects:
+        world.perform(effect)
+    world.run(world.edge.context.timings.direct_first_s + 0.01)
+    assert call.owner.name != node.name
 
 
 def test_hold_goes_through_first_and_back(world):

@@ -131,6 +131,37 @@ async def test_a_lane_runs_in_order_and_lanes_run_side_by_side():
     assert b.shell.lanes == 0
 
 
+async def test_with_previous_runs_beside_it_and_what_is_behind_waits_for_both():
+    async with Bench() as b:
+        b.shell.post(
+            Begin(
+                effects=(
+                    Work(name="a1", lane="a", takes_s=0.05),
+                    Work(name="a2", lane="a", with_previous=True),
+                    Work(name="a3", lane="a"),
+                )
+            )
+        )
+        await b.until_idle()
+    assert b.done == ["a2", "a1", "a3"]
+
+
+async def test_a_refusal_beside_another_effect_stops_what_is_behind_both():
+    async with Bench() as b:
+        b.shell.post(
+            Begin(
+                effects=(
+                    Work(name="1", lane="x", outcome=Refused("no")),
+                    Work(name="2", lane="x", with_previous=True),
+                    Work(name="3", lane="x"),
+                )
+            )
+        )
+        await b.until_idle()
+    assert b.done == ["1", "2"]
+    assert b.machine.outcomes()[-1] == ("3", Refused("lane stopped"))
+
+
 async def test_a_lane_stops_at_the_first_outcome_that_is_not_done():
     async with Bench() as b:
         b.machine.on_outcome["1"] = (Work(name="later", lane="x"),)
