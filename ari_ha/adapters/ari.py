@@ -481,6 +481,7 @@ class AriAdapter:
                 late = not answered and loop.time() - deadline > stall_s
                 if answered:
                     answered_at = loop.time()
+                    self._watch_late_process()
             if late:
                 self._count("ari_rounds_discarded", 1, ())
                 answered_at = self._ws_heard_at = loop.time()
@@ -499,6 +500,11 @@ class AriAdapter:
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False
         return reply.status == 200
+
+    def _watch_late_process(self) -> None:
+        """Its pid file may be written, or its name be set, after its first answer."""
+        if self.settings.pid_file and (self._watch.pid is None or self._watch.gone):
+            self._watch.attach()
 
     def _process_ended(self) -> None:
         """The kernel's word, the fastest of all signs."""

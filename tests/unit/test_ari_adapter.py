@@ -415,6 +415,19 @@ async def test_websocket_closing_just_before_the_process_ends(fake, start, proce
     assert len(mail.all(AriDown)) == 1
 
 
+async def test_a_pid_file_written_after_the_first_answer_is_found(fake, start, process):
+    content = process.file.read_text()
+    process.file.unlink()
+    _, mail = await start(**watching(process))
+    await mail.until(AriSnapshot)
+    process.file.write_text(content)
+    pings = fake.pings
+    while fake.pings < pings + 3:
+        await asyncio.sleep(0.01)
+    process.kill()
+    assert (await mail.until(AriDown)).process_gone
+
+
 async def test_websocket_closed_and_the_process_stays(fake, start, process):
     _, mail = await start(**watching(process))
     await mail.until(AriSnapshot)
