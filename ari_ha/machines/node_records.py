@@ -283,8 +283,8 @@ class Records:
             pen.gone = True
             self.on_superseded(call, epoch_of(stored.value.epoch), stored.value.node)
             return
-        self.on_record(call)
         pen.latest = pen.latest or value
+        self.on_record(call)  # may put a newer value, and begins to write it
 
     def _lost(self, call: str, pen: _Pen) -> None:
         pen.gone = True

@@ -340,3 +340,21 @@ def test_a_step_the_last_node_began_at_the_last_moment_is_not_begun_again() -> N
     channel = bench.resume("k1", "7.2", {"c": "up"})["c"]
     assert channel and [bool(r.body) for r in bench.requests] == [False], "looked up, not asked for again"
     assert bench.said_menus()[-1] == "sound:thanks"
+
+
+def test_a_step_begun_by_the_last_node_stays_written_while_it_is_looked_up() -> None:
+    """The next node, should this one die too, must know of it."""
+    bench = IvrBench()
+    bench.web = lambda request: None
+    bench.enter()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    stored = bench.record()
+    assert stored is not None and stored.ivr is not None
+    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="choice:3")
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(stored, ivr=theirs, node="ast2#x"))
+    bench.resume("k1", "7.2", {"c": "up"})
+    written = bench.record()
+    assert written is not None and written.ivr is not None
+    assert (written.epoch, written.ivr.step) == ("7.2", "choice:3")
