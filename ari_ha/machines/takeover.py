@@ -34,6 +34,7 @@ class Takeover:
         self._waiting: dict[str, str] = {}
         """call -> why, in no order: the order is decided when a place is free"""
         self._moving: set[str] = set()
+        self._not_before = 0.0
         self._byes: dict[str, dict[str, float]] = {}
         """node -> calls whose legs it ended just now, unannounced"""
         self._moved: dict[str, dict[str, tuple[Epoch, str, float]]] = {}
@@ -58,9 +59,9 @@ class Takeover:
             )
         if cut_off:
             # People who hear silence wait for rtpengine: nothing else may compete with its commands.
+            self._not_before = self._context.now + self._context.timings.direct_first_s
             name = f"moves/{node.config.name}"
-            when = self._context.now + self._context.timings.direct_first_s
-            self._context.at(name, when, lambda: self._move_lost(calls))
+            self._context.at(name, self._not_before, lambda: self._move_lost(calls))
         else:
             self._move_lost(calls)
 
@@ -161,6 +162,9 @@ class Takeover:
         """Starts as many waiting moves as there are places and survivors."""
         context, limit = self._context, self._context.timings.moves_at_once_max
         if not self._waiting:
+            return
+        if context.now < self._not_before:
+            context.at("pump", self._not_before, self.pump)
             return
         order = sorted((i for i in self._waiting if i in self._calls.by_id), key=self._urgency)
         for ident in set(self._waiting) - set(order):

@@ -114,6 +114,7 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for: Instant | None = None
         self._deadline_queued = False
+        self._tasks_begun = False
         self._stopping = False
         self._stalls: deque[tuple[Instant, float]] = deque(maxlen=STALLS_KEPT_MAX)
         self._failure: BaseException | None = None
@@ -166,10 +167,13 @@ class Shell:
                 if not self._mailbox:
                     self._wake.clear()
                     await self._wake.wait()
+                self._tasks_begun = False
                 for _ in range(min(len(self._mailbox), EVENTS_PER_TURN_MAX)):
                     self._handle(self._mailbox.popleft())
                     if self._failure is not None:
                         raise self._failure
+                    if self._tasks_begun:
+                        break  # what an event decided is done before the next event is looked at
                 self._arm()
                 await asyncio.sleep(0)
         finally:
@@ -275,6 +279,7 @@ class Shell:
             self._outcome(effect, Refused("too many effects under way"))
             return
         task = asyncio.get_running_loop().create_task(self._run_free(effect))
+        self._tasks_begun = True
         self._free.add(task)
         task.add_done_callback(self._free.discard)
 
@@ -291,6 +296,7 @@ class Shell:
         lane.waiting.append(effect)
         if lane.task is None:
             lane.task = asyncio.get_running_loop().create_task(self._run_lane(name, lane))
+            self._tasks_begun = True
 
     async def _run_lane(self, name: str, lane: _Lane) -> None:
         while lane.waiting:

@@ -232,6 +232,8 @@ def test_people_cut_off_are_connected_before_anything_else_is_done_for_them(worl
     assert kinds == {NgCommand, Note, Count} and call.move is None
     for effect in effects:
         world.perform(effect)
+    world.say(node, link.NodeState(ready=False, asterisk="down"))
+    assert call.move is None
     world.run(world.edge.context.timings.direct_first_s + 0.01)
     assert call.owner.name != node.name
 
