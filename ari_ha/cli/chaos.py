@@ -75,11 +75,11 @@ def run(
     try:
         stage = Stage(settings, (lambda _: None) if quiet else say)
         stage.codec = codec
-        versions, machine = _versions(stage.lab.versions()), _machine()
+        versions, where = _versions(stage.lab.versions()), machine()
 
         def write(runs: Sequence[Mapping[str, Any]]) -> None:
             if json_file and not quiet:
-                Path(json_file).write_text(json.dumps(report(runs, versions, machine), indent=2) + "\n")
+                Path(json_file).write_text(json.dumps(report(runs, versions, where), indent=2) + "\n")
             if not quiet:
                 _print_run(runs[-1])
 
@@ -87,9 +87,9 @@ def run(
     except (StageError, ClusterError, FarEndError, LabError) as error:
         fail(str(error), quiet)
     if quiet:
-        typer.echo(json.dumps(report(runs, versions, machine), indent=2))
+        typer.echo(json.dumps(report(runs, versions, where), indent=2))
     else:
-        _print(report(runs, versions, machine))
+        _print(report(runs, versions, where))
     raise typer.Exit(0 if passed(runs) else 1)
 
 
@@ -139,7 +139,7 @@ def _versions(outside: Mapping[str, str]) -> dict[str, str]:
     return {"ari-ha": own, "python": platform.python_version(), **outside}
 
 
-def _machine() -> str:
+def machine() -> str:
     """Where it was measured, for the reader of the report."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     model = ""

@@ -25,7 +25,10 @@ BASELINE_S = 2.0
 AFTER_S = 1.0
 WRITES_AGAIN_LIMIT_S = 90.0
 WELL_LIMIT_S = 180.0
+ROWS_LIMIT_S = 30.0
 LOOK_EVERY_S = 0.1
+MOVED_LIMIT_S = 15.0
+"""A switchover that has not come to pass by then did not."""
 LAG_MAX_MS = 3_000
 """A standby further behind would make the next promotion slow."""
 BROKEN_FOR_S = {
@@ -45,28 +48,40 @@ def register(app: typer.Typer) -> None:
 def run(
     fault: Annotated[str, typer.Option("--fault", help="What breaks; `list` prints the words.")],
     repeat: Annotated[int, typer.Option("--repeat", help="How often.")] = 1,
+    die: Annotated[
+        str,
+        typer.Option("--die", help="'after promote/open': who takes that step dies there; 'all': each."),
+    ] = "",
     report: Annotated[str, typer.Option("--json", help="Where the report goes.")] = "",
     settings: SettingsFile = DEFAULT_SETTINGS,
 ) -> None:
     """Break the lab's databases while writers write. Exit status 0 only when no confirmed write was lost,
     nobody confirmed beside the primary, and both servers were well again each time."""
+    from ari_ha.cli.chaos import machine
     from ari_ha.cli.cluster import Cluster, ClusterError, load_settings
     from ari_ha.cli.lab import Lab, LabError
-    from ari_ha.cli.lab_database import FAULTS
+    from ari_ha.cli.lab_database import FAULTS, STEPS
 
     words = [*FAULTS, SWITCHOVER]
     if fault not in words:
         fail(f"faults: {', '.join(words)}", False)
+    points = STEPS.get(fault, ()) if die == "all" else (die,)
+    if not points:
+        fail(f"steps are known of: {', '.join(STEPS)}", False)
     stage = Stage(Cluster(load_settings(settings)), Lab())
     rows = []
     try:
-        for turn in range(repeat):
-            rows.append(stage.one(fault))
-            say(f"{fault} {turn + 1} of {repeat}: {sentence(rows[-1])}", GOOD if good(rows[-1]) else "bad")
+        for turn, point in enumerate(point for _ in range(repeat) for point in points):
+            rows.append(stage.one(fault, point))
+            what = f"{fault}{', dies ' if point else ''}{point} {turn + 1} of {repeat * len(points)}"
+            say(f"{what}: {sentence(rows[-1])}", GOOD if good(rows[-1]) else "bad")
     except (ClusterError, LabError, OSError) as error:
         rows.append({"fault": fault, "failed": str(error)})
         say(f"{fault}: {error}", "bad")
-    found = {"fault": fault, "flavour": stage.flavour(), "runs": rows, "summary": summary(rows)}
+    found = {
+        "fault": fault, "flavour": stage.flavour(), "shape": stage.target.shape, "machine": machine(),
+        "day": time.strftime("%Y-%m-%d", time.gmtime()), "runs": rows, "summary": summary(rows),
+    }  # fmt: skip
     if report:
         Path(report).parent.mkdir(parents=True, exist_ok=True)
         Path(report).write_text(json.dumps(found, indent=2) + "\n")
@@ -77,7 +92,11 @@ def run(
 
 def good(row: dict[str, Any]) -> bool:
     """Whether a run shows nothing wrong."""
-    return not row.get("failed") and not row["lost"] and not row["two_at_once"] and row["equal"]
+    if row.get("failed") or row["lost"] or row["two_at_once"] or not row["equal"]:
+        return False
+    if row["die"]:
+        return bool(row["died"])
+    return row["fault"] != SWITCHOVER or row["primary"] != row["primary_after"]
 
 
 def sentence(row: dict[str, Any]) -> str:
@@ -86,6 +105,7 @@ def sentence(row: dict[str, Any]) -> str:
         f"{row['lost']} of {row['confirmed']} confirmed writes lost, gap {row['gap_ms']} ms,"
         f" {row['primary']} then {row['primary_after']}, well again after {row['well_ms']} ms"
         + (f" ({row['rebuilt']} rebuilt)" if row["rebuilt"] else "")
+        + (f", died: {', '.join(row['died']) or 'nobody'}" if row["die"] else "")
     )
 
 
@@ -95,7 +115,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     gaps, well = (sorted(row[key] for row in whole) for key in ("gap_ms", "well_ms"))
     return {
         "runs": len(rows), "failed": len(rows) - len(whole), "confirmed": sum(r["confirmed"] for r in whole),
-        "lost": sum(r["lost"] for r in whole), "two_at_once": sum(r["two_at_once"] for r in whole),
+        "good": sum(map(good, rows)), "lost": sum(r["lost"] for r in whole),
+        "two_at_once": sum(r["two_at_once"] for r in whole),
         "gap_ms": _spread(gaps), "well_ms": _spread(well), "rebuilt": sum(r["rebuilt"] for r in whole),
         "moved": sum(r["primary"] != r["primary_after"] for r in whole),
     }  # fmt: skip
@@ -157,9 +178,10 @@ class Stage:
         ready = close and names == set(self.target.servers) and judge(pair)[0] == GOOD and not pair["order"]
         return pair if ready and self.target.writable() == pair["primary"] else None
 
-    def one(self, fault: str) -> dict[str, Any]:
-        """One run."""
+    def one(self, fault: str, die: str = "") -> dict[str, Any]:
+        """One run; with ``die`` a watcher ends itself at that step of it."""
         from ari_ha.cli.database_writers import Writers
+        from ari_ha.cli.lab_database import arm, disarm
 
         before = self.wait("the pair is well", WELL_LIMIT_S, self.well)
         rebuilds = self.rebuilt()
@@ -167,12 +189,15 @@ class Stage:
         writers.start()
         try:
             time.sleep(BASELINE_S)
+            if die:
+                arm(self.lab, die)
             struck_at, again_ms, well = self._strike(fault, before, writers)
         finally:
             writers.stop()
+            died = disarm(self.lab) if die else []
         end = time.time()
         return {
-            "fault": fault, "run": writers.run, "primary": before["primary"],
+            "fault": fault, "die": die, "died": died, "run": writers.run, "primary": before["primary"],
             "primary_after": well["primary"], "again_ms": again_ms,
             "gap_ms": round(writers.gap_s(struck_at - BASELINE_S / 2, end - AFTER_S / 2) * 1000),
             "well_ms": round((end - struck_at) * 1000), "errors": writers.errors,
@@ -188,10 +213,7 @@ class Stage:
         if fault == SWITCHOVER:
             struck_at, mend = time.time(), None
             leader = next(m for m in before["members"] if m["name"] == before["leader"])
-            self.cluster.http(leader["http"], "/v1/switchover", "POST", {})
-            self.wait(
-                "the primary moved", WRITES_AGAIN_LIMIT_S, lambda: self.pair()["primary"] != before["primary"]
-            )
+            self._order(leader["http"])
         else:
             struck = FAULTS[fault](self.lab, before["primary"])
             struck_at, mend = struck.at, struck.mend
@@ -207,21 +229,32 @@ class Stage:
         time.sleep(AFTER_S)
         return struck_at, again_ms, well
 
+    def _order(self, http: str) -> None:
+        """Asks for a switchover, and waits for it: one whose watcher dies on the way may not come to pass."""
+        term = self.pair()["term"]
+        self.cluster.http(http, "/v1/switchover", "POST", {})
+        until = time.monotonic() + MOVED_LIMIT_S
+        while time.monotonic() < until and self.pair()["term"] == term:
+            time.sleep(LOOK_EVERY_S)
+
     def _count(self, writers: Writers, well: dict[str, Any]) -> dict[str, Any]:
         """What became of the confirmed rows, on both servers."""
         confirmed = {(ack.writer, ack.n) for ack in writers.acks}
         primary, standby = well["primary"], well["standby"]
-        rows = self.target.rows(primary, writers.run)
+        (rows,) = self.wait(
+            "the primary's rows are read", ROWS_LIMIT_S, lambda: (self.target.rows(primary, writers.run),)
+        )
         equal = self._same(standby, writers.run, rows)
         return {"confirmed": len(confirmed), "lost": len(confirmed - rows), "equal": equal}
 
     def _same(self, standby: str, run: str, rows: set[tuple[int, int]]) -> bool:
         from ari_ha.cli.lab import LabError
 
+        def equal() -> bool:
+            return self.target.rows(standby, run) == rows
+
         try:
-            return bool(
-                self.wait("the standby has it all", 10.0, lambda: self.target.rows(standby, run) == rows)
-            )
+            return bool(self.wait("the standby has it all", ROWS_LIMIT_S, equal))
         except LabError:
             return False
 

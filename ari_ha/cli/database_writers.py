@@ -44,6 +44,7 @@ class Target:
     user: str
     password: str = field(repr=False)
     ca_file: str = ""
+    shape: str = "replica"
 
     @classmethod
     def of(cls, value: Mapping[str, Any], directory: Path) -> Target:
@@ -51,7 +52,7 @@ class Target:
         password = (directory / value["password_file"]).read_text().strip()
         return cls(
             dict(value["servers"]), int(value["checks_port"]), value["database"], value["user"], password,
-            str(directory / value["ca"]),
+            str(directory / value["ca"]), value.get("shape", "replica"),
         )  # fmt: skip
 
     def connect(self, server: str) -> Any:
@@ -76,11 +77,19 @@ class Target:
         return ""
 
     def rows(self, server: str, run: str) -> set[tuple[int, int]]:
-        """Writer and number of every row of a run that a server has."""
-        connection = self.connect(server)
-        with connection, connection.cursor() as cursor:
-            cursor.execute(f"SELECT writer, n FROM {TABLE} WHERE run = %s", (run,))
-            return {(int(writer), int(n)) for writer, n in cursor.fetchall()}
+        """Writer and number of every row of a run that a server has. Raises OSError."""
+        found = self.ask(server, f"SELECT writer, n FROM {TABLE} WHERE run = %s", (run,))
+        return {(int(writer), int(n)) for writer, n in found}
+
+    def ask(self, server: str, text: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        """Rows of one statement. Raises OSError."""
+        try:
+            connection = self.connect(server)
+            with connection, connection.cursor() as cursor:
+                cursor.execute(text, args)
+                return list(cursor.fetchall())
+        except pymysql.err.MySQLError as error:
+            raise OSError(f"{server}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +115,8 @@ class Writers:
         self._threads = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(WRITERS)]
 
     def start(self) -> None:
-        """Makes the table and begins."""
-        connection = self.target.connect(self.target.writable())
-        with connection, connection.cursor() as cursor:
-            cursor.execute(SCHEMA)
+        """Makes the table and begins. Raises OSError."""
+        self.target.ask(self.target.writable(), SCHEMA)
         for thread in self._threads:
             thread.start()
 

@@ -31,6 +31,7 @@ _app = typer.Typer(no_args_is_help=True, help="Database pairs: status, switchove
 
 Database = Annotated[str, typer.Option("--database", help="Which pair, where there are several.")]
 WAIT_S = 30.0
+FINE = ("primary and certified standby", "two writers that follow each other")
 LOOK_EVERY_S = 0.2
 
 
@@ -69,6 +70,7 @@ def pair_document(name: str, keys: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "mode": sync.get("mode", "sync") if sync else "unknown",
+        "shape": next((str(value["shape"]) for value in members.values() if "shape" in value), "replica"),
         "leader": leader.get("server"),
         "primary": sync.get("primary"),
         "standby": sync.get("standby"),
@@ -94,6 +96,7 @@ def member_document(server: str, value: dict[str, Any] | None) -> dict[str, Any]
         "errant": value.get("errant"),
         "error": value.get("error"),
         "problems": value.get("problems", []),
+        "diverged": value.get("diverged", []),
         "waiting": value.get("semi_waiting", 0),
         "confirming": value.get("confirming"),
         "position": value.get("position", ""),
@@ -109,7 +112,7 @@ def judge(pair: dict[str, Any]) -> tuple[str, list[str]]:
     bad, warn = [], []
     if not writable:
         bad.append("no server is writable")
-    elif len(writable) > 1:
+    elif len(writable) > 1 and pair["shape"] != "two-writers":
         bad.append(f"more than one is writable: {', '.join(writable)}")
     if pair["mode"] == "sync" and not pair["standby"]:
         warn.append("no standby is certified: the next fault is not survived")
@@ -122,6 +125,8 @@ def judge(pair: dict[str, Any]) -> tuple[str, list[str]]:
             if member[what]:
                 warn.append(f"{member['name']}: {what} {member[what]}")
         warn += [f"{member['name']}: {problem}" for problem in member["problems"]]
+        if member["diverged"]:
+            warn.append(f"{member['name']}: tables differ: {', '.join(member['diverged'])}")
     return (BAD if bad else WARN if warn else GOOD), [*bad, *warn]
 
 
@@ -161,7 +166,7 @@ def _print(pair: dict[str, Any], level: str, reasons: list[str]) -> None:
     ]
     title = f"{pair['name']} ({pair['mode']}, term {pair['term']})"
     table(title, ("server", "role", "writable", "follows", "lag", "errant", "version"), rows)
-    say(f"{level}: " + ("; ".join(reasons) or "primary and certified standby"), level)
+    say(f"{level}: " + ("; ".join(reasons) or FINE[pair["shape"] == "two-writers"]), level)
 
 
 @_app.command("history")

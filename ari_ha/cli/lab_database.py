@@ -8,6 +8,36 @@ from collections.abc import Callable
 
 from ari_ha.cli.lab import DATABASE_CUT_TABLE, DATABASES, ETCD, NETWORK, PREFIX, Lab, Struck
 
+CRASH_FILE = "/run/ari-ha/crash-step"
+"""What the lab's watchers have as ``crash_file``."""
+ERRANT_ID = 99
+"""A server no pair has."""
+PROMOTION = (
+    "after take/take", "after promote/receive_stop", "after promote/follow_stop",
+    "after promote/follow_forget", "after promote/alone in etcd", "before promote/open", "after promote/open",
+    "after promote/opened in etcd",
+)  # fmt: skip
+FOLLOWING = ("after rejoin/follow", "after rejoin/follow_start")
+CERTIFYING = ("after certify/semi_on", "after certify/standby in etcd")
+STEPS: dict[str, tuple[str, ...]] = {
+    "primary-kill": (
+        "after release/release", *PROMOTION, "during start/start", "after start/start",
+        *FOLLOWING, *CERTIFYING,
+    ),
+    "switchover": (
+        "after switchover/close", "after switchover/disconnect", "after switchover/hand over", *PROMOTION,
+        "after disarm/semi_off", *FOLLOWING, *CERTIFYING,
+    ),
+    "replica-kill": (
+        "after degrade/alone in etcd", "after degrade/semi_off", "after start/start",
+        "after restart/follow_start", *CERTIFYING,
+    ),
+    "replica-errant": (
+        "after intend/intend", "after rebuild/archive", "after rebuild/archived",
+        "during rebuild/copy", "after rebuild/copy", "after rebuild/rebuilt", *FOLLOWING,
+    ),
+}  # fmt: skip
+"""Every step of what a pair does, by the fault that has it done."""
 ETCD_ADDRESSES = ", ".join(f"{NETWORK}.2.{20 + n}" for n in range(1, len(ETCD) + 1))
 
 
@@ -23,7 +53,8 @@ def peer(server: str) -> str:
 
 def kill(lab: Lab, server: str) -> Struck:
     """SIGKILL to the server's process."""
-    script = "date +%s.%N && kill -KILL $(cat /run/mysqld/mysqld.pid)"
+    # The time after it: what a writer is told yes for later than that, another server said.
+    script = "kill -KILL $(cat /run/mysqld/mysqld.pid) && date +%s.%N"
     return Struck(float(lab.run(server, "sh", "-c", script).split()[0]))
 
 
@@ -98,6 +129,36 @@ def quorum_loss_and_standby(lab: Lab, server: str) -> Struck:
     return Struck(lost.at, mend)
 
 
+WRITE_ERRANT = f"""
+options=$(mktemp); trap 'rm -f $options' EXIT
+printf '[client]\\nuser=ha\\npassword=%s\\nhost=127.0.0.1\\nport=33062\\nssl-ca=/run/mysqld/ca.pem\\n' \\
+    "$(tr -d '\\n' < /run/ari-ha/secrets/database-ha)" > $options
+write="INSERT INTO ha_meta.heartbeat (server_id, ts, term) VALUES ({ERRANT_ID}, '2001-01-01', 0)
+    ON DUPLICATE KEY UPDATE term = term + 1"
+date +%s.%N
+if [ "$ARI_HA_FLAVOUR" = mariadb ]; then exec mariadb --defaults-extra-file=$options -e "$write"; fi
+write="SET GLOBAL super_read_only = OFF; $write; SET GLOBAL super_read_only = ON"
+mysql --defaults-extra-file=$options -e "$write"
+"""
+
+
+def replica_errant(lab: Lab, server: str) -> Struck:
+    """Somebody with all rights writes on the replica."""
+    return Struck(float(lab.run(peer(server), "bash", "-c", WRITE_ERRANT).split()[0]))
+
+
+def arm(lab: Lab, point: str) -> None:
+    """Both watchers: whoever comes to ``point`` (``after promote/open``) first ends itself there."""
+    for server in DATABASES:
+        lab.run(server, "sh", "-c", f"cat > {CRASH_FILE}", given=point + "\n")
+
+
+def disarm(lab: Lab) -> list[str]:
+    """Who ended itself; nobody does any more."""
+    script = f"test -e {CRASH_FILE} && rm -f {CRASH_FILE} && echo armed || true"
+    return [server for server in DATABASES if not lab.run(server, "sh", "-c", script).strip()]
+
+
 FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "primary-kill": kill,
     "primary-freeze": freeze,
@@ -109,6 +170,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "watcher-kill": watcher_kill,
     "replica-kill": lambda lab, server: kill(lab, peer(server)),
     "replica-freeze": lambda lab, server: freeze(lab, peer(server)),
+    "replica-errant": replica_errant,
     "db-etcd-leader-kill": lambda lab, server: lab.etcd_kill(lab.etcd_leader()),
     "db-etcd-quorum-loss": lambda lab, server: lab.etcd_quorum_loss(),
     "db-etcd-and-standby-loss": quorum_loss_and_standby,

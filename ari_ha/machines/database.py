@@ -40,6 +40,8 @@ from ari_ha.core.ports.operator import OperatorRequest
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.store import LeaseState, StoreChanged, StoreReach, StoreSnapshot
 from ari_ha.machines.database_authority import Authority
+from ari_ha.machines.database_checksum import TAG as CHECKSUMS
+from ari_ha.machines.database_checksum import Checksums
 from ari_ha.machines.database_config import TWO_WRITERS, DatabaseConfig
 from ari_ha.machines.database_context import Context
 from ari_ha.machines.database_operator import Operator
@@ -64,7 +66,8 @@ class DatabaseMachine:
         self.primary = Primary(self.ctx, self.authority)
         self.replica = Replica(self.ctx, self.authority, self.primary)
         self.writers = TwoWriters(self.ctx, self.primary, self.replica)
-        self.publisher = Publisher(self.ctx, self.authority)
+        self.checksums = Checksums(self.ctx)
+        self.publisher = Publisher(self.ctx, self.authority, self.checksums)
         self.operator = Operator(self.ctx, self.authority, self.primary, self.publisher)
         self._observing = False
         self._observe_at: Instant = now
@@ -132,9 +135,11 @@ class DatabaseMachine:
             self._observe_at = now
             if getattr(effect, "verb", "") == "close":
                 self.authority.closed(outcome, now)
+        elif tag == CHECKSUMS:
+            self.checksums.outcome(outcome)
         elif tag == "heartbeat":
             self.primary.heartbeat_under_way = False
-        elif tag == "position" or self.operator.outcome(tag, outcome):
+        elif tag in ("position", "sums") or self.operator.outcome(tag, outcome):
             pass
         elif self.ctx.steps.outcome(effect, outcome, now):
             self.authority.kill("a step may still happen late", now)
@@ -194,6 +199,7 @@ class DatabaseMachine:
             else:
                 self._plan(now)
         self.primary.beside(now)
+        self.checksums.tick(now)
         self._observe(now)
         self.publisher.tick(now)
 
@@ -282,6 +288,7 @@ class DatabaseMachine:
             self.replica.deadline(now),
             self.ctx.steps.deadline(),
             self.publisher.deadline(),
+            self.checksums.deadline(now),
             self._retry_at,
         ]
         if not self._observing and self.model.alive is not False:

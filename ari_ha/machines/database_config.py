@@ -90,6 +90,13 @@ class DatabaseTimings:
     """Between heartbeat rows."""
     disk_free_share_min: float = 0.03
     """A standby with less is no candidate."""
+    checksum_every_s: float = 300.0
+    """Two writers: between checksums of every table. Each reads all there is."""
+    checksum_limit_s: float = 600.0
+    """Until they have to be there."""
+    checksum_settle_s: float = 6.0
+    """Two writers: a table that nobody has changed for this long is the same on both, or has diverged; more
+    than the lag of a replica that is well."""
 
     def check(self) -> None:
         """Refuses times that do not add up."""
@@ -135,6 +142,11 @@ class DatabaseConfig:
     http: str = ""
     version: str = ""
     timings: DatabaseTimings = DatabaseTimings()
+
+    @property
+    def offset(self) -> int:
+        """The server's own auto_increment_offset."""
+        return sorted(self.servers).index(self.server) + 1
 
     @property
     def peer(self) -> str:

@@ -13,6 +13,7 @@ from ari_ha.machines.database_config import ASYNC, DatabaseConfig
 from ari_ha.machines.database_gtid import BadGtids, extra, has_all
 from ari_ha.wire.database_keys import (
     KINDS,
+    ChecksumsValue,
     DatabaseKeys,
     DatabaseValue,
     HoldValue,
@@ -147,6 +148,11 @@ class Model:
     def rebuild(self) -> Stored[RebuildValue] | None:
         return self._get(self.keys.rebuild(self.config.server), RebuildValue)
 
+    def checksums(self, server: str) -> ChecksumsValue | None:
+        """What the tables of ``server`` sum up to."""
+        stored = self._get(self.keys.checksums(server), ChecksumsValue)
+        return stored.value if stored else None
+
     def member(self, server: str) -> Stored[MemberValue] | None:
         return self._get(self.keys.member(server), MemberValue)
 
@@ -274,6 +280,17 @@ class Model:
             if other.flavour and other.flavour != self.config.flavour:
                 found.append(f"{name} is {other.flavour}")
         return found
+
+    @property
+    def misnumbered(self) -> bool:
+        """Two servers could make the same key, and this one is to be mended for it."""
+        seen = self.server
+        if seen is None:
+            return False
+        others = [other for name, other in self.members.items() if name != self.me and other.running]
+        taken = any(other.offset == seen.offset for other in others)
+        own = seen.offset == self.config.offset
+        return seen.increment < len(self.config.servers) or (taken and not own)
 
     @property
     def same_identity(self) -> bool:

@@ -82,8 +82,8 @@ class Primary:
             self._begin("certify", self._certify(), now)
         elif self._follow_due(seen):
             self._begin("follow", self._follow_peer(seen), now)
-        elif seen.increment < len(ctx.config.servers):
-            self._begin("number", [self._number()], now)
+        elif model.misnumbered:
+            self._begin("number", [self.number()], now)
 
     def _unfit(self, seen: Observation) -> str:
         """Why this server cannot be promoted any more, though it has the lead."""
@@ -190,10 +190,14 @@ class Primary:
 
         return Step(name, until=until, limit_s=limit_s)
 
-    def _number(self) -> Step:
+    def number(self) -> Step:
+        """Keys apart from the other server's."""
         config = self._ctx.config
-        offset = sorted(config.servers).index(config.server) + 1
-        return self.do("number", increment=len(config.servers), offset=offset)
+        self._ctx.note(
+            "auto_increment mended", increment=str(len(config.servers)), offset=str(config.offset),
+            why="; ".join(self._ctx.model.problems()), level="warning",
+        )  # fmt: skip
+        return self.do("number", increment=len(config.servers), offset=config.offset)
 
     def release(self, why: str) -> list[Step]:
         """Gives the lead back at once; promises to this server are void then."""
@@ -227,8 +231,8 @@ class Primary:
             if seen.source and ctx.config.shape != CIRCULAR:
                 steps += [self.do("follow_stop"), self.do("follow_forget")]
             steps += self._semi(returning)
-            if seen.increment < len(ctx.config.servers):
-                steps.append(self._number())
+            if model.misnumbered:
+                steps.append(self.number())
             steps.append(self._open())
             steps.append(self.seen("open seen", lambda now_seen: now_seen.writable, 3.0))
         steps.append(self._opened(seen, returning))

@@ -7,6 +7,8 @@ from typing import Any
 from ari_ha.core.machine import Instant, Outcome
 from ari_ha.core.ports.store import Put, StoreTxn
 from ari_ha.machines.database_authority import Authority
+from ari_ha.machines.database_checksum import Checksums
+from ari_ha.machines.database_config import TWO_WRITERS
 from ari_ha.machines.database_context import Context
 from ari_ha.wire.database_keys import ErrantValue, HistoryValue, MemberValue, encode
 
@@ -17,9 +19,10 @@ class Publisher:
     """Writes `members/<server>`: at every change of substance at once, otherwise with
     the looks at the server, one write at a time."""
 
-    def __init__(self, ctx: Context, authority: Authority) -> None:
+    def __init__(self, ctx: Context, authority: Authority, checksums: Checksums) -> None:
         self._ctx = ctx
         self._authority = authority
+        self._checksums = checksums
         self._written: MemberValue | None = None
         self._at: Instant = -1e9
         self._under_way = False
@@ -35,6 +38,8 @@ class Publisher:
         seen = model.server
         if seen is None or not model.running(now):
             return "unknown"
+        if seen.writable and self._ctx.config.shape == TWO_WRITERS:
+            return "writer"
         if seen.writable:
             return "primary" if model.primary == model.me and self._authority.may_write(now) else "closed"
         return "replica" if seen.source else "closed"
@@ -61,7 +66,7 @@ class Publisher:
             semi_replica=seen.semi_replica, lag_ms=None if seen.lag_s is None else round(seen.lag_s * 1000),
             increment=seen.increment, offset=seen.offset, errant=model.errant() or "",
             problems=model.problems(), disk_free_share=round(seen.disk_free_share, 2),
-            connections=seen.connections,
+            connections=seen.connections, shape=ctx.config.shape, diverged=self._checksums.diverged,
         )  # fmt: skip
 
     def tick(self, now: Instant) -> None:
@@ -93,7 +98,7 @@ class Publisher:
     @staticmethod
     def _differs(old: MemberValue, value: MemberValue) -> bool:
         names = ("position", "received", "source", "applying", "error", "semi_source", "semi_clients",
-                 "errant", "problems", "confirming", "writable")  # fmt: skip
+                 "errant", "problems", "confirming", "writable", "diverged")  # fmt: skip
         return any(getattr(old, name) != getattr(value, name) for name in names)
 
     def outcome(self, outcome: Outcome) -> None:
@@ -148,6 +153,7 @@ def member_status(member: MemberValue) -> dict[str, Any]:
         "errant": member.errant or None,
         "error": member.error or None,
         "problems": member.problems,
+        "diverged": member.diverged,
         "waiting": member.semi_waiting,
         "position": member.position,
         "version": member.version,

@@ -33,13 +33,15 @@ class Replica:
         self._start_at: Instant = 0.0
         self._rebuild_at: Instant = 0.0
         self._copied_life = ""
-        self._started_at: Instant = 0.0
+        self._away_at: Instant = -1e9
 
     # -- a free lead
 
     def watch(self, now: Instant) -> None:
         """Since when nobody leads, as far as etcd is read."""
         model = self._ctx.model
+        if not model.reachable:
+            self._away_at = now
         free = model.loaded and model.reachable and model.leader is None
         if not free:
             self._free_since = None
@@ -188,12 +190,7 @@ class Replica:
             return
         if model.hold is not None and model.primary != model.me:
             return
-        other = model.members.get(model.standby) if model.standby else None
-        waits = (
-            ctx.config.flavour == MARIADB and model.primary == model.me and not model.leads
-            and other is not None and other.running and now < self._down_since + ctx.timings.start_wait_s
-        )  # fmt: skip
-        if waits:
+        if self._start_waits(now):
             return
         sync = model.sync
         truncate = (
@@ -205,11 +202,24 @@ class Replica:
         effect = StartServer(truncate=truncate, limit_s=ctx.timings.start_limit_s)
         ctx.steps.begin("start", [Step("start", lambda at: effect)], lambda at: True, now)
 
+    def _start_waits(self, now: Instant) -> bool:
+        """MariaDB: a dead primary cannot be opened before etcd says who leads now, and if that is its
+        standby, it must start otherwise (or it keeps what nobody was told yes for, and is copied)."""
+        ctx, model = self._ctx, self._ctx.model
+        if ctx.config.flavour != MARIADB or model.primary != model.me or not model.standby:
+            return False
+        wait_s = ctx.timings.start_wait_s
+        if not model.reachable or now < self._away_at + wait_s:  # the mirror may be old yet
+            return True
+        other = model.members.get(model.standby)
+        assert self._down_since is not None
+        return not model.leads and other is not None and other.running and now < self._down_since + wait_s
+
     # -- following
 
     def plan(self, now: Instant) -> None:
         """Begins the list of steps that is due, if any."""
-        ctx, model = self._ctx, self._ctx.model
+        model = self._ctx.model
         seen, leader = model.server, model.leader
         if seen is None or seen.writable or not model.running(now):
             return
@@ -239,12 +249,8 @@ class Replica:
             self._begin("rejoin", self._rejoin(seen, other), now)
         elif seen.io == "no" or (not seen.applying and not seen.apply_error):
             self._begin("restart", [self._primary.do("follow_start"), self._seen_following(other)], now)
-        elif seen.increment < len(ctx.config.servers):
-            config = ctx.config
-            offset = sorted(config.servers).index(config.server) + 1
-            self._begin(
-                "number", [self._primary.do("number", increment=len(config.servers), offset=offset)], now
-            )
+        elif model.misnumbered:
+            self._begin("number", [self._primary.number()], now)
 
     def _begin(self, kind: str, steps: list[Step], now: Instant) -> None:
         model = self._ctx.model

@@ -31,11 +31,9 @@ class TwoWriters:
         if seen is None or not model.running(now):
             return
         config = ctx.config
-        if seen.increment < len(config.servers):
-            offset = sorted(config.servers).index(config.server) + 1
-            self._begin(
-                "number", [self._primary.do("number", increment=len(config.servers), offset=offset)], now
-            )
+        if model.misnumbered:
+            # Connections that are there go on with the old numbers.
+            self._begin("number", [self._primary.number(), self._primary.do("disconnect")], now)
         elif model.problems():
             if seen.writable:
                 self._begin("close", [self._primary.do("close", lock_wait_s=ctx.timings.lock_wait_s)], now)

@@ -37,6 +37,9 @@ class DatabaseKeys:
     def errant(self, server: str, number: int) -> str:
         return f"{self.root}errant/{server}/{number:06d}"
 
+    def checksums(self, server: str) -> str:
+        return f"{self.root}checksums/{server}"
+
     def history(self, term: int) -> str:
         return f"{self.root}history/{term:08d}"
 
@@ -88,7 +91,7 @@ class MemberValue(DatabaseValue):
     process: str
     running: bool = False
     role: str = "unknown"
-    """primary, replica, closed, down, rebuilding, unknown"""
+    """primary, replica, writer, closed, down, rebuilding, unknown"""
     writable: bool = False
     life: str = ""
     uuid: str = ""
@@ -119,6 +122,9 @@ class MemberValue(DatabaseValue):
     """The primary it confirms to follow while etcd is away."""
     disk_free_share: float = 1.0
     connections: int = 0
+    shape: str = "replica"
+    diverged: list[str] = []
+    """Two writers: tables that differ."""
 
 
 class HoldValue(DatabaseValue):
@@ -185,6 +191,16 @@ class ErrantValue(DatabaseValue):
     at: float = 0.0
 
 
+class ChecksumsValue(DatabaseValue):
+    """``checksums/<server>``: two writers only; what its tables sum up to, and since when."""
+
+    server: str
+    at: float = 0.0
+    sums: dict[str, int | None] = {}
+    since: dict[str, float] = {}
+    """UTC of the first of the looks in a row that found the same sum."""
+
+
 class HistoryValue(DatabaseValue):
     """``history/<term>``: a change of primary, or why one did not happen."""
 
@@ -208,6 +224,7 @@ KINDS: dict[str, type[DatabaseValue]] = {
     "rebuilds": RebuildValue,
     "errant": ErrantValue,
     "history": HistoryValue,
+    "checksums": ChecksumsValue,
 }
 """First part of a key below the root -> its values."""
 

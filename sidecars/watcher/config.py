@@ -124,6 +124,8 @@ class WatcherSettings:
     """HTTP."""
     timings: DatabaseTimings = field(default_factory=DatabaseTimings)
     """Limits and periods."""
+    crash_file: str = ""
+    """Path. For trials only: a file that names the step at which this process ends itself; empty: none."""
 
     def check(self) -> None:
         """Refuses what cannot work, and times that do not add up."""

@@ -38,6 +38,7 @@ from ari_ha.runtime.metrics import Metrics
 from ari_ha.runtime.settings import host_port
 from ari_ha.runtime.shell import Shell
 from sidecars.watcher.config import WatcherSettings
+from sidecars.watcher.trial import CrashPoint
 
 log = logging.getLogger("ari_ha.watcher")
 EVERY_SECOND_S = 1.0
@@ -55,9 +56,12 @@ class WatcherProcess:
         self.metrics = Metrics({"database": settings.database, "server": settings.server})
         config = settings.machine_config(secrets.token_hex(4))
         self.machine = DatabaseMachine(config, time.monotonic())
+        perform = self._perform
+        if settings.crash_file:
+            perform = CrashPoint(settings.crash_file, self.machine.ctx.steps, perform).perform
         self.shell = Shell(
             self.machine,
-            self._perform,
+            perform,
             story=self.story,
             perform_now=self._perform_now,
             metrics=self.metrics,
@@ -219,6 +223,7 @@ class WatcherProcess:
         gauge("database_certified", bool(model.standby))
         gauge("database_held", bool(model.hold))
         gauge("database_errant", bool(model.errant()))
+        gauge("database_tables_diverged", len(self.machine.checksums.diverged))
         gauge("database_problems", len(model.problems()))
         for name, value in self.machine.ctx.counts.items():
             gauge(f"database_{name}", value)

@@ -23,7 +23,7 @@ def test_keys_lie_under_databases() -> None:
     assert KEYS.split(KEYS.member("db1")) == ("members", "db1")
     assert KEYS.split("/ari-ha/main/v1/databases/other/leader") == ()
     keys = [KEYS.leader, KEYS.sync, KEYS.hold, KEYS.order, KEYS.released, KEYS.position]
-    keys += [KEYS.member("a"), KEYS.rebuild("a"), KEYS.errant("a", 1), KEYS.history(3)]
+    keys += [KEYS.member("a"), KEYS.rebuild("a"), KEYS.errant("a", 1), KEYS.history(3), KEYS.checksums("a")]
     assert {KEYS.split(key)[0] for key in keys} == set(KINDS)
 
 

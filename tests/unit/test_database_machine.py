@@ -20,8 +20,10 @@ from ari_ha.core.ports.database import (
     PeerSaid,
     SendPeer,
     ServerLife,
+    StartServer,
 )
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
+from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.store import (
     KeyValue,
     LeaseState,
@@ -32,8 +34,10 @@ from ari_ha.core.ports.store import (
     TxnResult,
 )
 from ari_ha.machines.database import DatabaseMachine
+from ari_ha.machines.database_checksum import diverged
 from ari_ha.machines.database_config import DatabaseConfig, DatabaseTimings, Server
 from ari_ha.wire.database_keys import (
+    ChecksumsValue,
     DatabaseKeys,
     DatabaseValue,
     HoldValue,
@@ -147,6 +151,21 @@ def standby(**config: Any) -> Bench:
     bench = Bench("db2", REPLICA, **config)
     bench.begin(leader=(leader(process="q"), 1), sync=(sync(), 0))
     return bench
+
+
+def test_a_dead_mariadb_primary_starts_when_etcd_has_said_who_leads() -> None:
+    """Cut from etcd and killed by the fence: started without truncation it would keep what nobody was told
+    yes for, and be copied anew."""
+    bench = primary(flavour="mariadb")
+    bench.tell(StoreReach(reachable=False))
+    bench.tell(ServerLife(alive=False))
+    bench.wait(20.0)
+    assert not [effect for effect in bench.out if isinstance(effect, StartServer)]
+    bench.tell(StoreReach(reachable=True))
+    bench.put(KEYS.leader, leader("db2", "q"), 1)
+    bench.put(KEYS.sync, sync(primary="db2", standby="", standby_life="", term=5))
+    bench.wait(0.5)
+    assert bench.first(StartServer).truncate
 
 
 # --- the standby ----------------------------------------------------------------------------
@@ -384,6 +403,47 @@ def test_a_small_increment_is_mended() -> None:
 def test_what_does_not_add_up_is_refused(config: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Bench("db1", PRIMARY, **config)
+
+
+def test_an_offset_that_is_taken_is_mended() -> None:
+    bench = standby()
+    bench.seen = replace(REPLICA, offset=1)
+    bench.put(KEYS.member("db1"), MemberValue(server="db1", process="q", running=True, offset=1), 1)
+    bench.wait(1.0)
+    assert bench.first(DatabaseDo, verb="number").args == {"increment": 2, "offset": 2}
+    bench = primary()
+    bench.put(KEYS.member("db2"), MemberValue(server="db2", process="q", running=True, offset=1), 1)
+    bench.wait(1.0)
+    assert "number" not in bench.verbs(), "it is the other one whose offset is wrong"
+
+
+def test_a_table_that_stands_still_and_differs_is_told() -> None:
+    def sums(at: float, since: float, value: int) -> ChecksumsValue:
+        since_by = {"a.t": since, "a.u": 0.0}
+        return ChecksumsValue(server="x", at=at, sums={"a.t": value, "a.u": 7}, since=since_by)
+
+    assert diverged(sums(100, 80, 1), sums(98, 85, 2), 6.0) == ["a.t"]
+    assert not diverged(sums(100, 80, 1), sums(98, 95, 2), 6.0), "it was written to a moment ago"
+    assert not diverged(sums(100, 80, 1), sums(82, 10, 2), 6.0), "they were not looked at together"
+    assert not diverged(sums(100, 80, 1), sums(98, 85, 1), 6.0)
+    assert not diverged(sums(100, 80, 1), ChecksumsValue(server="x"), 6.0)
+
+
+def test_two_writers_take_checksums_and_alarm() -> None:
+    bench = Bench("db1", replace(PRIMARY, semi_source=False, source="db2", io="yes", applying=True),
+                  shape="two-writers", mode="async")  # fmt: skip
+    bench.begin()
+    for utc_s in (1000.0, 1300.0):
+        bench.tell(WallClock(utc_s=utc_s))
+        bench.wait(1.0 if utc_s == 1000.0 else 300.0)
+        bench.tell(OutcomeOf(effect=bench.first(DatabaseDo, verb="checksum"), outcome=Done({"a.t": 1})))
+        bench.out = [effect for effect in bench.out if getattr(effect, "verb", "") != "checksum"]
+    written = decode(bench.txns("sums")[-1].puts[0].value, ChecksumsValue)
+    assert written.sums == {"a.t": 1} and written.since == {"a.t": 1000.0} and written.at == 1300.0
+    theirs = ChecksumsValue(server="db2", at=1290.0, sums={"a.t": 2}, since={"a.t": 900.0})
+    bench.put(KEYS.checksums("db2"), theirs)
+    assert bench.machine.checksums.diverged == ["a.t"]
+    assert bench.machine.publisher.value(bench.now).diverged == ["a.t"]
 
 
 def test_two_writers_open_and_follow_each_other() -> None:
