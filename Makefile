@@ -66,9 +66,13 @@ lab-logs: ## follow what all hosts of the lab say
 lab-status: ## containers and what they use
 	@docker/lab status
 
-chaos: $(VENV)/.made ## every fault against every state of a call, judged at the far ends (FAULT=, STATE=, CALLS=)
+chaos: $(VENV)/.made ## every fault against every state of a call, into docs/matrix.md: hours (FAULT=, STATE=, CALLS=: only those)
 	@docker/bootstrap && docker/lab up && mkdir -p reports
+ifneq ($(FAULT)$(STATE)$(CALLS),)
 	@$(RUN)/ari-ha chaos run $(if $(FAULT),--fault $(FAULT)) $(if $(STATE),--state $(STATE)) $(if $(CALLS),--calls $(CALLS)) --json reports/chaos.json
+else
+	@status=0; tools/chaos-matrix run || status=$$?; tools/chaos-matrix write && exit $$status
+endif
 
 bench: $(VENV)/.made ## measure, and write a report with machine and versions
 	@docker/bootstrap && docker/lab up && mkdir -p reports
