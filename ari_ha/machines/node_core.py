@@ -237,9 +237,12 @@ class NodeCore:
         arriving = self.resumes.by_call.get(ident)
         if arriving is not None and arriving.epoch < epoch:
             self.resumes.drop(ident)
-            for channel in [*(c.id for c in arriving.channels.values()), *arriving.retired]:
-                self.by_channel.pop(channel, None)
-                self.context.hang_up(channel)
+            self._let_go(arriving)
+
+    def _let_go(self, arriving: Arriving) -> None:
+        for channel in [*(c.id for c in arriving.channels.values()), *arriving.retired]:
+            self.by_channel.pop(channel, None)
+            self.context.hang_up(channel)
 
     def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
         owner = self.records.owner(ident)
@@ -316,6 +319,15 @@ class NodeCore:
         self.touch(call)
 
     def _resumed(self, arriving: Arriving) -> None:
+        record = self.records.record(arriving.call)
+        if record is not None and epoch_of(record.epoch) > arriving.epoch:
+            # INVITEs of a move its edge has given up come through late, from queues or retransmission
+            self.context.note(
+                f"call/{arriving.call}", "not taken up: served under a newer epoch", epoch=arriving.epoch,
+                newer=record.epoch, by=record.node,
+            )  # fmt: skip
+            self._let_go(arriving)
+            return
         call = rebuild(self, arriving)
         bridges = {c.bridge for c in arriving.channels.values() if c.bridge}
         call.asterisk.existing = {bridge for bridge in bridges if is_bridge_of(bridge, call)}
@@ -329,9 +341,7 @@ class NodeCore:
             epoch=arriving.epoch,
         )  # fmt: skip
         self.context.count("node_resumes_refused")
-        for channel in [*(c.id for c in arriving.channels.values()), *arriving.retired]:
-            self.by_channel.pop(channel, None)
-            self.context.hang_up(channel)
+        self._let_go(arriving)
         self.context.say(
             link.ResumeRefused(
                 call=arriving.call, epoch=str(arriving.epoch), leg=missing.partition(",")[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ari_ha.core.ports.ari import AriDown, AriEvent, AriRefusedUs
@@ -219,8 +220,6 @@ def test_a_moved_call_is_dropped_in_silence(how: str) -> None:
     elif how == "owner":
         bench.own("k1", "ast2#y", "7.2")
     else:
-        import msgspec
-
         taken = msgspec.structs.replace(record, epoch="7.2", node="ast2#y")
         bench.store.put(bench.keys.record("k1"), taken)
         bench.frame(link.LegHeld("k1", "a1", "7.1", True))  # makes it write
@@ -228,6 +227,21 @@ def test_a_moved_call_is_dropped_in_silence(how: str) -> None:
     assert not bench.said(link.EndLeg) and bench.agent().work in ("talking", "hold")
     if how != "record":
         assert bench.record() == record
+
+
+def test_legs_of_a_move_given_up_long_ago_take_nothing() -> None:
+    bench = Bench()
+    moved(bench, "waiting")
+    bench.own("k1", "ast2#x", "7.3")
+    record = bench.record()
+    assert record is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, epoch="7.3"))
+    bench.store_back()
+    place = bench.store.data[bench.keys.waiting("support", "k1")]
+    bench.resume("k1", "7.2", {"c": "up"})
+    assert not bench.machine.core.calls and not bench.asterisk.channels
+    assert bench.store.data[bench.keys.waiting("support", "k1")] == place
+    assert not bench.said(link.Bridged) and not bench.said(link.ResumeRefused)
 
 
 def test_an_app_that_restarts_drops_nothing() -> None:
