@@ -27,9 +27,11 @@ CLONE_ENDED = frozenset({3707})
 """ER_CLONE_SHUTDOWN… : the copy is there, and nobody restarts the server but we."""
 
 _HEARTBEAT = (
-    f"INSERT INTO {META}.heartbeat (server_id, ts, term) VALUES (@@server_id, NOW(6), %(term)s)"
-    " ON DUPLICATE KEY UPDATE ts = NOW(6), term = VALUES(term)"
+    f"INSERT INTO {META}.heartbeat (server_id, ts, term) SELECT @@server_id, NOW(6), %(term)s FROM DUAL"
+    " WHERE @@global.read_only = 0 ON DUPLICATE KEY UPDATE ts = NOW(6), term = VALUES(term)"
 )
+"""MariaDB's read_only does not hold the watcher's user back: one that comes late, when the server was closed
+meanwhile, would be a transaction that only this server has."""
 _LAG = f"SELECT TIMESTAMPDIFF(MICROSECOND, MAX(ts), NOW(6)) / 1e6 AS lag_s FROM {META}.heartbeat"
 _NUMBER = (
     "SET GLOBAL auto_increment_increment = %(increment)s",

@@ -34,10 +34,12 @@ LAG_MAX_MS = 3_000
 BROKEN_FOR_S = {
     "primary-freeze": 12.0, "primary-cut-etcd": 12.0, "primary-cut-peer": 8.0, "primary-cut-both": 12.0,
     "primary-cut-one-way": 12.0, "watcher-stop": 12.0, "replica-freeze": 10.0, "db-etcd-leader-kill": 5.0,
-    "db-etcd-quorum-loss": 60.0, "db-etcd-and-standby-loss": 15.0,
+    "tail-kill": 4.0, "db-etcd-quorum-loss": 60.0, "db-etcd-and-standby-loss": 15.0,
 }  # fmt: skip
 """How long a fault stays that does not mend itself."""
-SWITCHOVER = "switchover"
+SWITCHOVER, CONFLICT, TAIL, ERRANT = "switchover", "conflict", "tail-kill", "replica-errant"
+DIE_TRIES_MAX = 4
+"""A step is not taken each time: a replica that is back at once is not certified anew."""
 
 
 def register(app: typer.Typer) -> None:
@@ -59,10 +61,11 @@ def run(
     nobody confirmed beside the primary, and both servers were well again each time."""
     from ari_ha.cli.chaos import machine
     from ari_ha.cli.cluster import Cluster, ClusterError, load_settings
+    from ari_ha.cli.database_conflict import conflict
     from ari_ha.cli.lab import Lab, LabError
     from ari_ha.cli.lab_database import FAULTS, STEPS
 
-    words = [*FAULTS, SWITCHOVER]
+    words = [*FAULTS, SWITCHOVER, CONFLICT]
     if fault not in words:
         fail(f"faults: {', '.join(words)}", False)
     points = STEPS.get(fault, ()) if die == "all" else (die,)
@@ -72,7 +75,11 @@ def run(
     rows = []
     try:
         for turn, point in enumerate(point for _ in range(repeat) for point in points):
-            rows.append(stage.one(fault, point))
+            rows.append(conflict(stage) if fault == CONFLICT else stage.one(fault, point))
+            for _ in range(DIE_TRIES_MAX - 1):
+                if not point or rows[-1]["died"] or not good({**rows[-1], "die": ""}):
+                    break
+                rows[-1] = stage.one(fault, point)
             what = f"{fault}{', dies ' if point else ''}{point} {turn + 1} of {repeat * len(points)}"
             say(f"{what}: {sentence(rows[-1])}", GOOD if good(rows[-1]) else "bad")
     except (ClusterError, LabError, OSError) as error:
@@ -96,6 +103,8 @@ def good(row: dict[str, Any]) -> bool:
         return False
     if row["die"]:
         return bool(row["died"])
+    if row["fault"] == TAIL and not row["tail"]:
+        return False
     return row["fault"] != SWITCHOVER or row["primary"] != row["primary_after"]
 
 
@@ -105,6 +114,7 @@ def sentence(row: dict[str, Any]) -> str:
         f"{row['lost']} of {row['confirmed']} confirmed writes lost, gap {row['gap_ms']} ms,"
         f" {row['primary']} then {row['primary_after']}, well again after {row['well_ms']} ms"
         + (f" ({row['rebuilt']} rebuilt)" if row["rebuilt"] else "")
+        + (f", {row['tail']} of them on the dead server only" if row["tail"] else "")
         + (f", died: {', '.join(row['died']) or 'nobody'}" if row["die"] else "")
     )
 
@@ -169,13 +179,22 @@ class Stage:
         raise LabError(f"gave up after {limit_s:.0f} s waiting until {what}{why}")
 
     def well(self) -> dict[str, Any] | None:
-        """The pair, when a primary is writable and its standby certified and close behind."""
+        """The pair, when a primary is writable and its standby certified and close behind; where both follow,
+        both do."""
+        from ari_ha.cli.database_writers import REPLICA, TWO_WRITERS
         from ari_ha.cli.db import judge
 
-        pair = self.pair()
-        names = {member["name"] for member in pair.get("members", ())}
-        close = all((member["lag_ms"] or 0) <= LAG_MAX_MS for member in pair.get("members", ()))
-        ready = close and names == set(self.target.servers) and judge(pair)[0] == GOOD and not pair["order"]
+        pair, shape = self.pair(), self.target.shape
+        members = pair.get("members", ())
+        names = {member["name"] for member in members}
+        close = all((member["lag_ms"] or 0) <= LAG_MAX_MS for member in members)
+        follows = shape == REPLICA or all(m["io"] == "yes" and m["applying"] for m in members)
+        ready = close and follows and names == set(self.target.servers) and judge(pair)[0] == GOOD
+        if shape == TWO_WRITERS:
+            first, second = self.target.servers
+            both = [self.target.writable(turn) for turn in range(2)] == [first, second]
+            return {**pair, "primary": first, "standby": second} if ready and both else None
+        ready = ready and not pair["order"]
         return pair if ready and self.target.writable() == pair["primary"] else None
 
     def one(self, fault: str, die: str = "") -> dict[str, Any]:
@@ -191,7 +210,7 @@ class Stage:
             time.sleep(BASELINE_S)
             if die:
                 arm(self.lab, die)
-            struck_at, again_ms, well = self._strike(fault, before, writers)
+            struck_at, again_ms, well, tail = self._strike(fault, before, writers)
         finally:
             writers.stop()
             died = disarm(self.lab) if die else []
@@ -201,13 +220,13 @@ class Stage:
             "primary_after": well["primary"], "again_ms": again_ms,
             "gap_ms": round(writers.gap_s(struck_at - BASELINE_S / 2, end - AFTER_S / 2) * 1000),
             "well_ms": round((end - struck_at) * 1000), "errors": writers.errors,
-            "two_at_once": writers.two_at_once(), "rebuilt": self.rebuilt() - rebuilds,
+            "tail": tail, "two_at_once": writers.two_at_once(), "rebuilt": self.rebuilt() - rebuilds,
             **self._count(writers, well),
         }  # fmt: skip
 
     def _strike(
         self, fault: str, before: dict[str, Any], writers: Writers
-    ) -> tuple[float, int, dict[str, Any]]:
+    ) -> tuple[float, int, dict[str, Any], int]:
         from ari_ha.cli.lab_database import FAULTS
 
         if fault == SWITCHOVER:
@@ -217,6 +236,10 @@ class Stage:
         else:
             struck = FAULTS[fault](self.lab, before["primary"])
             struck_at, mend = struck.at, struck.mend
+        tail = self._tail(writers, before) if fault == TAIL else 0
+        if fault == ERRANT:  # nobody else feels it: well again is not yet ill
+            rebuilds = self.rebuilt()
+            self.wait("it is archived", WELL_LIMIT_S, lambda: self.rebuilt() > rebuilds)
         if mend is not None:
             left = struck_at + BROKEN_FOR_S.get(fault, 10.0) - time.time()
             time.sleep(max(0.0, left))
@@ -227,20 +250,27 @@ class Stage:
         again_ms = round((time.time() - struck_at) * 1000)
         well = self.wait("the pair is well again", WELL_LIMIT_S, self.well)
         time.sleep(AFTER_S)
-        return struck_at, again_ms, well
+        return struck_at, again_ms, well, tail
+
+    def _tail(self, writers: Writers, before: dict[str, Any]) -> int:
+        """Confirmed rows that only the dead primary has."""
+        confirmed = {(ack.writer, ack.n) for ack in writers.acks if ack.server == before["primary"]}
+        other = next(name for name in self.target.servers if name != before["primary"])
+        return len(confirmed - self.target.rows(other, writers.run))
 
     def _order(self, http: str) -> None:
         """Asks for a switchover, and waits for it: one whose watcher dies on the way may not come to pass."""
         term = self.pair()["term"]
         self.cluster.http(http, "/v1/switchover", "POST", {})
         until = time.monotonic() + MOVED_LIMIT_S
-        while time.monotonic() < until and self.pair()["term"] == term:
+        while time.monotonic() < until and (pair := self.pair())["order"] and pair["term"] == term:
             time.sleep(LOOK_EVERY_S)
 
     def _count(self, writers: Writers, well: dict[str, Any]) -> dict[str, Any]:
         """What became of the confirmed rows, on both servers."""
         confirmed = {(ack.writer, ack.n) for ack in writers.acks}
-        primary, standby = well["primary"], well["standby"]
+        primary = well["primary"]
+        standby = next(name for name in self.target.servers if name != primary)
         (rows,) = self.wait(
             "the primary's rows are read", ROWS_LIMIT_S, lambda: (self.target.rows(primary, writers.run),)
         )

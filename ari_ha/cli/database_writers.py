@@ -25,11 +25,15 @@ PAUSE_S = 0.02
 RETRY_S = 0.05
 ANSWER_LIMIT_S = 3.0
 CHECK_LIMIT_S = 0.3
-TABLE = "chaos_writes"
+REPLICA, TWO_WRITERS = "replica", "two-writers"
+TABLES = {True: ("chaos_writes", "UNIQUE KEY"), False: ("chaos_appends", "KEY")}
+"""Name and kind of key, by whether a row may be written again. Where each server follows the other, a row
+that nobody was told yes for may come back from the one that died: written again with the same key, it would
+collide with itself."""
 SCHEMA = (
-    f"CREATE TABLE IF NOT EXISTS {TABLE} (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,"
+    "CREATE TABLE IF NOT EXISTS {} (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,"
     " run CHAR(8) NOT NULL, writer SMALLINT NOT NULL, n INT NOT NULL,"
-    " UNIQUE KEY (run, writer, n)) ENGINE=InnoDB"
+    " {} (run, writer, n)) ENGINE=InnoDB"
 )
 
 
@@ -64,9 +68,20 @@ class Target:
             read_timeout=ANSWER_LIMIT_S, write_timeout=ANSWER_LIMIT_S,
         )  # fmt: skip
 
-    def writable(self) -> str:
-        """The server its watcher calls writable, "" when none does."""
-        for server, address in self.servers.items():
+    @property
+    def table(self) -> str:
+        """Where the rows go."""
+        return TABLES[self.shape == REPLICA][0]
+
+    def schema(self) -> str:
+        """Makes that table."""
+        return SCHEMA.format(*TABLES[self.shape == REPLICA])
+
+    def writable(self, turn: int = 0) -> str:
+        """The server its watcher calls writable, "" when none does. Where there are two, ``turn`` says which
+        is asked first."""
+        for server in [*self.servers][turn:] + [*self.servers][:turn]:
+            address = self.servers[server]
             try:
                 url = f"http://{address}:{self.checks_port}/writable"
                 with urllib.request.urlopen(url, timeout=CHECK_LIMIT_S) as answer:
@@ -78,7 +93,7 @@ class Target:
 
     def rows(self, server: str, run: str) -> set[tuple[int, int]]:
         """Writer and number of every row of a run that a server has. Raises OSError."""
-        found = self.ask(server, f"SELECT writer, n FROM {TABLE} WHERE run = %s", (run,))
+        found = self.ask(server, f"SELECT writer, n FROM {self.table} WHERE run = %s", (run,))
         return {(int(writer), int(n)) for writer, n in found}
 
     def ask(self, server: str, text: str, args: tuple[Any, ...] = ()) -> list[Any]:
@@ -116,7 +131,7 @@ class Writers:
 
     def start(self) -> None:
         """Makes the table and begins. Raises OSError."""
-        self.target.ask(self.target.writable(), SCHEMA)
+        self.target.ask(self.target.writable(), self.target.schema())
         for thread in self._threads:
             thread.start()
 
@@ -142,6 +157,8 @@ class Writers:
     def two_at_once(self) -> int:
         """Confirmations of a server asked for after another one had begun to confirm: one change of
         server is a failover, and a server that comes again within the run was never closed."""
+        if self.target.shape == TWO_WRITERS:
+            return 0
         ordered = sorted(self.acks, key=lambda ack: ack.at)
         took_over: dict[str, float] = {}
         wrong = 0
@@ -157,9 +174,10 @@ class Writers:
 
     def _write(self, writer: int) -> None:
         n, connection, server = 0, None, ""
+        turn = writer % len(self.target.servers) if self.target.shape == TWO_WRITERS else 0
         while not self._stop.is_set():
             if connection is None:
-                server = self.target.writable()
+                server = self.target.writable(turn)
                 try:
                     connection = self.target.connect(server) if server else None
                 except (pymysql.err.MySQLError, OSError):
@@ -172,7 +190,7 @@ class Writers:
             try:
                 with connection.cursor() as cursor:
                     cursor.execute(
-                        f"INSERT INTO {TABLE} (run, writer, n) VALUES (%s, %s, %s)"
+                        f"INSERT INTO {self.target.table} (run, writer, n) VALUES (%s, %s, %s)"
                         " ON DUPLICATE KEY UPDATE n = VALUES(n)",
                         (self.run, writer, n),
                     )

@@ -10,6 +10,8 @@ from ari_ha.cli.lab import DATABASE_CUT_TABLE, DATABASES, ETCD, NETWORK, PREFIX,
 
 CRASH_FILE = "/run/ari-ha/crash-step"
 """What the lab's watchers have as ``crash_file``."""
+TAIL_S = 1.0
+"""Written alone."""
 ERRANT_ID = 99
 """A server no pair has."""
 PROMOTION = (
@@ -142,6 +144,13 @@ mysql --defaults-extra-file=$options -e "$write"
 """
 
 
+def tail_kill(lab: Lab, server: str) -> Struck:
+    """The primary goes on writing without its way to the other one, and is killed then."""
+    cut = cut_peer(lab, server)
+    time.sleep(TAIL_S)
+    return Struck(kill(lab, server).at, cut.mend)
+
+
 def replica_errant(lab: Lab, server: str) -> Struck:
     """Somebody with all rights writes on the replica."""
     return Struck(float(lab.run(peer(server), "bash", "-c", WRITE_ERRANT).split()[0]))
@@ -161,6 +170,7 @@ def disarm(lab: Lab) -> list[str]:
 
 FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "primary-kill": kill,
+    "tail-kill": tail_kill,
     "primary-freeze": freeze,
     "primary-cut-etcd": cut_etcd,
     "primary-cut-peer": cut_peer,

@@ -250,6 +250,18 @@ class Model:
         except BadGtids:
             return None
 
+    def never_sent(self) -> str:
+        """Transactions numbered by this server that the primary has and it has not (it was restored from an
+        old copy); "" for none. MySQL's receiver leaves out what bears its own server_id: they never come."""
+        seen, theirs = self.server, self.member(self.led_by_other)
+        if seen is None or theirs is None or not seen.uuid or self.led_by_other != self.primary:
+            return ""
+        numbered = [part for part in theirs.value.history.split(",") if seen.uuid in part]
+        try:
+            return extra(",".join(numbered), seen.received)
+        except BadGtids:
+            return ""
+
     def own(self) -> str:
         """Everything here that the primary does not know: to be archived before this
         server's data is replaced for another reason. Rather too much than too little."""

@@ -240,7 +240,9 @@ class Replica:
             return
         if self._errant(seen, other, now):
             return
-        if PURGED in seen.io_error or FORKED in seen.apply_error:
+        if missing := model.never_sent():
+            self._rebuild(f"its own {missing[:100]} is only on the primary", model.own(), now)
+        elif PURGED in seen.io_error or FORKED in seen.apply_error:
             why = "the primary has no longer what is missing here"
             # A number may have been used twice: archived even where it seems known.
             errant = model.own() or (seen.position if seen.apply_error else "")

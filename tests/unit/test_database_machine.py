@@ -43,6 +43,7 @@ from ari_ha.wire.database_keys import (
     HoldValue,
     LeaderValue,
     MemberValue,
+    RebuildValue,
     SyncValue,
     decode,
     encode,
@@ -444,6 +445,22 @@ def test_two_writers_take_checksums_and_alarm() -> None:
     bench.put(KEYS.checksums("db2"), theirs)
     assert bench.machine.checksums.diverged == ["a.t"]
     assert bench.machine.publisher.value(bench.now).diverged == ["a.t"]
+
+
+def test_what_is_never_sent_back_is_copied() -> None:
+    """A server restored from an old copy: MySQL's receiver leaves out what bears its own server_id."""
+    bench = standby()
+    theirs = f"{UUIDS['db1']}:1-9,{UUIDS['db2']}:1-7"
+    member = MemberValue(
+        server="db1", process="q", running=True, role="primary", term=4, history=theirs, position=theirs,
+        basis=99, server_id=1, offset=1, uuid=UUIDS["db1"],
+    )  # fmt: skip
+    bench.seen = replace(REPLICA, **{w: f"{UUIDS['db1']}:1-9,{UUIDS['db2']}:1-6" for w in
+                                     ("position", "history", "received")})  # fmt: skip
+    bench.wait(1.0)
+    bench.put(KEYS.member("db1"), member, 1)
+    intended = decode(bench.txns("intend")[0].puts[0].value, RebuildValue)
+    assert f"{UUIDS['db2']}:7" in intended.why
 
 
 def test_two_writers_open_and_follow_each_other() -> None:
