@@ -210,7 +210,7 @@ class Stage:
             time.sleep(BASELINE_S)
             if die:
                 arm(self.lab, die)
-            struck_at, again_ms, well, tail = self._strike(fault, before, writers)
+            struck_at, again_ms, well, tail = self._strike(fault, before, writers, rebuilds)
         finally:
             writers.stop()
             died = disarm(self.lab) if die else []
@@ -225,7 +225,7 @@ class Stage:
         }  # fmt: skip
 
     def _strike(
-        self, fault: str, before: dict[str, Any], writers: Writers
+        self, fault: str, before: dict[str, Any], writers: Writers, rebuilds: int
     ) -> tuple[float, int, dict[str, Any], int]:
         from ari_ha.cli.lab_database import FAULTS
 
@@ -238,7 +238,6 @@ class Stage:
             struck_at, mend = struck.at, struck.mend
         tail = self._tail(writers, before) if fault == TAIL else 0
         if fault == ERRANT:  # nobody else feels it: well again is not yet ill
-            rebuilds = self.rebuilt()
             self.wait("it is archived", WELL_LIMIT_S, lambda: self.rebuilt() > rebuilds)
         if mend is not None:
             left = struck_at + BROKEN_FOR_S.get(fault, 10.0) - time.time()

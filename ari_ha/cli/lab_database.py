@@ -131,17 +131,18 @@ def quorum_loss_and_standby(lab: Lab, server: str) -> Struck:
     return Struck(lost.at, mend)
 
 
-WRITE_ERRANT = f"""
+AS_WATCHER = """
 options=$(mktemp); trap 'rm -f $options' EXIT
 printf '[client]\\nuser=ha\\npassword=%s\\nhost=127.0.0.1\\nport=33062\\nssl-ca=/run/mysqld/ca.pem\\n' \\
     "$(tr -d '\\n' < /run/ari-ha/secrets/database-ha)" > $options
-write="INSERT INTO ha_meta.heartbeat (server_id, ts, term) VALUES ({ERRANT_ID}, '2001-01-01', 0)
-    ON DUPLICATE KEY UPDATE term = term + 1"
-date +%s.%N
-if [ "$ARI_HA_FLAVOUR" = mariadb ]; then exec mariadb --defaults-extra-file=$options -e "$write"; fi
-write="SET GLOBAL super_read_only = OFF; $write; SET GLOBAL super_read_only = ON"
-mysql --defaults-extra-file=$options -e "$write"
+client=mysql; [ "$ARI_HA_FLAVOUR" = mysql ] || client=mariadb
+$client --defaults-extra-file=$options -N
 """
+"""SQL from standard input, as the watcher's user."""
+ERRANT = (
+    f"INSERT INTO ha_meta.heartbeat (server_id, ts, term) VALUES ({ERRANT_ID}, '2001-01-01', 0)"
+    " ON DUPLICATE KEY UPDATE term = term + 1"
+)
 
 
 def tail_kill(lab: Lab, server: str) -> Struck:
@@ -153,7 +154,12 @@ def tail_kill(lab: Lab, server: str) -> Struck:
 
 def replica_errant(lab: Lab, server: str) -> Struck:
     """Somebody with all rights writes on the replica."""
-    return Struck(float(lab.run(peer(server), "bash", "-c", WRITE_ERRANT).split()[0]))
+    replica = peer(server)
+    mysql = lab.run(replica, "printenv", "ARI_HA_FLAVOUR").strip() == "mysql"
+    closed = "SET GLOBAL super_read_only = {};" if mysql else ""
+    text, at = f"{closed.format('OFF')} {ERRANT}; {closed.format('ON')}", time.time()
+    lab.run(replica, "bash", "-c", AS_WATCHER, given=text)
+    return Struck(at)
 
 
 def arm(lab: Lab, point: str) -> None:

@@ -10,6 +10,7 @@ from ari_ha.cli.chaos_stage import Stage as Calls
 from ari_ha.cli.cluster import Cluster, load_settings
 from ari_ha.cli.database_chaos import SWITCHOVER, Stage, good
 from ari_ha.cli.lab import Lab
+from ari_ha.cli.lab_database import AS_WATCHER, kill, watcher_stop
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
@@ -35,3 +36,46 @@ def test_a_killed_watcher_moves_nothing(pair: Stage) -> None:
     row = pair.one("watcher-kill")
     assert good(row), row
     assert row["primary"] == row["primary_after"]
+
+
+def test_numbers_that_could_collide_are_mended(pair: Stage) -> None:
+    """On the running standby, as somebody with all rights would."""
+    before = pair.wait("the pair is well", 180.0, pair.well)
+    standby = before["standby"]
+    ask(pair.lab, standby, "SET GLOBAL auto_increment_increment = 1; SET GLOBAL auto_increment_offset = 1")
+    ask(pair.lab, before["primary"], "SET GLOBAL auto_increment_offset = 1")
+    wanted = {"db1": "2 1", "db2": "2 2"}
+    numbers = "SELECT CONCAT(@@global.auto_increment_increment, ' ', @@global.auto_increment_offset)"
+
+    def mended() -> bool:
+        return all(ask(pair.lab, server, numbers).split("\n")[-1] == wanted[server] for server in wanted)
+
+    assert pair.wait("both are numbered apart again", 60.0, mended)
+
+
+def test_a_server_with_the_identity_of_the_other_neither_follows_nor_is_promoted(pair: Stage) -> None:
+    before = pair.wait("the pair is well", 180.0, pair.well)
+    standby, primary = before["standby"], before["primary"]
+    number = primary.removeprefix("db")
+    stopped = watcher_stop(pair.lab, standby)
+    try:
+        kill(pair.lab, standby)
+        pair.lab.run(standby, "env", f"ARI_HA_SERVER_ID={number}", "ari-ha-database", "start", limit_s=60.0)
+    finally:
+        assert stopped.mend is not None
+        stopped.mend()
+
+    def told() -> bool:
+        member = next(m for m in pair.pair()["members"] if m["name"] == standby)
+        problems = " ".join(member["problems"])
+        return f"server_id {number} is also {primary}'s" in problems and member["io"] != "yes"
+
+    assert pair.wait("it is told", 60.0, told)
+    assert pair.pair()["primary"] == primary and pair.pair()["standby"] != standby
+    kill(pair.lab, standby)  # its watcher starts it as it should be
+    assert pair.wait("the pair is well again", 180.0, pair.well)
+
+
+def ask(lab: Lab, server: str, text: str) -> str:
+    """One statement of the watcher's user."""
+    return lab.run(server, "bash", "-c", AS_WATCHER, given=text).strip()
