@@ -38,6 +38,13 @@ def test_a_killed_watcher_moves_nothing(pair: Stage) -> None:
     assert row["primary"] == row["primary_after"]
 
 
+@pytest.mark.parametrize("point", ["after promote/open", "during start/start"])
+def test_a_watcher_that_dies_at_a_step_is_gone_on_from(pair: Stage, point: str) -> None:
+    """`--die all` has every step. One that dies at a start must not have a second server started."""
+    row = pair.one("primary-kill", point)
+    assert good(row), row
+
+
 def test_numbers_that_could_collide_are_mended(pair: Stage) -> None:
     """On the running standby, as somebody with all rights would."""
     before = pair.wait("the pair is well", 180.0, pair.well)

@@ -12,6 +12,8 @@ from ari_ha.simulation.database.faults import KINDS, Odds
 from ari_ha.simulation.database.run import Plan, run_seed
 
 STORY_TAIL_LINES = 400
+HARD = (1.5, 0.03, 0.5)
+"""Pause between faults, share of transactions lost, lag of the watch."""
 
 
 def main() -> int:
@@ -22,10 +24,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one, with its story")
     parser.add_argument("--faults", default="", help="only these, comma separated")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between faults, in fair weather")
+    parser.add_argument("--hard", action="store_true", help="every fault, every 1.5 s, etcd lossy and late")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     given = parser.parse_args()
     kinds = tuple(given.faults.split(",")) if given.faults else KINDS
-    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=given.pause) if given.pause else None)
+    odds = Odds(kinds=kinds, pause_s=given.pause) if given.pause else None
+    plan = Plan(kinds=kinds, odds=Odds(kinds, *HARD) if given.hard else odds)
     if given.seed is not None:
         result = run_seed(given.seed, plan, tell=True)
         for line in result.story[-STORY_TAIL_LINES:]:
