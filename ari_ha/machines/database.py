@@ -75,6 +75,8 @@ class DatabaseMachine:
         self._asked_basis = 0
         self._retry_at: Instant = now
         self._decided_at: Instant = now
+        self._dead_life = ""
+        """The last life that ended: a start that tells of it comes too late."""
 
     # -- events
 
@@ -112,6 +114,8 @@ class DatabaseMachine:
         model = self.model
         if event.alive and model.alive and event.life == model.life:
             return
+        if not event.alive and model.life:
+            self._dead_life = model.life
         model.alive, model.life = event.alive, event.life if event.alive else ""
         model.seen, model.silent_since = None, None
         self._observe_at = now
@@ -147,6 +151,8 @@ class DatabaseMachine:
         else:
             self._observe_at = now
         if isinstance(effect, StartServer | Rebuild) and isinstance(outcome, Done) and outcome.value:
+            if str(outcome.value) == self._dead_life:
+                return
             self._life(ServerLife(alive=True, life=str(outcome.value)), now)
 
     def _observed(self, outcome: Outcome, now: Instant) -> None:

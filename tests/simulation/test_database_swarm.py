@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.machines.database_config import ASYNC, CIRCULAR, FLAVOURS, MARIADB, MYSQL, STRICT, SYNC
+from ari_ha.simulation.database.__main__ import HARD
 from ari_ha.simulation.database.faults import KINDS, Odds
 from ari_ha.simulation.database.pair import Shape
 from ari_ha.simulation.database.planted import PLANTED
@@ -68,6 +69,13 @@ KEPT = {
     "a revoked lease without confirmations": 120,
 }
 """Seeds that failed once, by what was wrong."""
+
+
+def test_a_start_told_too_late() -> None:
+    """A server that dies while it is said to have started is started again."""
+    plan = Plan(odds=Odds(KINDS, *HARD))
+    result = run_seed(61528, plan)
+    assert result.good, verdict(result)
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -447,6 +447,19 @@ def test_two_writers_take_checksums_and_alarm() -> None:
     assert bench.machine.publisher.value(bench.now).diverged == ["a.t"]
 
 
+def test_a_start_that_tells_of_a_life_that_is_over_changes_nothing() -> None:
+    bench = standby()
+    bench.tell(ServerLife(alive=False))
+    bench.wait(1.0)
+    start = bench.first(StartServer)
+    bench.tell(ServerLife(alive=True, life="L2"))
+    bench.tell(ServerLife(alive=False))
+    bench.out.clear()
+    bench.tell(OutcomeOf(effect=start, outcome=Done("L2")))
+    bench.wait(2.0)
+    assert bench.first(StartServer), "it is started again"
+
+
 def test_what_is_never_sent_back_is_copied() -> None:
     """A server restored from an old copy: MySQL's receiver leaves out what bears its own server_id."""
     bench = standby()
