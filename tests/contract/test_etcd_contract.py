@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from etcd_cluster import Cluster, Proxy, why_not
 
-from ari_ha.core.machine import Done, Refused, Unknown, Unreachable
+from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Done, Refused, Unknown, Unreachable
 from ari_ha.core.ports.store import (
     Compare,
     Delete,
@@ -30,6 +30,8 @@ from ari_ha.wire import etcd as wire
 from ari_ha.wire.etcd_proto import messages as pb
 
 LANE = "test"
+NOISE_S = 5.0
+"""How late a loaded machine may run this test's own loop."""
 
 
 class Party:
@@ -62,7 +64,7 @@ class Party:
                     known[event.key] = event.value.value
         return known
 
-    async def until(self, holds, limit_s=10.0):
+    async def until(self, holds, limit_s=30.0):
         await self.rig.until(holds, limit_s)
 
     async def ready(self):
@@ -170,7 +172,7 @@ class RealRig:
     async def do(self, party, effect):
         began = time.monotonic()
         outcome = await party.link.perform(effect)
-        assert time.monotonic() - began < effect.limit_s + 0.2
+        assert time.monotonic() - began < effect.limit_s + NOISE_S
         return outcome
 
     async def cut(self, party):
@@ -405,7 +407,7 @@ async def test_away_is_said_once_and_then_answered_at_once(rig):
     await p.until(lambda: not p.of(StoreReach)[-1].reachable)
     began = rig.now()
     assert isinstance(await p.txn(Put("/k", b"1")), Unreachable)
-    assert rig.now() - began < 0.1
+    assert rig.now() - began < DEFAULT_EFFECT_LIMIT_S / 2, "answered without trying"
     await asyncio.sleep(0 if not rig.real else 1.5)
     assert [e.reachable for e in p.of(StoreReach)] == [True, False]
     await rig.heal(p)

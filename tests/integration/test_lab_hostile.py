@@ -97,13 +97,13 @@ def test_a_wrong_password_registers_nobody(stage: Stage) -> None:
         stage.far.phone_order("1060", "register", password="wrong")
         phone = until(
             "the registration is refused",
-            8,
+            30,
             lambda: (p := stage.far.phone("1060"))["registration"]["state"] == "refused" and p,
         )
         assert phone["registration"]["status"] in (401, 403)
     finally:
         stage.far.phone_order("1060", "register", password=password_of("1060"))
-        until("1060 is back", 8, lambda: stage.far.phone("1060")["registration"]["state"] == "in")
+        until("1060 is back", 30, lambda: stage.far.phone("1060")["registration"]["state"] == "in")
 
 
 def test_somebody_elses_name_registers_nobody(stage: Stage) -> None:
@@ -112,12 +112,12 @@ def test_somebody_elses_name_registers_nobody(stage: Stage) -> None:
         stage.far.phone_order("1060", "register", user="1059", password=password_of("1059"))
         until(
             "the registration is refused",
-            8,
+            30,
             lambda: stage.far.phone("1060")["registration"]["state"] == "refused",
         )
     finally:
         stage.far.phone_order("1060", "register", user="1060", password=password_of("1060"))
-        until("1060 is back", 8, lambda: stage.far.phone("1060")["registration"]["state"] == "in")
+        until("1060 is back", 30, lambda: stage.far.phone("1060")["registration"]["state"] == "in")
 
 
 JUNK = [
@@ -153,11 +153,11 @@ def test_malformed_datagrams_disturb_nobody(stage: Stage) -> None:
                 for _ in range(noise.randrange(1, 12)):
                     broken[noise.randrange(len(broken))] = noise.randrange(256)
                 sock.sendto(bytes(broken[: noise.randrange(1, len(broken))]), target)
-    until("the edge still answers", 5, stage.edge_status)
+    until("the edge still answers", 30, stage.edge_status)
     assert stage.lab.run(EDGES[0], "pgrep", "-f", "sidecars.edge|run edge") == pid
     until(
         "a second of undisturbed talk",
-        8,
+        30,
         lambda: time.time() - since > 2 and stage.talking([pair]),
     )
     rows = stage.measure(since, [pair])

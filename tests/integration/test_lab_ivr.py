@@ -86,15 +86,15 @@ def site(stage: Stage) -> Iterator[Site]:
 def test_a_step_with_effects_happens_once(stage: Stage, site: Site, fault: str) -> None:
     stage.agents_in(["1001"])
     (customer,) = stage.far.place(NUMBER, "15554321")
-    until("the caller hears the menu", 10, lambda: stage.far.call(customer)["state"] == "up", 0.1)
+    until("the caller hears the menu", 30, lambda: stage.far.call(customer)["state"] == "up", 0.1)
     time.sleep(0.5)
     stage.far.digits({customer: "3"})
-    until("the request is there", 5, lambda: site.begun, 0.02)
+    until("the request is there", 30, lambda: site.begun, 0.02)
     if fault:
         node = stage.edge_calls()["15554321"]["node"]
         getattr(stage.lab, fault)(node)
     there = lambda: (c := stage.far.phone("1001")["call"]) and c["state"] == "up"  # noqa: E731
-    until("the agent has the caller", 20, there, 0.1)
+    until("the agent has the caller", 30, there, 0.1)
     assert len(site.begun) == 1
     assert (set(site.looked_up) <= set(site.begun)) and bool(site.looked_up) == bool(fault)
     call = stage.edge_calls()["15554321"]

@@ -60,10 +60,10 @@ def lent(stage: Stage, user: str) -> Iterator[str]:
     """Our own phone gives its account away; yields the password."""
     password = json.loads((ROOT / ".lab/shared/passwords.json").read_text())[user]
     stage.far.phone_order(user, "unregister")
-    until(f"{user} is out", 8, lambda: stage.far.phone(user)["registration"]["state"] == "out")
+    until(f"{user} is out", 30, lambda: stage.far.phone(user)["registration"]["state"] == "out")
     yield password
     stage.far.phone_order(user, "register", password=password)
-    until(f"{user} is back", 8, lambda: stage.far.phone(user)["registration"]["state"] == "in")
+    until(f"{user} is back", 30, lambda: stage.far.phone(user)["registration"]["state"] == "in")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_sipp_calls_and_is_answered(stage: Stage) -> None:
     sipp(stage, "/tmp/customer.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 3 -l 3 -r 3 -d 3000")
     answered = [c for c in stage.far.calls() if c["way"] == "in" and c["answered_at"] > time.time() - 30]
     assert len(answered) >= 3
-    until("every phone was hung up on", 5, lambda: not stage.far.calls(living="1"))
+    until("every phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
 
 
 def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str) -> None:
@@ -96,9 +96,9 @@ def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str) -> None:
     )
     ask_a_node(stage.cluster, stage.view(), BORROWED, "login", {"device": BORROWED})
     (ident,) = stage.far.place("6100", "15551060")
-    until("SIPp's phone has answered", 12, lambda: _agent_up(stage, "15551060"), 0.1)
+    until("SIPp's phone has answered", 30, lambda: _agent_up(stage, "15551060"), 0.1)
     stage.far.order(ident, "hangup")
-    code = until("SIPp's phone was hung up on", 10, lambda: _read(stage, "/tmp/sipp-phone.rc"), 0.2)
+    code = until("SIPp's phone was hung up on", 30, lambda: _read(stage, "/tmp/sipp-phone.rc"), 0.2)
     assert code == "0", _read(stage, "/tmp/sipp-phone.log")
 
 
@@ -128,7 +128,7 @@ def test_sipp_cannot_claim_to_be_the_inside(stage: Stage, borrowed: str) -> None
     sipp(stage, "/tmp/forged.xml", PHONES, f"-p {SIPP_PORT + 2} -m 1 -auth_uri '*99@{EDGE}:5060'")
     assert "forged" not in {row["call"] for row in stage.edge_calls().values()}
     assert "forged" not in stage.view().calls
-    until("the call is over", 5, lambda: not stage.owned_calls())
+    until("the call is over", 30, lambda: not stage.owned_calls())
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def _baresip(stage: Stage, password: str) -> Iterator[Callable[[], None]]:
     def start() -> None:
         script = "cd /tmp && nohup baresip -f /tmp/baresip -t 60 >baresip.log 2>&1 </dev/null & echo $!"
         pids.append(stage.lab.run(FAREND, "sh", "-c", script).strip())
-        until("baresip is registered", 10, lambda: "200 OK" in _read(stage, "/tmp/baresip.log"), 0.2)
+        until("baresip is registered", 30, lambda: "200 OK" in _read(stage, "/tmp/baresip.log"), 0.2)
 
     yield start
     for pid in pids:
@@ -169,11 +169,11 @@ def test_baresip_registers_and_takes_a_call(stage: Stage, baresip: Callable[[], 
     stage.agents_out()
     ask_a_node(stage.cluster, stage.view(), BARESIP_USER, "login", {"device": BARESIP_USER})
     (ident,) = stage.far.place("6100", "15551061")
-    until("baresip has answered", 12, lambda: _agent_up(stage, "15551061"), 0.1)
-    until("the customer hears baresip's tone", 8, lambda: stage.hearing_music([Pair(ident, "")]), 0.2)
-    until("baresip hears the customer", 8, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
+    until("baresip has answered", 30, lambda: _agent_up(stage, "15551061"), 0.1)
+    until("the customer hears baresip's tone", 30, lambda: stage.hearing_music([Pair(ident, "")]), 0.2)
+    until("baresip hears the customer", 30, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
     stage.far.order(ident, "hangup")
-    until("baresip was hung up on", 8, lambda: not stage.edge_calls(), 0.1)
+    until("baresip was hung up on", 30, lambda: not stage.edge_calls(), 0.1)
 
 
 def test_baresip_places_a_call(stage: Stage, baresip: Callable[[], None]) -> None:
@@ -183,13 +183,13 @@ def test_baresip_places_a_call(stage: Stage, baresip: Callable[[], None]) -> Non
     stage.lab.run(FAREND, "python3", "-c", TELL_BARESIP.format(command="dial", params="1002"))
     rows = until(
         "its colleague's phone has answered",
-        12,
+        30,
         lambda: [c for c in stage.far.calls(living="1") if c["owner"] == "1002" and c["state"] == "up"],
     )
-    until("the colleague hears its tone", 8, lambda: stage.hearing_music([Pair(rows[0]["call"], "")]), 0.2)
-    until("baresip hears the colleague", 8, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
+    until("the colleague hears its tone", 30, lambda: stage.hearing_music([Pair(rows[0]["call"], "")]), 0.2)
+    until("baresip hears the colleague", 30, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
     stage.far.order(rows[0]["call"], "hangup")
-    until("baresip was hung up on", 8, lambda: not stage.edge_calls(), 0.1)
+    until("baresip was hung up on", 30, lambda: not stage.edge_calls(), 0.1)
 
 
 def _heard_bytes(stage: Stage) -> int:

@@ -19,7 +19,7 @@ def call_of(stage: Stage, owner: str, way: str) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
-def in_state(stage: Stage, owner: str, way: str, state: str, limit_s: float = 10) -> str:
+def in_state(stage: Stage, owner: str, way: str, state: str, limit_s: float = 30) -> str:
     def look() -> dict[str, Any] | None:
         call = call_of(stage, owner, way)
         return call if call and call["state"] == state else None
@@ -27,7 +27,7 @@ def in_state(stage: Stage, owner: str, way: str, state: str, limit_s: float = 10
     return until(f"{owner}'s call ({way}) is {state}", limit_s, look)["call"]
 
 
-def hear_each_other(stage: Stage, one: str, other: str, limit_s: float = 8) -> None:
+def hear_each_other(stage: Stage, one: str, other: str, limit_s: float = 30) -> None:
     """Both hear the other's numbered voice now."""
 
     def look() -> bool:
@@ -51,7 +51,7 @@ def strike(stage: Stage, caller: str) -> None:
         row = stage.edge_calls()[caller]
         return bool(row["node"] != node and not row["lost"] and not row["moving_to"])
 
-    until("another serves", 10, moved)
+    until("another serves", 30, moved)
     if struck.mend is not None:
         struck.mend()
 
@@ -65,7 +65,7 @@ def works(stage: Stage, *agents: str) -> set[str]:
 
 
 def ended(stage: Stage, ident: str) -> dict[str, Any]:
-    return until(f"{ident} has ended", 8, lambda: (c := stage.far.call(ident))["state"] == "ended" and c)
+    return until(f"{ident} has ended", 30, lambda: (c := stage.far.call(ident))["state"] == "ended" and c)
 
 
 
@@ -83,18 +83,18 @@ def test_an_agent_dials(stage: Stage, number: str, owner: str, when: str) -> Non
         time.sleep(0.5)
         assert messages(stage, theirs, "received").count("INVITE") == 1
     stage.far.order(theirs, "answer")
-    in_state(stage, "1001", "out", "up", 5)
+    in_state(stage, "1001", "out", "up")
     hear_each_other(stage, mine, theirs)
     if when == "talking":
         strike(stage, "1001")
         hear_each_other(stage, mine, theirs)
-    until("hitless", 5, lambda: stage.edge_calls()["1001"]["media"] == "hitless")
+    until("hitless", 30, lambda: stage.edge_calls()["1001"]["media"] == "hitless")
     assert stage.agents()["1001"]["work"] == "talking"
     assert not [w for w in messages(stage, theirs, "received") if w.startswith(("BYE", "CANCEL"))]
     stage.far.order(theirs, "hangup")
     assert ended(stage, mine)["ended_by"] == "them"
-    until("no channel is left", 10, lambda: not stage.channels(), 0.2)
-    until("both are idle", 15, lambda: works(stage, "1001", "1002") == {"idle"}, 0.2)
+    until("no channel is left", 30, lambda: not stage.channels(), 0.2)
+    until("both are idle", 30, lambda: works(stage, "1001", "1002") == {"idle"}, 0.2)
 
 
 def test_a_number_nobody_has(stage: Stage) -> None:
@@ -102,7 +102,7 @@ def test_a_number_nobody_has(stage: Stage) -> None:
     stage.far.phone_order("1001", "dial", number="7777")
     ident = stage.far.phone("1001")["calls"][-1]["call"]
     assert ended(stage, ident)["status"] == 480
-    until("idle again", 10, lambda: stage.agents()["1001"].get("work", "idle") == "idle", 0.2)
+    until("idle again", 30, lambda: stage.agents()["1001"].get("work", "idle") == "idle", 0.2)
 
 
 # --- transfers -------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def a_talk(stage: Stage, agents: list[str]) -> tuple[str, str, str, str, str]:
     def talks() -> list[str]:
         return [a for a in agents if (c := call_of(stage, a, "in")) and c["state"] == "up"]
 
-    (agent,) = until("an agent talks", 10, talks)
+    (agent,) = until("an agent talks", 30, talks)
     (other,) = [a for a in agents if a != agent]
     mine = in_state(stage, agent, "in", "up")
     hear_each_other(stage, ident, mine)
@@ -132,7 +132,7 @@ def consulting(stage: Stage) -> tuple[str, str, str, str, str, str]:
     second = in_state(stage, agent, "out", "up")
     theirs = in_state(stage, other, "in", "up")
     hear_each_other(stage, second, theirs)
-    until("music on hold", 5, lambda: music(stage, customer))
+    until("music on hold", 30, lambda: music(stage, customer))
     return customer, mine, second, theirs, caller, agent
 
 
@@ -143,9 +143,9 @@ def music(stage: Stage, ident: str) -> bool:
 
 
 def nothing_left(stage: Stage) -> None:
-    until("no channel is left", 15, lambda: not stage.channels(), 0.2)
-    until("no call is left", 15, lambda: not stage.edge_calls(), 0.2)
-    until("all agents are idle", 20, lambda: works(stage, "1001", "1002") == {"idle"}, 0.2)
+    until("no channel is left", 30, lambda: not stage.channels(), 0.2)
+    until("no call is left", 30, lambda: not stage.edge_calls(), 0.2)
+    until("all agents are idle", 30, lambda: works(stage, "1001", "1002") == {"idle"}, 0.2)
 
 
 @pytest.mark.parametrize("when", ["never", "ringing"])
@@ -156,7 +156,7 @@ def test_a_blind_transfer(stage: Stage, when: str) -> None:
     theirs = in_state(stage, other, "in", "ringing")
     if when == "ringing":
         strike(stage, caller)
-    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
+    until("the asker is released", 30, lambda: stage.far.call(mine)["state"] == "ended")
     assert stage.far.call(mine)["refer"]["said"][-1] == "SIP/2.0 200 OK"
     stage.far.order(theirs, "answer")
     hear_each_other(stage, customer, theirs)
@@ -170,9 +170,9 @@ def test_a_blind_transfer(stage: Stage, when: str) -> None:
 def test_a_blind_transfer_into_a_queue(stage: Stage) -> None:
     customer, mine, _, _, _ = a_talk(stage, ["1001", "1002"])
     stage.far.order(mine, "refer", number="6100")
-    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
-    until("music in the queue", 8, lambda: music(stage, customer))
-    until("a place in the other queue", 5, lambda: stage.view().waiting.get("sales"))
+    until("the asker is released", 30, lambda: stage.far.call(mine)["state"] == "ended")
+    until("music in the queue", 30, lambda: music(stage, customer))
+    until("a place in the other queue", 30, lambda: stage.view().waiting.get("sales"))
     stage.far.order(customer, "hangup")
     nothing_left(stage)
 
@@ -182,7 +182,7 @@ def test_nobody_takes_the_transfer_the_asker_is_rung_again(stage: Stage) -> None
     stage.far.ask(f"/phones/{other}/manner", "POST", {"mode": "ring"})
     stage.far.order(mine, "refer", number=other)
     theirs = in_state(stage, other, "in", "ringing")
-    until("the asker is released", 8, lambda: stage.far.call(mine)["state"] == "ended")
+    until("the asker is released", 30, lambda: stage.far.call(mine)["state"] == "ended")
     stage.far.order(theirs, "reject", status=486)
     back = in_state(stage, agent, "in", "up")
     hear_each_other(stage, customer, back)
@@ -197,7 +197,7 @@ def test_an_attended_transfer(stage: Stage, when: str) -> None:
     if when == "consulting":
         strike(stage, caller)
         hear_each_other(stage, second, theirs)
-        until("music again", 5, lambda: music(stage, customer))
+        until("music again", 30, lambda: music(stage, customer))
     if when == "asked":
         node = stage.edge_calls()[caller]["node"]
         struck = FAULTS["asterisk-kill"](stage.lab, node)
@@ -206,7 +206,7 @@ def test_an_attended_transfer(stage: Stage, when: str) -> None:
             struck.mend()
     else:
         stage.far.order(mine, "refer", number="1002", other=second)
-    hear_each_other(stage, customer, theirs, 10)
+    hear_each_other(stage, customer, theirs)
     for gone in (mine, second):
         assert ended(stage, gone)["ended_by"] == "them"
     stage.far.order(theirs, "hangup")
@@ -238,7 +238,7 @@ def test_hanging_up_in_the_gap_of_a_consultation(stage: Stage, who: str) -> None
 def all_three_hear(stage: Stage, *idents: str) -> None:
     """Asterisk mixes three voices: nobody's numbers come through, but everybody hears something."""
     for ident in idents:
-        until(f"{ident} hears", 8, lambda ident=ident: music(stage, ident), 0.2)  # type: ignore[misc]
+        until(f"{ident} hears", 30, lambda ident=ident: music(stage, ident), 0.2)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("fault", [False, True])
@@ -262,13 +262,13 @@ def test_a_conference(stage: Stage, fault: bool) -> None:
 def test_a_restarted_edge_goes_on_with_a_consultation(stage: Stage) -> None:
     customer, mine, second, theirs, caller, _ = consulting(stage)
     struck = FAULTS["edge-process-kill"](stage.lab, "edge1")
-    until("the edge answers again", 10, lambda: caller in stage.edge_calls())
+    until("the edge answers again", 30, lambda: caller in stage.edge_calls())
     hear_each_other(stage, second, theirs)
-    until("music", 5, lambda: music(stage, customer))
+    until("music", 30, lambda: music(stage, customer))
     time.sleep(1.0)
     assert stage.edge_calls()[caller]["moves"] == [], "nothing was lost, nothing need move"
     stage.far.order(mine, "refer", number="1002", other=second)
-    hear_each_other(stage, customer, theirs, 10)
+    hear_each_other(stage, customer, theirs)
     if struck.mend is not None:
         struck.mend()
     stage.far.order(customer, "hangup")

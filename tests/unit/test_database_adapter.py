@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +153,22 @@ async def test_outcomes() -> None:
 
 
 async def test_a_statement_that_hangs_holds_up_no_other_lane() -> None:
-    local, _ = server({"START REPLICA": lambda: time.sleep(0.4) or [], **MYSQL_ANSWERS})
+    begun, release = threading.Event(), threading.Event()
+
+    def hangs() -> list[Any]:
+        begun.set()
+        release.wait(60)
+        return []
+
+    local, _ = server({"START REPLICA": hangs, **MYSQL_ANSWERS})
     hanging = asyncio.create_task(local.perform(DatabaseDo(verb="follow_start", lane="steps")))
-    await asyncio.sleep(0.02)
-    began = time.monotonic()
+    assert await asyncio.to_thread(begun.wait, 30)
     assert isinstance(await local.perform(Observe(lane="observe")), Done)
-    assert time.monotonic() - began < 0.3
+    assert not hanging.done()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await hanging
+    release.set()
     assert isinstance(await local.perform(DatabaseDo(verb="open", lane="steps")), Done)
     local.close()
 

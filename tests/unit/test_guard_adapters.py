@@ -99,11 +99,13 @@ async def test_words_go_both_ways_and_strangers_are_not_heard() -> None:
     heard: list[Any] = []
     ear = WordSocket(KEY, ("127.0.0.1", 9), heard.append)
     await ear.start("127.0.0.1", 0)
-    for key in (KEY, b"another key of it"):
+    for number, key in enumerate((KEY, b"another key of it"), 1):
         mouth = WordSocket(key, ("127.0.0.1", ear.port), heard.append)
         await mouth.start("127.0.0.1", 0)
         mouth.send(EdgeWord(edge="e", process="p"))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while len(heard) + ear.refused < number:
+                await asyncio.sleep(0.005)
         mouth.close()
     assert [event.word for event in heard] == [EdgeWord(edge="e", process="p")] and ear.refused == 1
     ear.close()

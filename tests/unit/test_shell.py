@@ -24,7 +24,7 @@ from ari_ha.core.machine import (
     Unknown,
 )
 from ari_ha.core.story import Story
-from ari_ha.runtime.shell import Shell
+from ari_ha.runtime.shell import DEADLINE_FLOOR_S, EVENTS_PER_TURN_MAX, Shell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Bench:
     def perform_now(self, effect):
         self.sent.append(effect.name)
 
-    async def until_idle(self, limit_s=2.0):
+    async def until_idle(self, limit_s=30.0):
         async with asyncio.timeout(limit_s):
             while not self.shell.idle():
                 await asyncio.sleep(0.002)
@@ -110,7 +110,7 @@ class Bench:
 
     async def __aexit__(self, *_):
         self.shell.stop()
-        await asyncio.wait_for(self.task, 2)
+        await asyncio.wait_for(self.task, 30)
 
 
 async def test_a_lane_runs_in_order_and_lanes_run_side_by_side():
@@ -234,7 +234,10 @@ async def test_one_deadline_event_per_deadline_and_it_follows_changes():
         await asyncio.sleep(0.01)
         b.machine.wanted = started + 0.05
         b.shell.post(Begin())
-        await asyncio.sleep(0.12)
+        async with asyncio.timeout(30):
+            while b.machine.wanted is not None:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
     fired = [e for e in b.machine.seen if isinstance(e, DeadlineReached)]
     assert len(fired) == 1
     assert b.machine.wanted is None
@@ -245,8 +248,13 @@ async def test_a_deadline_that_never_moves_does_not_starve_the_loop():
     b.machine.handle = lambda event, now: b.machine.seen.append(event) or ()
     b.machine.wanted = 0.0
     async with b:
-        await asyncio.sleep(0.05)
-    assert 5 < len(b.machine.seen) < 100
+        began, turns = time.monotonic(), 0
+        async with asyncio.timeout(30):
+            while turns < 20 or len(b.machine.seen) <= 5:
+                await asyncio.sleep(0.002)
+                turns += 1
+        took_s = time.monotonic() - began
+    assert len(b.machine.seen) <= took_s / DEADLINE_FLOOR_S + 1
 
 
 async def test_a_fault_in_the_machine_is_told_and_the_process_goes_on(caplog):
@@ -270,19 +278,21 @@ async def test_with_check_a_fault_ends_the_run(what):
     b.machine.broken = what == "invariant"
     b.shell.post(Begin(cause="fault" if what == "raise" else ""))
     with pytest.raises(ValueError if what == "raise" else InvariantBroken):
-        await asyncio.wait_for(b.shell.run(), 1)
+        await asyncio.wait_for(b.shell.run(), 30)
 
 
 async def test_a_stall_is_told_and_measured():
     async with Bench() as b:
         before = time.monotonic()
         await asyncio.sleep(0.1)
-        assert b.shell.stalled_s(before) == 0
+        # A busy machine stalls this test as well: never more is told than there was.
+        told_s, took_s = b.shell.stalled_s(before), time.monotonic() - before
+        assert told_s == 0 if took_s < 0.15 else told_s <= took_s
         time.sleep(0.3)
         await asyncio.sleep(0.1)
-        assert 0.2 < b.shell.stalled_s(before) < 0.5
+        assert 0.2 < b.shell.stalled_s(before) <= time.monotonic() - before
     stalls = [e for e in b.machine.seen if isinstance(e, ShellStall)]
-    assert len(stalls) == 1 and stalls[0].lag_s > 0.2
+    assert any(stall.lag_s > 0.2 for stall in stalls)
 
 
 async def test_counts_reach_the_metrics_and_notes_the_story():
@@ -303,10 +313,9 @@ async def test_many_events_keep_the_loop_alive():
     async with Bench(mailbox_max=60_000) as b:
         for _ in range(50_000):
             b.shell.post(Begin())
-        worst, last = 0.0, time.monotonic()
+        turns = 0
         while not b.shell.idle():
             await asyncio.sleep(0)
-            now = time.monotonic()
-            worst, last = max(worst, now - last), now
-    assert worst < 0.5
+            turns += 1
+    assert turns >= 50_000 // EVENTS_PER_TURN_MAX, "others had their turn after each batch"
     assert len(b.machine.seen) == 50_000

@@ -19,6 +19,8 @@ assert supervise.is_child()
 with open({record!r}, "a") as file:
     print(os.getpid(), file=file)
 lives = len(open({record!r}).readlines())
+def ready():
+    open({record!r} + ".ready", "w").close()
 async def main():
     supervise.start_heartbeat(20)
     await asyncio.sleep(0)
@@ -42,13 +44,21 @@ class Parent:
 
     def __init__(self, directory: Path, body: str) -> None:
         self._record = directory / "pids"
+        self._ready = directory / "pids.ready"
         self._record.touch()
         indented = "\n".join("    " + line for line in body.splitlines())
         child = CHILD.format(record=str(self._record), body=indented)
         code = PARENT.format(child=child)
         self.process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
-    def pids(self, number: int = 1, limit_s: float = 10.0) -> list[int]:
+    def ready(self, limit_s: float = 30.0) -> None:
+        """Returns when the child has said that it stands."""
+        end = time.monotonic() + limit_s
+        while not self._ready.exists():
+            assert time.monotonic() < end, "the child does not come up"
+            time.sleep(0.01)
+
+    def pids(self, number: int = 1, limit_s: float = 30.0) -> list[int]:
         """Pids of the children so far, at least ``number``."""
         end = time.monotonic() + limit_s
         while len(found := self._record.read_text().split()) < number:
@@ -60,7 +70,7 @@ class Parent:
         self.process.send_signal(signal.SIGTERM)
         return self.ended()
 
-    def ended(self, limit_s: float = 10.0) -> tuple[int, list[dict]]:
+    def ended(self, limit_s: float = 30.0) -> tuple[int, list[dict]]:
         """Exit status, and the lines it wrote."""
         _, text = self.process.communicate(timeout=limit_s)
         return self.process.returncode, [
@@ -89,7 +99,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone_within(pid: int, limit_s: float) -> bool:
+def gone(pid: int, limit_s: float = 30.0) -> bool:
     end = time.monotonic() + limit_s
     while alive(pid):
         if time.monotonic() > end:
@@ -99,9 +109,9 @@ def gone_within(pid: int, limit_s: float) -> bool:
 
 
 def test_killed_child_is_started_again(parent):
-    one = parent("await asyncio.sleep(60)")
+    one = parent("ready()\nawait asyncio.sleep(60)")
     (first,) = one.pids()
-    time.sleep(0.3)
+    one.ready()
     os.kill(first, signal.SIGKILL)
     one.pids(2)
     _, lines = one.stop()
@@ -112,13 +122,12 @@ def test_killed_child_is_started_again(parent):
 @pytest.mark.parametrize("freeze", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"])
 def test_frozen_child_is_killed_and_started_again(parent, freeze):
     one = parent(f"if lives == 1:\n    await asyncio.sleep(0.1)\n    {freeze}\nawait asyncio.sleep(60)")
-    began = time.monotonic()
     first = one.pids(2)[0]
-    assert time.monotonic() - began < 3
-    assert gone_within(first, 1)
+    assert gone(first)
     _, lines = one.stop()
     restart = next(line for line in lines if line["what"] == "restart")
-    assert restart["why"].startswith("silent for 3") and restart["status"] == -signal.SIGKILL
+    assert int(restart["why"].removeprefix("silent for ").removesuffix(" ms")) >= 300
+    assert restart["status"] == -signal.SIGKILL
 
 
 def test_child_that_dies_quickly_is_started_with_growing_pauses(parent):
@@ -138,31 +147,32 @@ def test_child_that_ends_on_purpose_is_not_started_again(parent, status):
 
 def test_sigterm_is_passed_on_and_waited_for(parent):
     body = (
-        "asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sys.exit, 0)\nawait asyncio.sleep(60)"
+        "asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sys.exit, 0)\nready()\n"
+        "await asyncio.sleep(60)"
     )
     one = parent(body)
     (pid,) = one.pids()
-    time.sleep(0.3)
+    one.ready()
     status, _ = one.stop()
     assert status == 0 and not alive(pid)
 
 
 def test_child_that_does_not_stop_is_killed(parent):
-    one = parent("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nawait asyncio.sleep(60)")
+    one = parent("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready()\nawait asyncio.sleep(60)")
     (pid,) = one.pids()
-    time.sleep(0.3)
+    one.ready()
     began = time.monotonic()
     one.stop()
-    assert 0.4 < time.monotonic() - began < 3
+    assert time.monotonic() - began > 0.4
     assert not alive(pid)
 
 
 def test_child_does_not_survive_its_parent(parent):
-    one = parent("await asyncio.sleep(60)")
+    one = parent("ready()\nawait asyncio.sleep(60)")
     (pid,) = one.pids()
-    time.sleep(0.3)
+    one.ready()
     one.process.kill()
-    assert gone_within(pid, 1)
+    assert gone(pid)
 
 
 def test_what_the_child_started_ends_with_it(parent, tmp_path):
@@ -174,11 +184,13 @@ def test_what_the_child_started_ends_with_it(parent, tmp_path):
     )
     one = parent(body)
     one.pids(1)
+    end = time.monotonic() + 30
     while not note.exists() or not note.read_text():
+        assert time.monotonic() < end, "the child starts nothing"
         time.sleep(0.01)
     grandchild = int(note.read_text())
     one.pids(2)
-    assert gone_within(grandchild, 1)
+    assert gone(grandchild)
     one.stop()
 
 
