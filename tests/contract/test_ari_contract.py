@@ -248,8 +248,9 @@ async def test_a_second_app_takes_the_events(connect):
 async def test_websocket_pings_are_answered(connect):
     _, mail = await connect(ping_every_ms=50, silence_limit_ms=2_000)
     await mail.until(AriSnapshot)
+    told = len(mail.all(AriDown))  # an Asterisk that still starts may have been told of before
     await asyncio.sleep(4)  # twice the limit: only answers keep the connection that long
-    assert mail.all(AriDown) == []
+    assert len(mail.all(AriDown)) == told
 
 
 def visible(asterisk: Asterisk) -> None:
