@@ -38,7 +38,7 @@ def bench(
     settings: SettingsFile = DEFAULT_SETTINGS,
 ) -> None:
     """Measure the steady cost of a call: CPU, set-up delay, etcd transactions."""
-    from ari_ha.cli.chaos import _machine, _versions
+    from ari_ha.cli.chaos import machine, versions
     from ari_ha.cli.chaos_stage import Stage
 
     console = Console()
@@ -47,8 +47,8 @@ def bench(
     stage.clean()
     report: dict[str, Any] = {
         "at": time.time(),
-        "machine": _machine(),
-        "versions": _versions(stage.lab.versions()),
+        "machine": machine(),
+        "versions": versions(stage.lab.versions()),
         "setup": _setup_delay(stage, setups),
         "talking": _talking(stage, calls, seconds),
     }

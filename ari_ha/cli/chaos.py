@@ -75,11 +75,11 @@ def run(
     try:
         stage = Stage(settings, (lambda _: None) if quiet else say)
         stage.codec = codec
-        versions, where = _versions(stage.lab.versions()), machine()
+        programs, where = versions(stage.lab.versions()), machine()
 
         def write(runs: Sequence[Mapping[str, Any]]) -> None:
             if json_file and not quiet:
-                Path(json_file).write_text(json.dumps(report(runs, versions, where), indent=2) + "\n")
+                Path(json_file).write_text(json.dumps(report(runs, programs, where), indent=2) + "\n")
             if not quiet:
                 _print_run(runs[-1])
 
@@ -87,9 +87,9 @@ def run(
     except (StageError, ClusterError, FarEndError, LabError) as error:
         fail(str(error), quiet)
     if quiet:
-        typer.echo(json.dumps(report(runs, versions, where), indent=2))
+        typer.echo(json.dumps(report(runs, programs, where), indent=2))
     else:
-        _print(report(runs, versions, where))
+        _print(report(runs, programs, where))
     raise typer.Exit(0 if passed(runs) else 1)
 
 
@@ -129,7 +129,7 @@ def report(runs: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machi
     return {"runs": list(runs), "summary": summary(runs), "versions": dict(versions), "machine": machine}
 
 
-def _versions(outside: Mapping[str, str]) -> dict[str, str]:
+def versions(outside: Mapping[str, str]) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     try:

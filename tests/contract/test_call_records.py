@@ -168,7 +168,11 @@ async def leader(etcd: EtcdSettings) -> str:
 async def put(etcd: EtcdSettings, first: int, count: int) -> None:
     for start in range(first, first + count, 100):
         puts = tuple(Put(KEYS.cdr(f"k{n}"), encode(ended(f"k{n}"))) for n in range(start, start + 100))
-        assert isinstance(await txn(etcd, StoreTxn(puts=puts, limit_s=5.0)), Done)
+
+        async def written(puts: tuple[Put, ...] = puts) -> bool:  # not yet while etcd is starting
+            return isinstance(await txn(etcd, StoreTxn(puts=puts, limit_s=5.0)), Done)
+
+        await until(written)
 
 
 async def until(what: Any, limit_s: float = LIMIT_S) -> None:
