@@ -77,6 +77,8 @@ endif
 bench: $(VENV)/.made ## measure, and write a report with machine and versions
 	@docker/bootstrap && docker/lab up && mkdir -p reports
 	@$(RUN)/ari-ha bench --json reports/bench.json
+	@$(RUN)/python -m tests.bench.bench_sip | tee reports/bench-sip.json
+	@$(RUN)/python -m tests.bench.bench_edge | tee reports/bench-edge.json
 
 lint: $(VENV)/.made ## ruff, and the rules about who may import whom
 	@$(RUN)/ruff check .

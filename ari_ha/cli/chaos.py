@@ -51,7 +51,10 @@ def run(
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls per run.")] = DEFAULT_CALLS,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Runs of each fault and state.")] = 1,
     during: Annotated[
-        str, typer.Option("--during", help="hangup-caller or hangup-agent: somebody hangs up inside the gap.")
+        str,
+        typer.Option(
+            "--during", help="What people do in the gap: hangup-caller, hangup-agent or hold-agent."
+        ),
     ] = "",
     json_file: Annotated[str, typer.Option("--json", help="Write the report here; '-': print it.")] = "",
     baseline: Annotated[
@@ -105,8 +108,8 @@ def list_() -> None:
 
 def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: str) -> list[tuple[str, str]]:
     """Fault and state of every run; words separated by commas count as several."""
+    from ari_ha.cli.chaos_inside import DURING, HANGUP_AGENT, HOLD_AGENT
     from ari_ha.cli.chaos_judge import ALONE_STATES, STATES
-    from ari_ha.cli.chaos_run import DURING
     from ari_ha.cli.chaos_stage import CALLS_MAX
     from ari_ha.cli.lab import FAULTS
 
@@ -117,8 +120,10 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
             fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
     if calls > CALLS_MAX:
         fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
-    if during == "hangup-agent" and {*ALONE_STATES} & {*chosen_states}:
-        fail("a queued call has no agent who could hang up", status=2)
+    if during in (HANGUP_AGENT, HOLD_AGENT) and {*ALONE_STATES} & {*chosen_states}:
+        fail("a queued call has no agent who could do that", status=2)
+    if during == HOLD_AGENT and {*chosen_states} - {"talking"}:
+        fail("only people who talk can be put on hold", status=2)
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
 
 
@@ -184,7 +189,7 @@ def _middle_and_max(values: Sequence[float]) -> str:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from ari_ha.cli.chaos_judge import worst
+    from ari_ha.cli.chaos_judge import messages_of, worst
 
     rows = []
     for run_ in document["runs"]:
@@ -202,7 +207,7 @@ def _print(document: Mapping[str, Any]) -> None:
                 _middle_and_max(lost),
                 _middle_and_max(gaps),
                 run_["baseline"]["lost_ms_max"] if run_["baseline"] else "",
-                f"{sum(c['carrier_messages'] for c in calls)} / {sum(c['phone_messages'] for c in calls)}",
+                messages_of(calls),
                 _middle_and_max(resumed),
                 after or "nothing",
             )

@@ -77,8 +77,10 @@ class Verdict:
     """Per direction; None: not measured."""
     gap_ms: dict[str, float | None] = field(default_factory=lambda: {"to_customer": None, "to_agent": None})
     same_agent: bool | None = None
-    carrier_messages: int = 0
-    phone_messages: int = 0
+    carrier_messages: int | None = None
+    phone_messages: int | None = None
+    answered_ms: float | None = None
+    """What somebody asked for inside the gap was answered after this long."""
     resumed_ms: float | None = None
     against: list[str] = field(default_factory=list)
     """Why it did not survive; empty: it did."""
@@ -93,6 +95,7 @@ class Verdict:
             "longest_gap_ms": {name: _rounded(value, 1) for name, value in self.gap_ms.items()},
             "carrier_messages": self.carrier_messages,
             "phone_messages": self.phone_messages,
+            "answered_ms": _rounded(self.answered_ms, 0),
             "resumed_ms": None if self.resumed_ms is None else round(self.resumed_ms),
             "why": "; ".join(self.against),
         }
@@ -124,7 +127,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and max."""
+    """p50, p95, p99 and max; empty where nothing was measured."""
+    if not values:
+        return {}
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: round(percentile(values, share)) for name, share in shares.items()}
 
@@ -313,10 +318,18 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "same_agent": sum(call["same_agent"] is True for call in calls),
         "lost_audio_ms": spread(lost),
         "resumed_ms": spread(resumed),
+        "answered_ms": spread([c["answered_ms"] for c in calls if c.get("answered_ms") is not None]),
         "baseline_lost_ms": max(
             (run["baseline"]["lost_ms_max"] for run in runs if run["baseline"]), default=0
         ),
     }
+
+
+def messages_of(calls: Sequence[Mapping[str, Any]]) -> str:
+    """SIP messages to carrier and phones; a dash where they were not counted."""
+    if any(call["carrier_messages"] is None for call in calls):
+        return "–"
+    return f"{sum(c['carrier_messages'] for c in calls)} / {sum(c['phone_messages'] for c in calls)}"
 
 
 def passed(runs: Sequence[Mapping[str, Any]]) -> bool:

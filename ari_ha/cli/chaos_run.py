@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from ari_ha.cli import chaos_after as after
+from ari_ha.cli import chaos_inside as inside
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli import chaos_party as party
 from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
     ALONE_STATES,
     CONFERENCE,
@@ -49,21 +52,21 @@ MEND_AFTER_S = {
     "compaction": 3.0,
     "etcd-slow": 8.0,
     "node-loss": 6.0,
-    "etcd-quorum-loss": 6.0,
+    "etcd-quorum-loss": 30.0,
+    "asterisk-freeze": 10.0,
     "edge-freeze": 4.0,
     "edge-cut": 4.0,
     "edge-heartbeats-lost": 4.0,
 }
 """Faults that are mended while the run still watches, after this long."""
-DURING = ("", "hangup-caller", "hangup-agent")
+STAYING = ("app-kill", "app-freeze")
+"""Faults that are over before a call need move."""
+COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")
+"""Faults whose node wakes up with calls it has lost."""
 BASELINE_S = 2.0
 PROBE_EVERY_S = 0.35
 PROBE_LIMIT_S = 30.0
-OWNERS_LIMIT_S = 5.0
-"""A node that was cut off or frozen has let go of everything by then."""
 STEADY_S = 1.5
-HANGUP_AFTER_S = 0.1
-LEFTOVER_LIMIT_S = 30.0
 DIGIT_OF_CUSTOMER, DIGIT_OF_AGENT, DIGIT_OF_SUPERVISOR = "1", "2", "3"
 
 
@@ -82,6 +85,8 @@ class Run:
     pairs: list[Pair] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    mended_at: float = field(default_factory=time.monotonic)
+    """Monotonic seconds"""
     node_empty_ms: int | None = None
     """From the fault until the edge had given the last call another home; None: not all have moved."""
     left: list[str] = field(default_factory=list)
@@ -108,9 +113,9 @@ class Run:
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
-            agents = stage.agents()
+            then = after.before(stage, self.host if self.fault in STAYING else "")
             at = time.time()
-            self._strike_and_watch(agents)
+            self._strike_and_watch(then)
             self._end()
         finally:
             stage.ring_as_before(rings)
@@ -156,27 +161,64 @@ class Run:
 
     # --- the fault ---
 
-    def _strike_and_watch(self, agents: Mapping[str, Mapping[str, Any]]) -> None:
+    def _strike_and_watch(self, then: after.Before) -> None:
         stage = self.stage
         stage.say(f"striking: {self.fault} {self.host}")
         struck = FAULTS[self.fault](stage.lab, self.host)
         try:
-            if self.during:
-                self._hang_up_inside(struck.at)
+            if self.during in inside.HANGUPS:
+                by_caller = self.during == inside.HANGUP_CALLER
+                inside.hang_up(stage, self.verdicts.values(), by_caller, struck.at)
+            elif self.during:
+                inside.hold(stage, self.verdicts.values(), struck.at)
             else:
                 self.watch(struck)
+                self._judge_app(then)
         finally:
             self._mend(struck)
-        if self.during:
-            self.after["agents_changed"] = self.after["double_owners"] = 0
-            return
+        if self.fault in COMING_BACK:
+            kept = after.channels_kept(stage, self.host, self.mended_at)
+            self.left += kept
+            self.after["kept_channels"] = len(kept)
         stage.say("the broken part is back: do the calls mind?")
+        if self.during in inside.HANGUPS:
+            self._judge_records(after.changed_agents(stage, then, after.HANGUP_FIELDS))
+            return
         self._after_mending()
-        changed = judge.changed_agents(agents, stage.agents())
+        if self.during:
+            self._strike_again()
+        self._judge_records(after.changed_agents(stage, then))
+        after.judge_places(stage, self.verdicts.values(), then)
+        if self.fault in STAYING:
+            after.judge_stayed(stage, self.verdicts.values())
+        self._act()
+
+    def _strike_again(self) -> None:
+        """What the edge took up again is whole: the calls survive the death of their Asterisk too."""
+        stage = self.stage
+        node = next(iter(self.pairs)).node
+        stage.say(f"striking again: asterisk-kill {node}")
+        stage.refresh(self.pairs)
+        struck = FAULTS["asterisk-kill"](stage.lab, node)
+        self._probe(struck.at, self.verdicts, struck, moved=True)
+        self._judge_audio(self.verdicts, struck.at)
+        self._judge_dialogs(struck.at)
+        self._after_mending()
+
+    def _judge_records(self, changed: Mapping[str, Sequence[str]]) -> None:
         self.left += [f"agent {name} changed: {', '.join(fields)}" for name, fields in changed.items()]
         self.after["agents_changed"] = len(changed)
-        self.after["double_owners"] = self._double_owners()
-        self._act()
+        double = after.double_owners(self.stage, self.pairs)
+        self.left += [
+            f"call {call} is served by {', '.join(sorted(nodes))}" for call, nodes in double.items()
+        ]
+        self.after["double_owners"] = len(double)
+
+    def _judge_app(self, then: after.Before) -> None:
+        """A hung app must have been replaced by now, not woken up by us."""
+        if self.fault in STAYING and self.stage.lab.child_pid(self.host, "app") == then.app_pid:
+            for verdict in self.verdicts.values():
+                verdict.against.append("the hung app was not killed and started again")
 
     def watch(self, struck: Struck) -> None:
         """Probes until every call is served again, then judges what was heard meanwhile."""
@@ -204,6 +246,7 @@ class Run:
         if struck.mend is not None:
             struck.mend()
             struck.mend = None
+            self.mended_at = time.monotonic()
 
     def _probe(
         self,
@@ -245,7 +288,6 @@ class Run:
             verdict.resumed_ms = max(known) if len(known) == len(times) else None
             if verdict.resumed_ms is None:
                 verdict.against.append("no node heard a digit of both sides afterwards")
-
 
     def _collect(
         self,
@@ -302,44 +344,6 @@ class Run:
             verdict.carrier_messages = _messages(rows.get(pair.customer))
             verdict.phone_messages = _messages(rows.get(pair.agent_call))
 
-    # --- somebody hangs up inside the gap ---
-
-    def _hang_up_inside(self, struck_at: float) -> None:
-        stage = self.stage
-        caller = self.during == "hangup-caller"
-        before = set(stage.far_calls())
-        time.sleep(max(0.0, struck_at + HANGUP_AFTER_S - time.time()))
-        for pair in self.pairs:
-            mine = pair.customer if caller else pair.agent_call
-            stage.far.order(mine or pair.customer, "hangup")
-        for verdict in self.verdicts.values():
-            pair = verdict.pair
-            verdict.same_agent = None
-            other = pair.agent_call if caller else pair.customer
-            if other:
-                self._expect(
-                    verdict, f"{other} is ended too", 10, lambda other=other: self._ended(other, "them")
-                )
-        try:
-            until("new calls at the phones", 3, lambda: set(stage.far_calls()) - before)
-        except StageError:
-            return
-        for verdict in self.verdicts.values():
-            verdict.against.append("a phone was called again after the end")
-
-    def _ended(self, ident: str, by: str) -> bool:
-        row = self.stage.far.call(ident)
-        return row["state"] == "ended" and row["ended_by"] in (by, "canceled", "refused")
-
-    def _expect(self, verdict: Verdict, what: str, limit_s: float, look: Callable[[], Any]) -> bool:
-        """Waits for it; counts against the call when it does not come."""
-        try:
-            until(what, limit_s, look)
-        except StageError as error:
-            verdict.against.append(str(error))
-            return False
-        return True
-
     # --- afterwards ---
 
     def _after_mending(self) -> None:
@@ -356,25 +360,6 @@ class Run:
             verdict.against += [
                 f"after mending: {reason}" for reason in again.against if reason not in verdict.against
             ]
-
-    def _double_owners(self) -> int:
-        """Calls that more than one node still serves some seconds after the mending."""
-        end = time.monotonic() + OWNERS_LIMIT_S
-        while (double := self._owners()) and time.monotonic() < end:
-            time.sleep(0.3)
-        self.left += [f"call {call} is served by {', '.join(sorted(n))}" for call, n in double.items()]
-        return len(double)
-
-    def _owners(self) -> dict[str, set[str]]:
-        """Calls that more than one node serves, by its app's word or by a bridge it still has."""
-        nodes_of: dict[str, set[str]] = {}
-        for node in NODES:
-            served = set(self.stage.node_http(node, "/v1/calls")["calls"])
-            served |= {bridge.split(".")[0] for bridge in self.stage.lab.bridges(node)}
-            for call in served:
-                nodes_of.setdefault(call, set()).add(node)
-        ours = {pair.call for pair in self.pairs}
-        return {call: nodes for call, nodes in nodes_of.items() if call in ours and len(nodes) > 1}
 
     def _act(self) -> None:
         """What people do next works: digits, unhold, answering."""
@@ -432,7 +417,7 @@ class Run:
             pair = verdict.pair
             agent = next(free[pair.queue])
             ask_a_node(stage.cluster, view, agent, "login", {"device": agent})
-            if self._expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
+            if expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)
         self._expect_talking(5)
 
@@ -450,7 +435,8 @@ class Run:
         for verdict in self._living():
             self.stage.supervise(verdict.pair, "stop")
             other = verdict.pair.supervisor_call
-            self._expect(verdict, f"{other} is ended", 10, lambda other=other: self._ended(other, "them"))
+            gone = f"{other} is ended"
+            expect(verdict, gone, 10, lambda other=other: ended(self.stage, other, "them"))  # type: ignore[misc]
             verdict.pair.state = "talking"
         self._expect_talking(10)
 
@@ -486,7 +472,7 @@ class Run:
 
     def _end(self) -> None:
         """Half the calls are ended by the customer, half by the agent; the other side must be ended too."""
-        if self.during:
+        if self.during in inside.HANGUPS:
             return
         self.stage.say("hanging up")
         enders: dict[str, tuple[Verdict, str]] = {}
@@ -504,36 +490,15 @@ class Run:
             if other:
                 enders[other] = (verdict, mine)
         for other, (verdict, mine) in enders.items():
-            self._expect(
-                verdict, f"{other} is ended by {mine}", 5, lambda other=other: self._ended(other, "them")
-            )
+            gone = f"{other} is ended by {mine}"
+            expect(verdict, gone, 5, lambda other=other: ended(self.stage, other, "them"))  # type: ignore[misc]
 
     def _leftovers(self) -> None:
         """What is still there when nothing should be."""
-        stage = self.stage
-        stage.say("looking for what is left")
-        stale = _settles_s(lambda: sum(len(names) for names in stage.channels().values()))
-        stale += _settles_s(lambda: len(stage.edge_calls()))
-        if stale:
-            self.left += [f"{node}: {name}" for node, names in stage.channels().items() for name in names]
-        self.after["stale_legs"] = stale
-        self.left += [f"call {call} is still in etcd" for call in stage.view().calls]
-        self.after["ghost_agents"] = _settles_s(
-            lambda: len(judge.ghosts(stage.agents(), [c["call"] for c in stage.edge_calls().values()]))
-        )
-
-
-def _settles_s(count: Callable[[], int], limit_s: float = LEFTOVER_LIMIT_S) -> int:
-    """The count once it is zero, or at the limit."""
-    end = time.monotonic() + limit_s
-    while True:
-        try:
-            found = count()
-        except (ClusterError, LabError):
-            found = -1
-        if found == 0 or time.monotonic() >= end:
-            return abs(found)
-        time.sleep(0.3)
+        self.stage.say("looking for what is left")
+        counts, words = after.leftovers(self.stage)
+        self.after |= counts
+        self.left += words
 
 
 def _messages(row: Mapping[str, Any] | None) -> int:

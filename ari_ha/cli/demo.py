@@ -26,6 +26,8 @@ TALKING, THROUGH, QUEUED = 8, 2, 2
 FRAME_S = 0.25
 BEFORE_S = 4.0
 READY_LIMIT_S = 40.0
+INSIDE_LINES_MAX = 12
+INSIDE_FACTS = ("why", "epoch", "took_ms")
 
 
 def register(parent: typer.Typer) -> None:
@@ -46,10 +48,15 @@ def demo(settings: SettingsFile = DEFAULT_SETTINGS) -> None:
         stage = Stage(settings)
         if not stage.lab.running():
             fail("the lab is not up: make lab-up")
-        survived = _Story(stage).tell()
+        survived = tell(stage)
     except (StageError, ClusterError, FarEndError, LabError) as error:
         fail(f"the demonstration stopped: {error}\nlook with: ari-ha lab status, docker/lab logs")
     raise typer.Exit(0 if survived else 1)
+
+
+def tell(stage: Stage) -> bool:
+    """The whole demonstration on a stage; whether every call survived."""
+    return _Story(stage).tell()
 
 
 class _Story:
@@ -70,8 +77,9 @@ class _Story:
         self._place_calls()
         with _Screen(self._picture) as screen:
             screen.show(BEFORE_S)
-        run, victim = self._kill_the_busiest()
-        self._ladder(self.pairs[0])
+        run, victim, at = self._kill_the_busiest()
+        self._ladder(run.pairs[0])
+        self._inside(run.pairs[0], at)
         self._result(run)
         self.stage.far.hang_up_everything()
         survived = all(not verdict.against for verdict in run.verdicts.values())
@@ -117,7 +125,7 @@ class _Story:
             f"Asterisk, {QUEUED} wait in the queue and hear music"
         )
 
-    def _kill_the_busiest(self) -> tuple[Run, str]:
+    def _kill_the_busiest(self) -> tuple[Run, str, float]:
         from ari_ha.cli.chaos_judge import Verdict
         from ari_ha.cli.chaos_run import Run
         from ari_ha.cli.chaos_stage import until
@@ -135,7 +143,7 @@ class _Story:
             screen.show_while(lambda: run.watch(struck))
         self._tell_moves(hit, struck.at)
         until(f"{victim} is back", READY_LIMIT_S, lambda: victim in stage.usable_nodes(), 0.1)
-        return run, victim
+        return run, victim, struck.at
 
     def _tell_moves(self, hit: Sequence[Pair], at: float) -> None:
         stage = self.stage
@@ -180,6 +188,21 @@ class _Story:
         for at, line in sorted(messages):
             say(f"{clock(at)} {line}")
 
+    def _inside(self, pair: Pair, at: float) -> None:
+        """What edge and nodes did for the call meanwhile."""
+        from ari_ha.cli import view as views
+        from ari_ha.cli.explain import gather, merge
+
+        cluster = self.stage.cluster
+        lines, _ = gather(cluster, views.read(cluster), pair.call)
+        say("")
+        say(
+            f"call {pair.call}: what happened behind the edge, ms after the kill (ari-ha explain {pair.call})"
+        )
+        for line in [line for line in merge(lines) if line["at"] >= at][:INSIDE_LINES_MAX]:
+            why = "".join(f"  {name}={line[name]}" for name in INSIDE_FACTS if line.get(name))
+            say(f"{(line['at'] - at) * 1000:8.0f}  {line['by']:<6} {line['text']}{why}")
+
     def _result(self, run: Run) -> None:
         say("")
         rows = [_row(verdict) for verdict in run.verdicts.values()]
@@ -213,7 +236,7 @@ def _row(verdict: Verdict) -> tuple[Any, ...]:
         "no" if verdict.against else "yes",
         lost,
         gap,
-        verdict.carrier_messages + verdict.phone_messages,
+        (verdict.carrier_messages or 0) + (verdict.phone_messages or 0),
         resumed,
     )
 

@@ -115,6 +115,12 @@ class Lab:
         text = self.run(host, "sh", "-c", f"cat /service/{service}/supervise/pid").strip()
         return int(text) if text else 0
 
+    def child_pid(self, host: str, service: str) -> int:
+        """Process id of the child a service's parent watches over; 0 while there is none."""
+        script = f'p=$(cat /service/{service}/supervise/pid) && [ -n "$p" ] && pgrep -P "$p" -n; true'
+        text = self.run(host, "sh", "-c", script).strip()
+        return int(text) if text else 0
+
     # --- faults ---
 
     def asterisk_kill(self, node: str) -> Struck:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.chaos import report
+from ari_ha.cli.chaos_inside import answer_times
 from ari_ha.cli.chaos_judge import Pair, Verdict
+from ari_ha.cli.chaos_run import MEND_AFTER_S
 
 
 def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def test_a_ghost_is_busy_with_a_call_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([], {"p50": 0, "p95": 0, "p99": 0, "max": 0}),
+        ([], {}),
         ([7], {"p50": 7, "p95": 7, "p99": 7, "max": 7}),
         (list(range(1, 101)), {"p50": 50, "p95": 95, "p99": 99, "max": 100}),
     ],
@@ -158,6 +162,7 @@ def test_the_report_has_the_form_of_the_design(verdict: Verdict) -> None:
     verdict.same_agent, verdict.resumed_ms = True, 310.4
     verdict.lost_ms = {"to_customer": 0, "to_agent": 0}
     verdict.gap_ms = {"to_customer": 0, "to_agent": 0}
+    verdict.carrier_messages = verdict.phone_messages = 0
     document = report([run_of(verdict)], {"asterisk": "22"}, "here")
     (call,) = document["runs"][0]["calls"]
     assert call == {
@@ -168,6 +173,7 @@ def test_the_report_has_the_form_of_the_design(verdict: Verdict) -> None:
         "longest_gap_ms": {"to_customer": 0, "to_agent": 0},
         "carrier_messages": 0,
         "phone_messages": 0,
+        "answered_ms": None,
         "resumed_ms": 310,
         "why": "",
     }
@@ -177,6 +183,7 @@ def test_the_report_has_the_form_of_the_design(verdict: Verdict) -> None:
         "same_agent": 1,
         "lost_audio_ms": {"p50": 0, "p95": 0, "p99": 0, "max": 0},
         "resumed_ms": {"p50": 310, "p95": 310, "p99": 310, "max": 310},
+        "answered_ms": {},
         "baseline_lost_ms": 20,
     }
     assert set(document) == {"runs", "summary", "versions", "machine"}
@@ -195,3 +202,32 @@ def test_what_was_not_measured_is_no_zero(verdict: Verdict) -> None:
     document = report([run_of(verdict)], {}, "here")
     assert document["runs"][0]["calls"][0]["lost_audio_ms"] == {"to_customer": None, "to_agent": None}
     assert judge.worst(document["runs"][0]["calls"], "lost_audio_ms") == []
+
+
+def test_messages_that_were_not_counted_are_not_zero() -> None:
+    counted, not_counted = Verdict(Pair("c1", "1")), Verdict(Pair("c2", "2"))
+    counted.carrier_messages, counted.phone_messages = 1, 2
+    assert judge.messages_of([counted.to_dict()]) == "1 / 2"
+    assert judge.messages_of([counted.to_dict(), not_counted.to_dict()]) == "–"
+
+
+def test_a_request_is_answered_by_its_first_final_response() -> None:
+    messages = [
+        {"at": 1.0, "way": "sent", "what": "INVITE"},
+        {"at": 9.0, "way": "received", "what": "200 BYE"},
+        {"at": 10.0, "way": "sent", "what": "BYE"},
+        {"at": 10.5, "way": "sent", "what": "BYE"},
+        {"at": 10.6, "way": "received", "what": "100 BYE"},
+        {"at": 10.75, "way": "received", "what": "200 BYE"},
+    ]
+    assert answer_times(messages, "BYE", 9.5) == [0.75]
+    assert answer_times(messages, "INVITE", 9.5) == []
+
+
+def test_the_titles_of_the_table_say_how_long_the_fault_lasts() -> None:
+    text = (Path(__file__).resolve().parents[2] / "tools" / "survival-table").read_text()
+    for fault, words in (("asterisk-freeze", "thawed {:g} s later"), ("etcd-quorum-loss", "for {:g} s")):
+        titles = re.findall(rf'Row\("([^"]+)", "{fault}"', text)
+        assert titles
+        for title in titles:
+            assert words.format(MEND_AFTER_S[fault]) in title
