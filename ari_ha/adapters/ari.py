@@ -77,6 +77,12 @@ class AriSettings:
     required_modules: tuple[str, ...] = REQUIRED_MODULES
     """Names. Without these a call would fail half-way; a node that misses one is not ready."""
 
+    missing_every_ms: int = 2_000
+    """Milliseconds between two looks for a module that is missing."""
+
+    modules_every_ms: int = 30_000
+    """Milliseconds between two looks whether all are still there: nobody unloads one by chance."""
+
     events_unwanted: tuple[str, ...] = ("ChannelDialplan", "ChannelVarset")
     """Event types Asterisk need not send: no decision uses them and they are many."""
 
@@ -178,6 +184,7 @@ class AriAdapter:
         self._buffer: list[AriEvent] | None = None
         self._resync: asyncio.Event = asyncio.Event()
         self._process_over = asyncio.Event()
+        self._missing: list[str] = []
         self._authorization = ""
         self._up = False
         self._served = False
@@ -316,14 +323,14 @@ class AriAdapter:
         self._read_password()
         info = await self._ask("asterisk.getInfo")
         incarnation = _incarnation(info)
-        missing = await self._missing_modules()
+        self._missing = await self._missing_modules()
         self._buffer = []
         self._resync.clear()
         self._ws = await self._open_websocket()
         self._process_over.clear()
         self._watch.attach()
         try:
-            await _first_to_end(self._read(self._ws), self._serve(incarnation, missing), self._process_ends())
+            await _first_to_end(self._read(self._ws), self._serve(incarnation), self._process_ends())
         finally:
             await self._close_websocket()
 
@@ -391,10 +398,10 @@ class AriAdapter:
             self._buffer.clear()
             self._resync.set()
 
-    async def _serve(self, incarnation: str, missing: list[str]) -> None:
+    async def _serve(self, incarnation: str) -> None:
         await self._filter_events()
-        await self._snapshot(incarnation, missing)
-        await _first_to_end(self._ping(), self._snapshots_again(incarnation, missing))
+        await self._snapshot(incarnation)
+        await _first_to_end(self._ping(), self._snapshots_again(incarnation), self._modules_again())
 
     # --- snapshots -------------------------------------------------------------------
 
@@ -402,6 +409,16 @@ class AriAdapter:
         modules = await self._ask("asterisk.listModules")
         running = {module.name for module in modules if module.status != "Not Running"}
         return [name for name in self.settings.required_modules if name not in running]
+
+    async def _modules_again(self) -> None:
+        """Somebody may load what is missing, or unload what is needed."""
+        while True:
+            every_ms = self.settings.missing_every_ms if self._missing else self.settings.modules_every_ms
+            await asyncio.sleep(every_ms / 1000)
+            missing = await self._missing_modules()
+            if missing != self._missing:
+                self._missing = missing
+                self._resync.set()
 
     async def _filter_events(self) -> None:
         """Asterisk forgets the filter with every connection."""
@@ -411,11 +428,11 @@ class AriAdapter:
                 "applications.filter", applicationName=self.settings.app, filter={"disallowed": unwanted}
             )
 
-    async def _snapshot(self, incarnation: str, missing: list[str]) -> None:
+    async def _snapshot(self, incarnation: str) -> None:
         """Reads what Asterisk has, posts it, then what came meanwhile."""
         channels, bridges = await self._channels_and_bridges()
         snapshot = AriSnapshot(
-            incarnation=incarnation, channels=channels, bridges=bridges, missing_modules=tuple(missing)
+            incarnation=incarnation, channels=channels, bridges=bridges, missing_modules=tuple(self._missing)
         )
         while not self._outbox.offer(snapshot):
             await asyncio.sleep(RESYNC_EVERY_MS / 1000)
@@ -455,12 +472,12 @@ class AriAdapter:
                 subscribed = True
         return subscribed
 
-    async def _snapshots_again(self, incarnation: str, missing: list[str]) -> None:
+    async def _snapshots_again(self, incarnation: str) -> None:
         while True:
             await self._resync.wait()
             self._resync.clear()
             await asyncio.sleep(RESYNC_EVERY_MS / 1000)
-            await self._snapshot(incarnation, missing)
+            await self._snapshot(incarnation)
 
     # --- is it there -----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import errno
 import random
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,7 @@ def certificate_names(certificate: Mapping[str, Any] | None) -> list[str]:
 _PATH_LOST = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
 
-class _Owner:
+class _Owner(ABC):
     """What a link needs of the listener or dialer it belongs to."""
 
     def __init__(self, settings: LinkSettings, post: Post, count: Count | None, far_hello: type) -> None:
@@ -145,9 +146,9 @@ class _Owner:
             return False
         return link.send(frame)
 
+    @abstractmethod
     def admit(self, link: _Link, names: list[str]) -> str:
         """Why this authenticated link is refused; "" takes it (and names it)."""
-        raise NotImplementedError
 
     def gone(self, link: _Link, reason: str, clean: bool) -> None:
         """A link is over; posts `LinkDown` when it had been up."""

@@ -17,9 +17,9 @@ OWNERS_LIMIT_S = 5.0
 """A node that was cut off or frozen has let go of everything by then."""
 LEFTOVER_LIMIT_S = 30.0
 PLACE_FIELDS = ("queue", "entered", "priority")
-HANGUP_FIELDS = ("intent", "intent_since", "reason", "next_intent", "next_reason", "device", "logged_in",
+OWN_FIELDS = ("intent", "intent_since", "reason", "next_intent", "next_reason", "device", "logged_in",
                  "misses", "missed")  # fmt: skip
-"""What a hang-up, in or out of the gap, leaves as it was in an agent's record."""
+"""What a hang-up or a hold, in or out of the gap, leaves as it was in an agent's record."""
 
 Agents = Mapping[str, Mapping[str, Any]]
 

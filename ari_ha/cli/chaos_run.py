@@ -182,12 +182,13 @@ class Run:
             self.after["kept_channels"] = len(kept)
         stage.say("the broken part is back: do the calls mind?")
         if self.during in inside.HANGUPS:
-            self._judge_records(after.changed_agents(stage, then, after.HANGUP_FIELDS))
+            self._judge_records(after.changed_agents(stage, then, after.OWN_FIELDS))
             return
         self._after_mending()
         if self.during:
             self._strike_again()
-        self._judge_records(after.changed_agents(stage, then))
+        # a hold is an agent's own act: it has its trace in what he is doing
+        self._judge_records(after.changed_agents(stage, then, after.OWN_FIELDS if self.during else None))
         after.judge_places(stage, self.verdicts.values(), then)
         if self.fault in STAYING:
             after.judge_stayed(stage, self.verdicts.values())

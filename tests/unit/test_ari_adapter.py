@@ -457,3 +457,19 @@ async def test_stale_pid_file_of_another_program_is_not_believed(fake, start, pr
 def test_silence_limit_must_leave_room_for_pings():
     with pytest.raises(ValueError, match="ping more often"):
         AriSettings(ping_every_ms=500).check()
+
+
+async def test_a_module_loaded_later_is_found_without_a_new_connection(fake, start):
+    gone = fake.modules.pop()
+    _, mail = await start(missing_every_ms=20)
+    assert (await mail.until(AriSnapshot)).missing_modules == (gone,)
+    fake.modules.append(gone)
+    assert (await mail.until(AriSnapshot, 2)).missing_modules == ()
+    assert mail.all(AriDown) == []
+
+
+async def test_a_module_unloaded_later_is_missed(fake, start):
+    _, mail = await start(modules_every_ms=20)
+    await mail.until(AriSnapshot)
+    gone = fake.modules.pop()
+    assert (await mail.until(AriSnapshot, 2)).missing_modules == (gone,)

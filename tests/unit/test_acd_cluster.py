@@ -1,0 +1,273 @@
+"""The ACD on several nodes: takeovers, nodes that are gone, and what is put right afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+from ari_ha.core.ports.store import StoreTxn
+from ari_ha.machines.acd_orders import (
+    AttemptWon,
+    StartAttempt,
+)
+from ari_ha.simulation.acd_cluster import Cluster
+from ari_ha.simulation.checkers_acd import check_failover
+from ari_ha.wire.keyspace import WaitingValue
+from tests.support.acd_bench import attempt_of, orders, queued, quiet, talking, two_nodes
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return two_nodes()
+
+
+# --- several nodes --------------------------------------------------------------------
+
+
+def test_another_node_matches_when_the_callers_own_does_not(cluster: Cluster) -> None:
+    c = cluster
+    one, two = c.nodes["n1"], c.nodes["n2"]
+    c.call("k1", "support", "n1")
+    c.perform(one)
+    c.deliver(two, 50)
+    c.now += 0.14
+    c.fire()
+    assert not two.effects, "the caller's node goes first"
+    c.now += 0.30
+    c.fire()
+    c.perform(two)
+    assert c.picture().entries["k1"].agent == "alice"
+    c.deliver(one, 50)
+    assert not orders(c, "n1", StartAttempt), "its own match is still under way"
+    c.perform(one)
+    assert [o.call for o in orders(c, "n1", StartAttempt)] == ["k1"]
+    assert not orders(c, "n2", StartAttempt)
+
+
+def test_callers_of_a_node_that_is_gone_keep_their_place_and_are_passed_over(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c, "k1", "n2")
+    queued(c, "k2", "n1")
+    c.advance(2)
+    queued(c, "k3", "n2")
+    before = c.picture().entries["k2"]
+    c.kill("n1")
+    c.lease_out("n1")
+    c.agent_hangs_up(attempt)
+    c.advance(4)
+    assert [leg.call for leg in c.legs.values()] == ["k3"]
+    assert c.picture().entries["k2"] == before
+    c.take_over("k2", "n2")
+    c.flow()
+    after = c.picture().entries["k2"]
+    assert (after.entered, after.node, before.node) == (before.entered, "n2#1", "n1#1")
+    assert c.nodes["n2"].acd.position("k2") == 1
+
+
+def test_a_reservation_of_a_dead_node_is_undone_and_is_not_a_miss(cluster: Cluster) -> None:
+    c = cluster
+    queued(c)
+    assert c.agent_now("alice").work == "reserved"
+    c.kill("n1")
+    c.legs.clear()
+    c.advance(4)
+    assert c.agent_now("alice").work == "reserved", "its key is still there"
+    c.lease_out("n1")
+    c.advance(4)
+    assert c.agent_now("alice").work == "reserved", "a grace for the takeover"
+    c.advance(12)
+    agent = c.agent_now("alice")
+    assert (agent.work, agent.misses, agent.missed, agent.intent) == ("idle", 0, 0, "available")
+    assert c.picture().entries["k1"].attempt == ""
+
+
+@pytest.mark.parametrize("stage", ["reserved", "ringing", "talking", "hold", "acw", "idle", "not_ready"])
+def test_takeover_changes_nothing_but_the_overlay(cluster: Cluster, stage: str) -> None:
+    c = cluster
+    c.queue("support", wrapup_ms=60_000)
+    c.agent("alice", "support", misses=1, missed=4, handled=9, talk_s=12.5, idle_since=c.utc - 40)
+    c.agent("bob", "support", intent="not_ready", reason="lunch", device="dev-bob", misses=2)
+    c.queue("support", wrapup_ms=60_000, rona_max=5)
+    c.flow()
+    if stage not in ("idle", "not_ready"):
+        queued(c)
+        attempt = attempt_of(c)
+        if stage != "reserved":
+            c.ring(attempt)
+            c.flow()
+        if stage in ("talking", "hold", "acw"):
+            c.pick_up(attempt)
+            c.flow()
+        if stage == "hold":
+            c.hold(attempt, True)
+        if stage == "acw":
+            c.agent_hangs_up(attempt)
+    c.flow()
+    before, entries = c.agents_data(), dict(c.picture().entries)
+    c.kill("n1")
+    c.advance(0.8)
+    for call in list(c.phones):
+        c.take_over(call, "n2")
+    c.flow()
+    assert check_failover(before, c.agents_data()) == []
+    if c.phones:
+        assert c.agent_now("alice").recovering == {"since": c.utc, "from": "n1#1"}
+    for call in list(c.phones):
+        c.rebuilt(call)
+    c.advance(0.5)
+    c.lease_out("n1")
+    c.advance(2)
+    assert c.agents_data() == before, "byte for byte, counters and clocks"
+    for call, entry in entries.items():
+        now = c.picture().entries[call]
+        assert (now.entered, now.attempt, now.priority) == (entry.entered, entry.attempt, entry.priority)
+    starts = orders(c, "n2", StartAttempt)
+    assert [(o.again, o.attempt.attempt) for o in starts] == ([(True, "t1")] if stage == "reserved" else [])
+
+
+def test_an_attempt_that_outlived_its_node_is_never_a_miss(cluster: Cluster) -> None:
+    c = cluster
+    queued(c)
+    attempt = attempt_of(c)
+    c.ring(attempt)
+    c.advance(14)
+    c.kill("n1")
+    c.take_over("k1", "n2")
+    c.flow()
+    c.advance(4)
+    assert c.agent_now("alice").work == "ringing", "the phone rings a little longer"
+    c.advance(2)
+    agent = c.agent_now("alice")
+    assert (agent.work, agent.misses, agent.missed, agent.intent) == ("idle", 0, 0, "available")
+
+
+def test_answer_after_takeover(cluster: Cluster) -> None:
+    c = cluster
+    queued(c)
+    attempt = attempt_of(c)
+    c.ring(attempt)
+    c.flow()
+    c.kill("n1")
+    c.take_over("k1", "n2")
+    c.flow()
+    c.pick_up(attempt)
+    c.flow()
+    assert [o.attempt for o in orders(c, "n2", AttemptWon)] == [attempt]
+    assert c.agent_now("alice").work == "talking"
+    c.lease_out("n1")
+    c.advance(60)
+    quiet(c)
+
+
+def test_wrap_up_ends_though_the_node_is_gone(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    c.agent_hangs_up(attempt)
+    c.flow()
+    deadline = c.agent_now("alice").acw_deadline
+    c.kill("n1")
+    c.lease_out("n1")
+    c.advance(2)
+    assert (c.agent_now("alice").work, c.agent_now("alice").acw_deadline) == ("acw", deadline)
+    c.advance(8)
+    assert c.agent_now("alice").work == "idle"
+
+
+def test_a_clock_that_stepped_fires_nothing_of_others(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    c.agent_hangs_up(attempt)
+    c.flow()
+    two = c.nodes["n2"].acd
+    two.fire(c.now, c.utc + 3600)
+    assert two.agents()["alice"].work == "acw"
+    assert not [e for e in two.fire(c.now + 1, c.utc + 3601) if isinstance(e, StoreTxn)]
+
+
+def test_the_old_node_writes_nothing_about_a_call_that_moved(cluster: Cluster) -> None:
+    c = cluster
+    queued(c)
+    c.take_over("k1", "n2")
+    c.flow()
+    commits = c.history.commits
+    acd = c.nodes["n1"].acd
+    acd.attempt_failed("t1", "no-answer", c.now, c.utc)
+    acd.caller_leaves("k9", "gone", c.now, c.utc)
+    c.advance(1)
+    assert c.history.commits == commits
+    assert c.agent_now("alice").work == "reserved"
+
+
+# --- reconciling ----------------------------------------------------------------------
+
+
+def test_an_agent_in_a_call_that_is_not_there_is_freed(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    del c.legs[attempt]
+    c.phones.pop("k1")
+    c.advance(4.4)
+    assert c.agent_now("alice").work == "talking", "seen twice before it counts"
+    c.advance(6)
+    assert c.agent_now("alice").work in ("acw", "idle")
+    assert c.counted["acd_stuck_seconds"] > 0
+
+
+def test_a_ghost_is_freed_by_any_node(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    c.kill("n1")
+    c.lease_out("n1")
+    del c.legs[attempt]
+    c.hang_up("k1")
+    c.advance(20)
+    assert c.agent_now("alice").work in ("acw", "idle")
+    assert c.agent_now("alice").missed == 0
+    c.advance(20)
+    quiet(c)
+
+
+def test_a_living_conversation_is_never_freed(cluster: Cluster) -> None:
+    c = cluster
+    talking(c)
+    c.store.put({c.keys.owner("k1"): None, c.keys.record("k1"): None}, c.utc)
+    c.advance(120)
+    assert c.agent_now("alice").work == "talking"
+
+
+def test_who_is_told_late_that_a_call_moved_does_not_free_its_agent(cluster: Cluster) -> None:
+    c = cluster
+    attempt = talking(c)
+    c.take_over("k1", "n2")
+    c.nodes["n1"].seen = len(c.store.log)  # the change of owner is still on its way to n1
+    c.advance(12)
+    assert c.counted["acd_agents_freed"] == 1, "n1 wanted to, and lost the compare"
+    agent = c.agent_now("alice")
+    assert agent.work == "talking" and agent.attempt is not None and agent.attempt.attempt == attempt
+    quiet(c)
+
+
+def test_nothing_is_judged_while_asterisk_is_not_known(cluster: Cluster) -> None:
+    c = cluster
+    talking(c)
+    c.nodes["n1"].acd._live_calls = lambda: None
+    c.legs.clear()
+    c.advance(60)
+    assert c.agent_now("alice").work == "talking"
+
+
+def test_an_agent_in_conversation_whom_the_store_calls_idle_is_adopted(cluster: Cluster) -> None:
+    c = cluster
+    talking(c)
+    c.agent("alice", "support", seq=4)
+    c.advance(12)
+    assert c.agent_now("alice").work == "talking"
+    quiet(c)
+
+
+def test_the_place_of_a_caller_who_is_nowhere_goes(cluster: Cluster) -> None:
+    c = cluster
+    c.put(
+        c.keys.waiting("support", "k8"), WaitingValue(call="k8", queue="support", entered=c.utc, node="n7#1")
+    )
+    c.advance(20)
+    assert not c.picture().entries
