@@ -16,8 +16,8 @@ pytestmark = pytest.mark.lab
 
 SICK = NODES[0]
 ARI_CONF = "/etc/asterisk/ari.conf"
-MODULE = "res_stasis_snoop.so"
-"""Nothing in a plain call uses it, so it can be unloaded at any time."""
+MODULE = "res_ari_playbacks.so"
+"""No other module uses it, so it can be unloaded at any time."""
 TCP_PHONE = "1058"
 LIMIT_S = 60.0
 
