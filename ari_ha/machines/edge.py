@@ -252,7 +252,8 @@ class EdgeMachine:
     def _app_absent(self, node: WatchedNode) -> None:
         """The app stays away: its calls are moved while their Asterisk still runs."""
         for call in self.calls.of_node(node.config.name):
-            self.takeover.move(call, APP_AWAY)
+            if not call.by_dialplan:
+                self.takeover.move(call, APP_AWAY)
 
     def _link_up(self, event: LinkUp) -> None:
         self.watch.link_up(event.peer)
@@ -276,7 +277,7 @@ class EdgeMachine:
         calls = {}
         for call in self.calls.of_node(node):
             primary = call.primary
-            if call.lost or primary is None or primary.state == "trying":
+            if call.lost or call.by_dialplan or primary is None or primary.state == "trying":
                 continue
             legs = {
                 leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.fact, held=leg.held)
@@ -301,12 +302,14 @@ class EdgeMachine:
             case link.AsteriskGone():
                 self.watch.asterisk_gone(node, frame.incarnation, frame.reason)
             case link.Bridged():
+                self._app_took(frame.call, node)
                 self.takeover.bridged(frame)
             case link.ResumeRefused():
                 self.takeover.refused(frame)
             case link.EndLeg():
                 self.calls.announced_end(frame)
             case link.WantMedia():
+                self._app_took(frame.call, node)
                 self.calls.media_wanted(frame)
             case link.Conversations():
                 self.calls.conversations(frame)
@@ -320,6 +323,13 @@ class EdgeMachine:
                 self._node_calls(node, frame)
             case _:
                 self.context.count("edge_frames_unknown", kind=type(frame).__name__)
+
+    def _app_took(self, ident: str, node: str) -> None:
+        """The app came back while the dialplan still asked for it, and serves the call now."""
+        call = self.calls.by_id.get(ident)
+        if call and call.by_dialplan and call.owner and call.owner.name == node:
+            call.by_dialplan = False
+            self.calls.touch(call)
 
     def _claim(self, node: str, frame: link.ClaimAgent) -> None:
         """First attempt wins the device; it is free again when the attempt's leg ends."""

@@ -113,7 +113,8 @@ class Drains:
         still open at the node is its way of answering, and is waited for."""
         leg = call.primary
         waits = call.move is not None or bool(call.lost) or self._takeover.waits(call.call)
-        return leg is not None and leg.state != "trying" and not call.ended and not waits
+        apart = call.ended or call.by_dialplan
+        return leg is not None and leg.state != "trying" and not apart and not waits
 
     def takeover(self, ident: str, to: str) -> tuple[int, Any]:
         """One call is moved now, to ``to`` or to the least loaded node."""

@@ -365,6 +365,8 @@ class EdgeCall:
     prefer: str = ""
     """The node an operator wants it moved to"""
     tries: int = 0
+    by_dialplan: bool = False
+    """No app was there: its node's dialplan serves the call by itself, and nobody moves it."""
     refused_by: set[str] = field(default_factory=set)
     """Nodes that failed to take this call up, new or moved."""
     leaving: list[NodeLeg] = field(default_factory=list)

@@ -61,6 +61,7 @@ def restore_call(
     if owner:
         call.epoch = Epoch.parse(owner.epoch)
         call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
+        call.by_dialplan = owner.by_dialplan
     if call.primary is None:
         calls.by_id[call.call] = call
         calls.finish(call)

@@ -182,12 +182,21 @@ class Setup:
         if call.ended or leg is None or leg.state == "up":
             return
         node = self.least_loaded(leave_out=call.refused_by)
+        call.by_dialplan = node is None and call.kind == "trunk"
+        if call.by_dialplan:
+            node = self._without_app(call.refused_by)
         if node is None or call.tries >= self._context.timings.setup_tries_max:
             why = "no node is ready" if node is None else "every node tried refused"
             self._context.note(f"call/{call.call}", f"cannot be served: {why}", level="error")
             self._context.count("edge_calls_unserved")
             self._calls.end_leg(call, leg, "edge", "34", 503)
             return
+        if call.by_dialplan:
+            self._context.note(
+                f"call/{call.call}", "no app is ready: the dialplan serves the caller", level="warning",
+                node=node.config.name,
+            )  # fmt: skip
+            self._context.count("edge_calls_by_dialplan")
         call.tries += 1
         call.epoch = self._calls.next_epoch(call)
         call.owner, call.lost = node.id, ""
@@ -205,6 +214,10 @@ class Setup:
             return node.suspect_until > now, self._calls.load(name), name
 
         return min(taking, key=burden, default=None)
+
+    def _without_app(self, leave_out: Set[str]) -> WatchedNode | None:
+        standing = [n for n in self._watch.standing() if n.config.name not in leave_out]
+        return min(standing, key=lambda n: (self._calls.load(n.config.name), n.config.name), default=None)
 
     def taking(self, name: str) -> WatchedNode | None:
         """This node, if calls may be given to it now."""

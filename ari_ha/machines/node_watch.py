@@ -112,6 +112,15 @@ class NodeWatch:
         """Nodes a call may be given to now."""
         return [node for node in self.nodes.values() if node.takes_new]
 
+    def standing(self) -> Iterable[WatchedNode]:
+        """Nodes without an app whose Asterisk answers: their dialplan may serve a caller."""
+        return [
+            node
+            for node in self.nodes.values()
+            if node.state == UP and not node.app_ready and not node.asterisk_silent_by_app
+            and not node.cordoned and not node.draining
+        ]  # fmt: skip
+
     def suspect(self, name: str) -> None:
         """The node ended a leg its app had not announced: Asterisk may be on its way
         down, and the next word of it may take a while."""

@@ -107,6 +107,10 @@ class Takeover:
         if half.state == "ended" or call.ended:
             return
         half.state = "ended"
+        if call.by_dialplan:  # there is no app that could announce it
+            if leg := call.legs.get(half.leg):
+                self._calls.end_leg(call, leg, "dialplan", "16")
+            return
         if half.leg not in call.announced:
             self._setup.suspect(half.node.name)
         name = f"bye/{call.call}/{half.leg}"
@@ -218,7 +222,7 @@ class Takeover:
     def _start(self, call: EdgeCall, node: WatchedNode, why: str) -> None:
         context = self._context
         epoch = self._calls.next_epoch(call)
-        call.epoch = epoch
+        call.epoch, call.by_dialplan = epoch, False
         call.move = Move(epoch, node.id, why, context.now)
         self._moving.add(call.call)
         context.note(

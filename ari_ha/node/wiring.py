@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from ari_ha import __version__
-from ari_ha.adapters.ari import AriAdapter, AriSettings
+from ari_ha.adapters.ari import AriAdapter
+from ari_ha.adapters.ari_config import AriSettings
 from ari_ha.adapters.link import LinkListener, LinkSettings
 from ari_ha.adapters.web import Web
 from ari_ha.core.machine import Effect, Outcome, Refused

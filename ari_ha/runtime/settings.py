@@ -140,7 +140,7 @@ def check_lease(name: str, *, ttl_ms: int, renew_every_ms: int, election_ms: int
 
 def budget_problems(document: Mapping[str, Any]) -> Iterator[str]:
     """What does not add up in the sections of a settings document that have timing."""
-    from ari_ha.adapters.ari import AriSettings
+    from ari_ha.adapters.ari_config import AriSettings
     from ari_ha.adapters.link import LinkSettings
 
     for name, cls in (("ari", AriSettings), ("link", LinkSettings)):

@@ -206,6 +206,8 @@ class OwnerValue(Value):
     moving_from: str = ""
     moving_until: float = 0.0
     why: str = ""
+    by_dialplan: bool = False
+    """No app was there: the node's dialplan serves the call by itself"""
 
 
 class AttemptValue(Value):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from ari_ha.adapters.ari import AriAdapter, AriSettings
+from ari_ha.adapters.ari import AriAdapter
+from ari_ha.adapters.ari_config import AriSettings
 from ari_ha.core.machine import Done, Refused, Unknown, Unreachable
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs, AriSnapshot
 from ari_ha.wire import ari

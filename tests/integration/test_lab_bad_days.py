@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
+from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import Pair
 from ari_ha.cli.chaos_stage import Stage, until
 from ari_ha.cli.lab import EDGES, NODES
@@ -116,3 +117,46 @@ def test_a_media_relay_that_hangs(stage: Stage) -> None:
     until("they talk on", LIMIT_S, lambda: stage.talking([pair]), 0.2)
     assert stage.far.call(pair.customer)["state"] == "up"
     until("new calls are served", LIMIT_S, lambda: stage.edge_status()["rtpengine"], 0.1)
+
+
+@contextmanager
+def apps_down(stage: Stage, nodes: Sequence[str]) -> Iterator[None]:
+    """Their node apps are stopped and stay so."""
+    for node in nodes:
+        stage.lab.run(node, "sv", "down", "/service/app")
+    until("they are gone", LIMIT_S, lambda: not set(stage.usable_nodes()) & set(nodes), 0.1)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            stage.lab.run(node, "sv", "up", "/service/app")
+        until("all take calls again", LIMIT_S, lambda: set(stage.usable_nodes()) == set(NODES), 0.2)
+
+
+def test_a_node_without_its_app(stage: Stage) -> None:
+    """Its call goes on; new callers are served by the others."""
+    stage.only(SICK)
+    pair = talk(stage, "1001", "15558005", "6000")
+    stage.uncordon(NODES)
+    with apps_down(stage, [SICK]):
+        for number, agent in enumerate(("1002", "1003", "1004")):
+            ask_a_node(stage.cluster, stage.view(), agent, "login", {"device": agent})
+            (ident,) = stage.far.place("6000", f"1555801{number}")
+            new = Pair(ident, f"1555801{number}", "talking")
+            until("a new caller is served", LIMIT_S, lambda new=new: stage.reached([new]), 0.2)  # type: ignore[misc]
+            assert new.node != SICK
+        assert stage.talking([pair])
+    assert stage.edge_call(pair.call)["epoch"] == pair.epoch and stage.talking([pair])
+
+
+def test_no_app_anywhere(stage: Stage) -> None:
+    """A new caller hears the dialplan's apology to its end; who talks talks on."""
+    pair = talk(stage, "1001", "15558006", "6000")
+    with apps_down(stage, NODES):
+        (ident,) = stage.far.place("6000", "15558007")
+        new = Pair(ident, "15558007", "queued")
+        until("the dialplan speaks", LIMIT_S, lambda: stage.hearing_music([new]), 0.1)
+        until("and hangs up", LIMIT_S, lambda: stage.far.call(ident)["state"] == "ended", 0.2)
+        assert stage.far.call(ident)["ended_by"] == "them"
+        assert stage.talking([pair])
+    until("they talk on", LIMIT_S, lambda: stage.talking([pair]), 0.1)

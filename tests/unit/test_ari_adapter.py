@@ -10,7 +10,8 @@ import time
 import pytest
 from aiohttp import WSMsgType, web
 
-from ari_ha.adapters.ari import REQUIRED_MODULES, AriAdapter, AriSettings
+from ari_ha.adapters.ari import AriAdapter
+from ari_ha.adapters.ari_config import REQUIRED_MODULES, AriSettings
 from ari_ha.core.machine import Done, Refused, Unknown, Unreachable
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs, AriSnapshot
 from ari_ha.wire import ari

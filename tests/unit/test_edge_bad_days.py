@@ -402,3 +402,59 @@ def test_the_address_is_asked_for_until_it_is_ours():
     assert not w.edge.serving
     w.run(2.0)
     assert w.edge.serving
+
+
+def apps_down(world: EdgeWorld) -> None:
+    for name in world.nodes:
+        world.post(LinkDown(peer=name, reason="closed", clean=True))
+    world.settle()
+
+
+def test_without_any_app_the_dialplan_serves_the_caller(world):
+    """Nobody takes the call from it, and its BYE is the end of the call."""
+    apps_down(world)
+    key, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    assert world.carrier.of(sip.LegAnswered) and call.by_dialplan
+    assert not any("x-ari-ha-fallback" in data.decode().lower() for _, _, _, data in world.sip_log)
+    for other in world.nodes.values():
+        world.post_link(other, f"{other.name}-1")
+    world.settle()
+    assert call.call not in [ident for frame in node.got(link.EdgeCalls) for ident in frame.calls]
+    world.run(25.0)
+    assert call.by_dialplan and call.move is None and not call.lost
+    node.sip.hangup(next(iter(node.tokens)), world.now)
+    world.settle()
+    world.run(1.0)
+    assert world.carrier.of(sip.LegEnded) and world.edge.calls.by_id == {}
+
+
+def test_an_app_that_comes_back_in_time_takes_the_caller(world):
+    apps_down(world)
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.post_link(node, f"{node.name}-1")
+    world.say(node, link.WantMedia(call=call.call, epoch=str(call.epoch), state="through", request=1))
+    assert not call.by_dialplan
+
+
+def test_a_caller_with_the_dialplan_is_taken_up_when_its_asterisk_dies(world):
+    apps_down(world)
+    _, call = world.call_in()
+    first = call.owner.name
+    for other in world.nodes.values():
+        if other.name != first:
+            world.post_link(other, f"{other.name}-1")
+    world.settle()
+    kill(world, first)
+    world.run(1.0)
+    assert call.owner.name != first and not call.by_dialplan and not call.lost
+
+
+def test_that_is_remembered_by_the_next_edge_process(world):
+    apps_down(world)
+    _, call = world.call_in()
+    world.run(0.5)
+    world.boot()
+    world.run(1.0)
+    assert world.edge.calls.by_id[call.call].by_dialplan

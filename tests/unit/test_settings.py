@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ari_ha.adapters.ari import AriSettings
+from ari_ha.adapters.ari_config import AriSettings
 from ari_ha.adapters.link import LinkSettings
 from ari_ha.runtime.settings import (
     SettingsError,
