@@ -119,6 +119,7 @@ def leftovers(stage: Stage) -> tuple[dict[str, int], list[str]]:
     stale += _settles_s(lambda: len(stage.edge_calls()))
     if stale:
         left += [f"{node}: {name}" for node, names in stage.channels().items() for name in names]
+    stale += _settles_s(lambda: len(stage.view().calls))
     left += [f"call {call} is still in etcd" for call in stage.view().calls]
     ghosts = _settles_s(
         lambda: len(judge.ghosts(stage.agents(), [c["call"] for c in stage.edge_calls().values()]))
