@@ -29,6 +29,9 @@ PRIMARY = "c"
 SUPERVISOR = "s1"
 HEARD_AGAIN_MIN_SHARE = 0.8
 """Share of a window's packets that must arrive before a voice counts as heard again."""
+SPOKEN_MIN_SHARE = 0.4
+"""A far end that gets no processor sends fewer packets than it should: they are not missed by the one who
+listens. With fewer than this nothing can be said."""
 PACKETS_PER_S = 50
 
 Measured = Mapping[str, Any]
@@ -157,9 +160,14 @@ def music_lost_and_gap(row: Measured | None, window_s: float) -> tuple[float, fl
 
 
 def hears_now(row: Measured | None, source_call: str, window_s: float) -> bool:
-    """Whether nearly all of a voice arrived in a (short, last) window."""
+    """Whether nearly all of a voice that was sent arrived in a (short, last) window."""
     heard = hearing(row, source_call)
-    return heard is not None and heard["received"] >= window_s * PACKETS_PER_S * HEARD_AGAIN_MIN_SHARE
+    if heard is None:
+        return False
+    due = window_s * PACKETS_PER_S
+    sent = heard.get("sent")
+    spoken = due if sent is None else min(due, max(sent, due * SPOKEN_MIN_SHARE))
+    return heard["received"] >= spoken * HEARD_AGAIN_MIN_SHARE
 
 
 def music_now(row: Measured | None, window_s: float) -> bool:

@@ -30,6 +30,8 @@ class Hearing:
 
     source: int
     received: int = 0
+    sent: int | None = None
+    """Numbers the source sent within the window; None: its log is not at hand"""
     duplicates: int = 0
     lost: int = 0
     replaced_by_digit: int = 0
@@ -51,6 +53,7 @@ class Hearing:
         return {
             "source": self.source,
             "received": self.received,
+            "sent": self.sent,
             "duplicates": self.duplicates,
             "lost_packets": self.lost,
             "lost_ms": self.lost_ms,
@@ -205,6 +208,7 @@ def _hearing(
             else:
                 heard.lost += 1
     if source_log is not None:
+        heard.sent = len(source_log.sent(since_ns, until_ns))
         heard.delay_ms_max = max(
             ((p.at_ns - sent) / 1e6 for p in packets if (sent := source_log.sent_at(p.number)) is not None),
             default=0.0,

@@ -204,6 +204,25 @@ def test_what_was_not_measured_is_no_zero(verdict: Verdict) -> None:
     assert judge.worst(document["runs"][0]["calls"], "lost_audio_ms") == []
 
 
+@pytest.mark.parametrize(
+    ("received", "sent", "heard_now"),
+    [
+        (50, 50, True),
+        (39, 50, False),
+        (30, 32, True),
+        (20, 32, False),
+        (12, 12, False),
+        (40, None, True),
+        (39, None, False),
+    ],
+)
+def test_a_voice_is_heard_when_what_was_sent_arrives(
+    received: int, sent: int | None, heard_now: bool
+) -> None:
+    listener = row({**heard("k1", received), "sent": sent})
+    assert judge.hears_now(listener, "k1", 1.0) is heard_now
+
+
 def test_messages_that_were_not_counted_are_not_zero() -> None:
     counted, not_counted = Verdict(Pair("c1", "1")), Verdict(Pair("c2", "2"))
     counted.carrier_messages, counted.phone_messages = 1, 2
