@@ -396,18 +396,20 @@ class AriAdapter:
         due = answered_at + every_s
         while True:
             await asyncio.sleep(max(0.0, due - loop.time()))
-            late = loop.time() - due > stall_s
+            late_s = loop.time() - due
             due = max(due + every_s, loop.time() + every_s / 2)
-            if not late:
+            if late_s <= stall_s:
                 deadline = max(answered_at + limit_s, loop.time())
                 answered = await self._pinged(deadline)
-                late = not answered and loop.time() - deadline > stall_s
+                late_s = 0.0 if answered else loop.time() - deadline
                 if answered:
                     answered_at = loop.time()
                     self._watch_late_process()
-            if late:
+            if late_s > stall_s:
+                # what came while we stood still is read now: that time, and one round, do not count
                 self._count("ari_rounds_discarded", 1, ())
-                answered_at = self._ws_heard_at = loop.time()
+                answered_at = min(loop.time(), answered_at + late_s + every_s)
+                self._ws_heard_at = min(loop.time(), self._ws_heard_at + late_s + every_s)
             if loop.time() - answered_at >= limit_s:
                 self._watch.look()
                 raise _Over(f"silent for {(loop.time() - answered_at) * 1000:.0f} ms")
