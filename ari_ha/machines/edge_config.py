@@ -24,6 +24,11 @@ class EdgeTimings:
     silence_s: float = 0.4
     """No OPTIONS reply for this long makes Asterisk silent: one witness. Under
     300 ms a starved host gives false alarms (measured)."""
+    taking_up_s: float = 3.0
+    """A survivor counts as busy for this long after each call it is given in a takeover."""
+    taking_up_patience: float = 4.0
+    """So many times longer may a busy survivor be silent: one that gets no processor while it takes up
+    many calls must not be taken for dead, and its calls be given to the next (measured)."""
     link_silence_s: float = 0.6
     """No word on the node link for this long: the second witness."""
     bye_grace_s: float = 0.15

@@ -228,6 +228,10 @@ class Setup:
         known = self._watch.nodes.get(call.owner.name) if call.owner else None
         return known if known and known.usable and not call.lost and call.move is None else None
 
+    def takes_up(self, node: WatchedNode) -> None:
+        """The node is given a call that another one served."""
+        self._watch.takes_up(node)
+
     def suspect(self, node: str) -> None:
         """The node ended a leg that was not announced."""
         self._watch.suspect(node)

@@ -44,6 +44,8 @@ class WatchedNode:
     lost_why: str = ""
     suspect_until: float = 0.0
     """It ended legs nobody announced: probably stopping. Used last until then."""
+    taking_up_until: float = 0.0
+    """It was given calls of another node: slow for some seconds, not dead."""
     lost_for_certain: bool = False
     """Its process is gone; False: it may only be silent, and wake again."""
 
@@ -127,6 +129,10 @@ class NodeWatch:
         node = self.nodes.get(name)
         if node:
             node.suspect_until = self._context.now + self._context.timings.suspect_s
+
+    def takes_up(self, node: WatchedNode) -> None:
+        """The node is given a call that another one served."""
+        node.taking_up_until = self._context.now + self._context.timings.taking_up_s
 
     # --- what we hear --------------------------------------------------------------
 
@@ -245,7 +251,8 @@ class NodeWatch:
         context, timings = self._context, self._context.timings
         if node.state == LOST or not self._round_at:
             return
-        quiet = context.now - node.last_reply > timings.silence_s
+        patience = timings.taking_up_patience if context.now < node.taking_up_until else 1.0
+        quiet = context.now - node.last_reply > timings.silence_s * patience
         if node.state in (UP, UNSEEN) and quiet:
             self._set(node, SILENT, "no OPTIONS reply")
         if node.state != SILENT or not quiet:

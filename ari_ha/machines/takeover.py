@@ -225,6 +225,7 @@ class Takeover:
         call.epoch, call.by_dialplan = epoch, False
         call.move = Move(epoch, node.id, why, context.now)
         self._moving.add(call.call)
+        self._setup.takes_up(node)
         context.note(
             f"call/{call.call}", f"taken over by {node.config.name}", epoch=epoch, why=why, facts=call.facts()
         )

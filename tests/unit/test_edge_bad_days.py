@@ -458,3 +458,17 @@ def test_that_is_remembered_by_the_next_edge_process(world):
     world.boot()
     world.run(1.0)
     assert world.edge.calls.by_id[call.call].by_dialplan
+
+
+def test_a_survivor_that_is_slow_while_it_takes_calls_up_is_not_taken_for_dead(world):
+    _, call, node, _, _ = talking(world)
+    kill(world, node.name)
+    survivor = world.nodes[call.owner.name]
+    assert survivor is not node
+    survivor.silent = True
+    world.post(LinkDown(peer=survivor.name, reason="silent", clean=False))
+    timings = world.edge.context.timings
+    world.run(2 * timings.silence_s)
+    assert call.owner.name == survivor.name and call.move is None and not call.lost
+    world.run(timings.silence_s * timings.taking_up_patience)
+    assert call.lost or call.move or call.owner.name != survivor.name, "dead after all"
