@@ -89,9 +89,11 @@ class Primary:
         """Why this server cannot be promoted any more, though it has the lead."""
         model = self._ctx.model
         leader, sync = model.leader, model.sync
+        if model.primary == model.me:
+            return ""  # a peer that comes up with our identity is the one who has to yield
         if model.same_identity:
             return "its identity is not its own"
-        if model.primary == model.me or sync is None or (leader is not None and leader.value.forced):
+        if sync is None or (leader is not None and leader.value.forced):
             return ""
         if seen.apply_error:
             return f"it cannot apply: {seen.apply_error}"

@@ -78,7 +78,8 @@ def test_a_server_with_the_identity_of_the_other_neither_follows_nor_is_promoted
         return f"server_id {number} is also {primary}'s" in problems and member["io"] != "yes"
 
     assert pair.wait("it is told", 60.0, told)
-    assert pair.pair()["primary"] == primary and pair.pair()["standby"] != standby
+    pair.wait("it is no standby any more", 60.0, lambda: pair.pair()["standby"] != standby)
+    assert pair.pair()["primary"] == primary, "who writes goes on"
     kill(pair.lab, standby)  # its watcher starts it as it should be
     assert pair.wait("the pair is well again", 180.0, pair.well)
 
