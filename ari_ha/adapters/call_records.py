@@ -16,7 +16,7 @@ from typing import Any
 from ari_ha.adapters.database import Connection, DatabaseAccess, DatabaseServer
 from ari_ha.adapters.database_sql import MARIADB
 from ari_ha.core.machine import Done, Effect, Outcome, Refused, Unknown, Unreachable
-from ari_ha.core.ports.records import Row, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, Row, WriteCalls
 
 LANE = "records"
 TIMES = frozenset({"started", "answered", "entered", "connected", "ended"})
@@ -44,7 +44,7 @@ class RecordsAccess:
 
 
 class CallRecords:
-    """Performs `WriteCalls` on whichever server is writable."""
+    """Performs `WriteCalls` and `MigrateTables` on whichever server is writable."""
 
     def __init__(self, access: RecordsAccess) -> None:
         self._access = access
@@ -62,18 +62,33 @@ class CallRecords:
 
     async def perform(self, effect: Effect) -> Outcome:
         """One outcome. A server that does not take it is the last to be asked next time."""
+        if isinstance(effect, MigrateTables):
+            return await self.migrate()
         if not isinstance(effect, WriteCalls):
             return Refused(f"not for call records: {type(effect).__name__}")
         return await self._ask(functools.partial(_write, self._access.schema, effect.rows), effect.limit_s)
 
     async def migrate(self) -> Outcome:
         """Brings the schema up to date: Done(list of the files applied)."""
-        outcome: Outcome = Unreachable("no server")
+        return await self._of_any(functools.partial(_migrate, self._access.schema), MIGRATE_LIMIT_S)
+
+    async def ended(self, last: int, *, limit_s: float, call: str = "", since: float = 0.0) -> Outcome:
+        """Done(list of rows as dicts), the newest first; times as ISO text in UTC. Only
+        ``call``'s where one is given, and of calls that began after ``since`` (UTC
+        seconds). From the writable server, so that nothing just written is missing."""
+        work = functools.partial(_ended, self._access.schema, last, call, since)
+        return await self._of_any(work, limit_s)
+
+    async def _of_any(self, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
+        """From the first server that takes it; otherwise what each said."""
+        said = []
         for _ in self._servers:
-            outcome = await self._ask(functools.partial(_migrate, self._access.schema), MIGRATE_LIMIT_S)
+            host, port = self._access.servers[self._at]
+            outcome = await self._ask(work, limit_s)
             if not isinstance(outcome, Unreachable):
-                break
-        return outcome
+                return outcome
+            said.append(f"{host}:{port}: {outcome.reason}")
+        return Unreachable("; ".join(said) or "no server")
 
     async def _ask(self, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
         server = self._servers[self._at]
@@ -126,6 +141,23 @@ def _write(schema: str, rows: tuple[Row, ...], connection: Connection) -> frozen
         connection, f"SELECT ha_call_id FROM calls WHERE ha_call_id IN ({', '.join(['%s'] * len(ids))})", ids
     )
     return frozenset(str(row["ha_call_id"]) for row in found)
+
+
+def _ended(
+    schema: str, last: int, call: str, since: float, connection: Connection
+) -> list[dict[str, Any]]:
+    connection.select_db(schema)
+    found = _rows(
+        connection,
+        "SELECT * FROM calls WHERE %s IN ('', ha_call_id) AND started >= %s"
+        " ORDER BY ended DESC, ha_call_id LIMIT %s",
+        (call, _value("started", since), last),
+    )
+    return [
+        {name: value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
+         for name, value in row.items()}
+        for row in found
+    ]  # fmt: skip
 
 
 def _value(name: str, value: Any) -> Any:

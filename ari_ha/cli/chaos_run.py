@@ -13,6 +13,7 @@ from ari_ha.cli import chaos_after as after
 from ari_ha.cli import chaos_inside as inside
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli import chaos_party as party
+from ari_ha.cli import chaos_records as rows
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
@@ -94,7 +95,7 @@ class Run:
 
     def perform(self) -> dict[str, Any]:
         """The whole run; its report. Raises StageError when the stage could not be set."""
-        stage, say = self.stage, self.stage.say
+        stage, say, began = self.stage, self.stage.say, time.time()
         say(f"{self.fault} / {self.state}: cleaning up")
         stage.clean()
         self.host = self._victim()
@@ -120,6 +121,9 @@ class Run:
         finally:
             stage.ring_as_before(rings)
         self._leftovers()
+        self.after |= rows.judge_rows(stage, self.verdicts.values(), began)
+        if self.fault.startswith("database"):
+            self.left += rows.judge_pair_whole(stage)
         return {
             "fault": self.fault,
             "state": self.state,
@@ -134,7 +138,7 @@ class Run:
         }
 
     def _victim(self) -> str:
-        if self.fault.startswith("etcd"):
+        if self.fault.startswith(("etcd", "database", "clerk")):
             return ""
         if self.fault.startswith(("edge", "rtpengine")):
             edge = self.stage.active_edge()

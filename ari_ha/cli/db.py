@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ari_ha.cli import records
 from ari_ha.cli.output import (
     BAD,
     DEFAULT_SETTINGS,
@@ -27,7 +28,7 @@ from ari_ha.cli.output import (
 if TYPE_CHECKING:
     from ari_ha.cli.cluster import Cluster
 
-_app = typer.Typer(no_args_is_help=True, help="Database pairs: status, switchover, hold, rebuild.")
+_app = typer.Typer(no_args_is_help=True, help="Database pairs, and the call records in them.")
 
 Database = Annotated[str, typer.Option("--database", help="Which pair, where there are several.")]
 WAIT_S = 30.0
@@ -37,6 +38,7 @@ LOOK_EVERY_S = 0.2
 
 def register(app: typer.Typer) -> None:
     """Adds ``db`` to the command line."""
+    records.register(_app)
     app.add_typer(_app, name="db")
 
 

@@ -317,6 +317,8 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "etcd-leader-kill": lambda lab, _: lab.etcd_kill(lab.etcd_leader()),
     "etcd-quorum-loss": lambda lab, _: lab.etcd_quorum_loss(),
     "etcd-slow": lab_faults.etcd_slow,
+    "database-kill": lab_faults.database_kill,
+    "clerk-kill": lab_faults.clerk_kill,
     "drain": lab_faults.drain,
     "two-nodes-kill": lab_faults.two_nodes_kill,
     "survivor-kill": lab_faults.survivor_kill,
@@ -392,7 +394,7 @@ def break_(
 
 def default_host(fault: str) -> str:
     """The host a fault strikes when none is named."""
-    if fault.startswith("etcd"):
+    if fault.startswith(("etcd", "database", "clerk")):
         return ""
     return EDGES[0] if fault.startswith(("edge", "rtpengine")) else NODES[0]
 

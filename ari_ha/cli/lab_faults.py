@@ -139,3 +139,30 @@ def compaction(lab: Lab, node: str) -> Struck:
     lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", str(struck.at))
     lab.run(ETCD[0], "sh", "-c", COMPACT)
     return struck
+
+
+def database_kill(lab: Lab, _: str) -> Struck:
+    """SIGKILL to the process of the database server that is written to."""
+    from ari_ha.cli.cluster import LAB_SETTINGS, Cluster
+    from ari_ha.cli.db import document, read_pairs
+    from ari_ha.cli.lab import LabError
+    from ari_ha.cli.lab_database import kill
+
+    pairs = document(read_pairs(Cluster.open(LAB_SETTINGS)))["clusters"]
+    writable = [member["name"] for pair in pairs for member in pair["members"] if member["writable"]]
+    if not writable:
+        raise LabError("no database is writable")
+    return kill(lab, writable[0])
+
+
+def clerk_kill(lab: Lab, _: str) -> Struck:
+    """SIGKILL to the clerk that writes; its parent starts it again, the other one writes meanwhile."""
+    from ari_ha.cli.cluster import LAB_SETTINGS, Cluster
+    from ari_ha.cli.lab import LabError, Struck
+    from ari_ha.wire.keyspace import ClerkValue, decode
+
+    cluster = Cluster.open(LAB_SETTINGS)
+    leader = cluster.get(cluster.keys.clerk())
+    if leader is None:
+        raise LabError("no clerk writes")
+    return Struck(lab.signal(decode(leader.value, ClerkValue, leader.key).clerk, "clerk", "KILL"))

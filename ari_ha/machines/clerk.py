@@ -26,7 +26,7 @@ from ari_ha.core.machine import (
     Refused,
 )
 from ari_ha.core.ports.probe import WallClock
-from ari_ha.core.ports.records import Row, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, Row, WriteCalls
 from ari_ha.core.ports.store import (
     Compare,
     Delete,
@@ -51,7 +51,7 @@ TEXT_CHARS_MAX = 128
 """Of what strangers can choose the length of: the columns are not longer."""
 LEASE_MARGIN_S = 1.0
 """Nothing is begun this shortly before the lease may end."""
-WRITE_LIMIT_S, STORE_LIMIT_S = 5.0, 2.0
+WRITE_LIMIT_S, STORE_LIMIT_S, MIGRATE_LIMIT_S = 5.0, 2.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,11 @@ class _Batch:
 
 
 class ClerkMachine:
-    """Decisions of one clerk process. ``process`` is unique to this life of it."""
+    """Decisions of one clerk process. ``process`` is unique to this life of it;
+    ``migrate``: whoever begins to write brings the tables up to date first, and does so
+    before there is a call to write, because others write into tables of the schema too."""
 
-    def __init__(self, cluster: str, clerk: str, process: str) -> None:
+    def __init__(self, cluster: str, clerk: str, process: str, migrate: bool = False) -> None:
         self.keys = Keys(cluster)
         self._me = (clerk, process)
         self.outbox: dict[str, KeyValue] = {}
@@ -75,6 +77,8 @@ class ClerkMachine:
         self._utc_offset: float | None = None
         self._batch: _Batch | None = None
         self._claiming = False
+        self._tables_old = migrate
+        self._migrating = False
         self._single = False
         self._wait_until: Instant = 0.0
         self._aside: dict[str, Instant] = {}
@@ -98,6 +102,8 @@ class ClerkMachine:
                 self._utc_offset = event.utc_s - now
             case OutcomeOf(effect=WriteCalls()):
                 self._wrote(event.outcome, now)
+            case OutcomeOf(effect=MigrateTables()):
+                self._migrated(event.outcome, now)
             case OutcomeOf(effect=StoreTxn(tag="claim")):
                 self._claiming = False
                 self._wait_until = now + RETRY_S
@@ -113,9 +119,11 @@ class ClerkMachine:
 
     def deadline(self) -> Instant | None:
         """When something that waits may be tried again."""
-        if self._batch or self._claiming or not self._lease.held:
+        if self._batch or self._claiming or self._migrating or not self._lease.held:
             return None
         if self._leader_known and self._leader is None:
+            return self._wait_until
+        if self._mine() and self._tables_old:
             return self._wait_until
         if not self._mine() or not self.outbox:
             return None
@@ -163,11 +171,14 @@ class ClerkMachine:
     # --- what next ---------------------------------------------------------------------
 
     def _next(self, now: Instant) -> None:
-        if self._batch or self._claiming or not self.reachable or now < self._wait_until:
+        if self._batch or self._claiming or self._migrating or not self.reachable or now < self._wait_until:
             return
         if self._leader_known and self._leader is None:
             self._claim(now)
-        elif self.leads(now) and self._leader is not None:
+        elif self.leads(now) and self._tables_old:
+            self._migrating = True
+            self._out.append(MigrateTables(lane="records", limit_s=MIGRATE_LIMIT_S))
+        elif self.leads(now):
             self._write(now)
 
     def _claim(self, now: Instant) -> None:
@@ -211,6 +222,15 @@ class ClerkMachine:
                               facts=(("key", key), ("why", why))))  # fmt: skip
 
     # --- what came of it ---------------------------------------------------------------
+
+    def _migrated(self, outcome: Any, now: Instant) -> None:
+        self._migrating = False
+        if isinstance(outcome, Done):
+            self._tables_old = False
+            self._out.append(Note(subject="clerk", text="the tables are up to date",
+                                  facts=(("applied", " ".join(outcome.value) or "nothing"),)))  # fmt: skip
+        else:
+            self._wait_until = now + RETRY_S
 
     def _wrote(self, outcome: Any, now: Instant) -> None:
         batch, self._batch = self._batch, None

@@ -10,9 +10,9 @@ import time
 
 from ari_ha.adapters.call_records import CallRecords, RecordsAccess
 from ari_ha.adapters.database import read_secret
-from ari_ha.core.machine import Done, Effect, Outcome, Refused
+from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.probe import WallClock
-from ari_ha.core.ports.records import WriteCalls
+from ari_ha.core.ports.records import MigrateTables, WriteCalls
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.story import Story
 from ari_ha.machines.clerk import ClerkMachine
@@ -34,9 +34,11 @@ class ClerkProcess:
     def __init__(self, settings: ClerkSettings) -> None:
         self.settings = settings
         self.metrics = Metrics({"clerk": settings.clerk})
-        self.machine = ClerkMachine(settings.cluster, settings.clerk, secrets.token_hex(4))
-        self.shell = Shell(self.machine, self._perform, story=Story(), metrics=self.metrics, log=log)
         database = settings.database
+        self.machine = ClerkMachine(
+            settings.cluster, settings.clerk, secrets.token_hex(4), migrate=database.migrate
+        )
+        self.shell = Shell(self.machine, self._perform, story=Story(), metrics=self.metrics, log=log)
         self.records = CallRecords(
             RecordsAccess(
                 servers=tuple(host_port(server) for server in database.servers),
@@ -46,7 +48,6 @@ class ClerkProcess:
                 ca_file=database.ca_file,
             )
         )
-        self._schema_seen = not database.migrate
         etcd = settings.etcd
         self.store = open_store(
             EtcdSettings(
@@ -62,13 +63,7 @@ class ClerkProcess:
     async def _perform(self, effect: Effect) -> Outcome:
         if isinstance(effect, StoreTxn | StoreRead):
             return await self.store.perform(effect)
-        if isinstance(effect, WriteCalls):
-            if not self._schema_seen:
-                outcome = await self.records.migrate()
-                if not isinstance(outcome, Done):
-                    return outcome
-                self._schema_seen = True
-                tell(log, "event", "schema is up to date", applied=outcome.value)
+        if isinstance(effect, WriteCalls | MigrateTables):
             return await self.records.perform(effect)
         return Refused(f"nobody performs {type(effect).__name__}")
 

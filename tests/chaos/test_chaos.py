@@ -74,3 +74,12 @@ def test_somebody_hangs_up_inside_the_gap(running_lab: Stage, fault: str, during
 
 def test_a_caller_gives_up_inside_the_gap_while_it_rings(running_lab: Stage) -> None:
     perform(running_lab, "asterisk-kill", "ringing", 1, during="hangup-caller", with_baseline=False)
+
+
+def test_calls_end_while_the_database_fails_over(running_lab: Stage) -> None:
+    """One row each: the outbox waits for the new primary. (Every run here counts its rows.)"""
+    perform(running_lab, "database-kill", "talking", 0, during="hangup-caller", with_baseline=False)
+
+
+def test_the_clerk_dies_while_calls_end(running_lab: Stage) -> None:
+    perform(running_lab, "clerk-kill", "talking", 0, during="hangup-agent", with_baseline=False)

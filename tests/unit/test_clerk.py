@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ari_ha.core.machine import DeadlineReached, Done, OutcomeOf, Refused, Unknown, Unreachable
-from ari_ha.core.ports.records import WriteCalls
+from ari_ha.core.ports.records import MigrateTables, WriteCalls
 from ari_ha.core.ports.store import (
     KeyValue,
     LeaseState,
@@ -33,6 +33,7 @@ class Office:
         self.rows: dict[str, int] = {}
         self.chance = chance
         self.writable = True
+        self.tables = False
         self.poison: set[str] = set()
         self.batches: list[int] = []
         self.clerks: list[ClerkMachine] = []
@@ -41,7 +42,7 @@ class Office:
             self.hire()
 
     def hire(self) -> ClerkMachine:
-        clerk = ClerkMachine("test", "c", f"life{self.revision}-{len(self.clerks)}")
+        clerk = ClerkMachine("test", "c", f"life{self.revision}-{len(self.clerks)}", migrate=True)
         self.clerks.append(clerk)
         for family in ("outbox", "clerk"):
             prefix = KEYS.prefix(family)
@@ -68,7 +69,7 @@ class Office:
     def post(self, clerk: ClerkMachine, event: object) -> None:
         out = clerk.handle(event, self.now)  # type: ignore[arg-type]
         clerk.check()
-        self.effects += [(clerk, e) for e in out if isinstance(e, StoreTxn | WriteCalls)]
+        self.effects += [(clerk, e) for e in out if isinstance(e, StoreTxn | WriteCalls | MigrateTables)]
 
     def write(self, key: str, value: bytes | None, lease: int = 0) -> None:
         self.revision += 1
@@ -85,9 +86,13 @@ class Office:
         self.write(KEYS.cdr(call), encode(value))
 
     def apply(self, clerk: ClerkMachine, effect: object) -> object:
+        if isinstance(effect, MigrateTables | WriteCalls) and not self.writable:
+            return Unreachable("no writable server")
+        if isinstance(effect, MigrateTables):
+            self.tables = True
+            return Done(["0001.sql"])
         if isinstance(effect, WriteCalls):
-            if not self.writable:
-                return Unreachable("no writable server")
+            assert self.tables, "nobody writes before the tables are there"
             ids = [row["ha_call_id"] for row in effect.rows]
             if self.poison & set(ids):
                 return Refused("too long", 1406)
@@ -143,6 +148,19 @@ def test_an_ended_call_is_written_and_leaves_the_outbox() -> None:
     office.end_call("k1")
     office.run()
     assert office.rows == {"k1": 1} and not office.waiting()
+
+
+def test_the_tables_are_made_before_a_call_ends_and_once() -> None:
+    """Asterisk's own records go into tables of the same schema, from the first call on."""
+    office = Office(clerks=2)
+    office.writable = False
+    office.run()
+    assert not office.tables
+    office.writable = True
+    office.run()
+    assert office.tables
+    office.end_call("k1")
+    assert not any(isinstance(effect, MigrateTables) for _, effect in office.effects)
 
 
 def test_batches_are_bounded() -> None:

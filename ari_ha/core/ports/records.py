@@ -22,3 +22,12 @@ class WriteCalls(Effect):
     """
 
     rows: tuple[Row, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateTables(Effect):
+    """Bring the tables up to date, never on a read-only server.
+
+    Outcome: Done(list of the files applied); Refused, Unreachable, Unknown: not, or
+    perhaps not; asking again is safe.
+    """

@@ -1,0 +1,86 @@
+"""Chaos, the call records: whatever died, each call of a run has one row, and it says who was on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ari_ha.adapters.call_records import CallRecords
+from ari_ha.cli import db, records
+from ari_ha.cli.chaos_judge import ALONE_STATES, RINGING_STATES, Verdict
+from ari_ha.cli.chaos_stage import Stage, StageError, until
+from ari_ha.core.machine import Done
+
+ROWS_LIMIT_S = 60.0
+"""A failover of the database and the end of a dead clerk's lease, with room."""
+READ_LIMIT_S = 5.0
+ROWS_MAX = 1000
+NOBODY_ANSWERED = (*ALONE_STATES, *RINGING_STATES)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def judge_rows(stage: Stage, verdicts: Iterable[Verdict], since: float) -> dict[str, int]:
+    """Counts of rows that are missing and of rows too many. ``since``: UTC seconds before the first call."""
+    verdicts = [verdict for verdict in verdicts if verdict.pair.call]
+    rows: Rows = []
+
+    def complete() -> bool:
+        nonlocal rows
+        rows = _read(stage, since)
+        there = {row["ha_call_id"] for row in rows}
+        return all(verdict.pair.call in there for verdict in verdicts) and not _waiting(stage)
+
+    try:
+        until("every call has its row, and the outbox is empty", ROWS_LIMIT_S, complete, 0.2)
+    except StageError as error:
+        stage.say(str(error))
+    missing = twice = 0
+    for verdict in verdicts:
+        found = [row for row in rows if row["caller"] == verdict.pair.caller]
+        missing += not any(row["ha_call_id"] == verdict.pair.call for row in found)
+        twice += max(0, len(found) - 1)
+        verdict.against += against(verdict, found)
+    return {"calls_without_row": missing, "rows_too_many": twice}
+
+
+def against(verdict: Verdict, rows: Rows) -> list[str]:
+    """What is wrong with the rows of this caller."""
+    pair = verdict.pair
+    if len(rows) != 1:
+        return [f"{len(rows)} call records instead of one"]
+    row, wrong = rows[0], []
+    if row["ha_call_id"] != pair.call:
+        wrong.append(f"the call record is of {row['ha_call_id']}")
+    if pair.agent and pair.state not in NOBODY_ANSWERED and pair.agent not in row["agents"].split():
+        wrong.append(f"the call record has the agents {row['agents'] or 'nobody'}, {pair.agent} is missing")
+    return wrong
+
+
+def judge_pair_whole(stage: Stage) -> list[str]:
+    """What is wrong with the databases once they have had their time to come back."""
+    try:
+        until("the databases are whole", ROWS_LIMIT_S, lambda: not _complaints(stage), 0.5)
+    except StageError:
+        return _complaints(stage)
+    return []
+
+
+def _complaints(stage: Stage) -> list[str]:
+    pairs = db.document(db.read_pairs(stage.cluster))["clusters"]
+    return [f"{pair['name']}: {reason}" for pair in pairs for reason in db.judge(pair)[1]]
+
+
+def _waiting(stage: Stage) -> int:
+    return len(stage.cluster.family("outbox"))
+
+
+def _read(stage: Stage, since: float) -> Rows:
+    """Rows of calls that began later; none while no server is writable."""
+    found = CallRecords(records.access_of(stage.cluster.settings.source))
+    try:
+        outcome = asyncio.run(found.ended(ROWS_MAX, limit_s=READ_LIMIT_S, since=since))
+    finally:
+        found.close()
+    return outcome.value if isinstance(outcome, Done) else []

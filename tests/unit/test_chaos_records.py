@@ -1,0 +1,32 @@
+"""What the judge holds against a call's rows in the database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ari_ha.cli.chaos_judge import Pair, Verdict
+from ari_ha.cli.chaos_records import against
+
+
+def row(call: str = "c1", agents: str = "1001") -> dict[str, Any]:
+    return {"ha_call_id": call, "caller": "155", "agents": agents}
+
+
+@pytest.mark.parametrize(
+    ("state", "agent", "rows", "word"),
+    [
+        ("talking", "1001", [row()], ""),
+        ("talking", "1001", [row(agents="1007 1001")], ""),
+        ("talking", "1001", [], "0 call records"),
+        ("talking", "1001", [row(), row("c2")], "2 call records"),
+        ("talking", "1001", [row("c2")], "is of c2"),
+        ("talking", "1001", [row(agents="1002")], "1001 is missing"),
+        ("ringing", "1001", [row(agents="")], ""),
+        ("queued", "", [row(agents="")], ""),
+    ],
+)
+def test_one_row_with_the_right_people(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
+    found = against(Verdict(Pair("far1", "155", state=state, call="c1", agent=agent)), rows)
+    assert (not found) if not word else word in found[0]
