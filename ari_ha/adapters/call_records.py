@@ -79,6 +79,11 @@ class CallRecords:
         work = functools.partial(_ended, self._access.schema, last, call, since)
         return await self._of_any(work, limit_s)
 
+    async def pieces(self, call: str, *, limit_s: float) -> Outcome:
+        """Done(list of rows as dicts): what each Asterisk's own CDR says of its part of the
+        call, in order of their beginning."""
+        return await self._of_any(functools.partial(_pieces, self._access.schema, call), limit_s)
+
     async def _of_any(self, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
         """From the first server that takes it; otherwise what each said."""
         said = []
@@ -153,6 +158,16 @@ def _ended(
         " ORDER BY ended DESC, ha_call_id LIMIT %s",
         (call, _value("started", since), last),
     )
+    return _with_times(found)
+
+
+def _pieces(schema: str, call: str, connection: Connection) -> list[dict[str, Any]]:
+    connection.select_db(schema)
+    text = "SELECT * FROM cdr WHERE ha_call_id = %s ORDER BY `start`, id"
+    return _with_times(_rows(connection, text, (call,)))
+
+
+def _with_times(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {name: value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
          for name, value in row.items()}

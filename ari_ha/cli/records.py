@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 READ_LIMIT_S = 5.0
 LAST_MAX = 1000
 SHOWN = ("ended", "call", "caller", "did", "queue", "agents", "disposition", "talk", "moves")
+PIECES = ("node", "ha_leg", "epoch", "start", "answer", "end", "disposition")
 
 
 def register(app: typer.Typer) -> None:
@@ -95,17 +96,25 @@ def migrate(settings: SettingsFile = DEFAULT_SETTINGS, as_json: JsonFlag = False
 def records(
     last: Annotated[int, typer.Option("--last", min=1, max=LAST_MAX, help="How many, newest first.")] = 20,
     call: Annotated[str, typer.Option("--call", help="Only this call's.")] = "",
+    cdr: Annotated[bool, typer.Option("--cdr", help="What each Asterisk wrote of that call.")] = False,
     settings: SettingsFile = DEFAULT_SETTINGS,
     as_json: JsonFlag = False,
 ) -> None:
     """Ended calls as the database has them, one row each. Times are UTC."""
+    if cdr and not call:
+        fail("--cdr wants the call: --call ID", as_json, status=2)
 
     async def work(found: CallRecords) -> Any:
+        if cdr:
+            return await found.pieces(call, limit_s=READ_LIMIT_S)
         return await found.ended(last, call=call, limit_s=READ_LIMIT_S)
 
     rows = _with(settings, as_json, work)
     if as_json:
         print_json(rows)
+        return
+    if cdr:
+        table(f"CDR of {call}", PIECES, [[str(row[name] or "") for name in PIECES] for row in rows])
         return
     table("ended calls", SHOWN, [_texts(row) for row in rows])
 

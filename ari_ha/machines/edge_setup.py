@@ -24,7 +24,7 @@ from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import SdpError, SessionDescription, usable_crypto
-from ari_ha.wire.token import HEADER, LegToken, sign
+from ari_ha.wire.token import HEADER, LEG_HEADER, LegToken, sign
 
 RETRY_AFTER = (("Retry-After", "5"),)
 TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
@@ -285,7 +285,11 @@ class Setup:
                 from_=f"<sip:{caller}@{config.core_host}>",
                 to=f"<sip:{call.did or 'none'}@{host}>",
                 sdp=half.local_sdp(),
-                headers=((HEADER, sign(token, config.header_key)), *self._fallback(kind, name)),
+                headers=(
+                    (HEADER, sign(token, config.header_key)),
+                    (LEG_HEADER, token.name),
+                    *self._fallback(kind, name),
+                ),
                 now=context.now,
             )
 

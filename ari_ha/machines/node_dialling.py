@@ -97,6 +97,7 @@ class Dialling:
             "channelId": channel,
             "variables": {
                 f"PJSIP_HEADER(add,{HEADER})": sign(token, context.config.header_key),
+                "CHANNEL(accountcode)": channel,
                 "HA_CALL": call.call,
                 "HA_LEG": leg.leg,
                 "HA_EPOCH": str(call.epoch),

@@ -15,6 +15,8 @@ import hmac
 import msgspec
 
 HEADER = "X-ARI-HA-Token"
+LEG_HEADER = "X-ARI-HA-Leg"
+"""`LegToken.name` in the clear, for Asterisk's own records. Nothing trusts it."""
 HEADER_PREFIX = "x-ari-ha-"
 TOKEN_MAX_CHARS = 2_000
 SIGNATURE_HEX_CHARS = 32
@@ -46,6 +48,11 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The consulting phone's leg this one is rung for"""
     facts: dict[str, str] = {}
     ended: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Which leg of which call under which epoch, as a node names the channels it makes."""
+        return f"{self.call}.{self.leg}.{self.epoch}"
 
 
 class BadToken(ValueError):
