@@ -145,6 +145,7 @@ def test_a_node_without_its_app(stage: Stage) -> None:
             new = Pair(ident, f"1555801{number}", "talking")
             until("a new caller is served", LIMIT_S, lambda new=new: stage.reached([new]), 0.2)  # type: ignore[misc]
             assert new.node != SICK
+            until("and talks", LIMIT_S, lambda new=new: stage.talking([new]), 0.1)  # type: ignore[misc]
         assert stage.talking([pair])
     assert stage.edge_call(pair.call)["epoch"] == pair.epoch and stage.talking([pair])
 
@@ -160,3 +161,9 @@ def test_no_app_anywhere(stage: Stage) -> None:
         assert stage.far.call(ident)["ended_by"] == "them"
         assert stage.talking([pair])
     until("they talk on", LIMIT_S, lambda: stage.talking([pair]), 0.1)
+    assert stage.edge_call(pair.call)["epoch"] == pair.epoch
+    ask_a_node(stage.cluster, stage.view(), "1002", "login", {"device": "1002"})
+    (ident,) = stage.far.place("6000", "15558008")
+    new = Pair(ident, "15558008", "talking")
+    until("a new caller is served again", LIMIT_S, lambda: stage.reached([new]), 0.2)
+    until("and talks", LIMIT_S, lambda: stage.talking([new]), 0.1)
