@@ -2,9 +2,11 @@
 
 No packet flows here. `hears` answers whose voice reaches a port, which is what the
 packets would show. Its traps are kept: `unsubscribe` without a from-tag destroys the
-listener's media; `connect` without ``directional`` replaces whatever the two heard;
-`delete` with a tag destroys the call; a plain `connect` onto a directional
-subscription leaves that one behind, so the listener hears twice.
+listener's media, and only `create` makes them anew; `connect` without ``directional``
+replaces what the two heard by earlier ones like it, and made onto a directional
+subscription it leaves one behind that the next does not take away; without media it
+says ok and does nothing; `delete` with a tag ends the call. The same cases are put to
+it and to a real one (tests/contract).
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 
 FIRST_PORT = 30_000
-CODEC_NUMBERS = {"PCMA": 8, "PCMU": 0}
+CODEC_NUMBERS = {"PCMU": 0, "PCMA": 8}
+"""In the order offered when nothing is asked for."""
+DEAF = ("sendonly", "inactive")
+"""What a far end says of itself when it does not listen."""
+NOTHING_DELETED = Done({"result": "ok", "warning": "Call-ID not found or tags didn't match"})
 
 
 @dataclass(slots=True)
@@ -25,22 +31,29 @@ class Tag:
     """One party of a call: our port towards it and where it listens."""
 
     name: str
-    host: str
-    port: int
-    payload: int
+    host: str = ""
+    port: int = 0
+    """0: no media. It was only named, by a `connect` or `create answer`, or it was destroyed."""
+    payload: int = 0
+    ports: dict[str, int] = field(default_factory=dict)
+    """interface -> its port there: back on an interface it has its old port again"""
     remote: tuple[str, int] | None = None
     direction: str = "sendrecv"
     """The party's own word: ``sendonly`` does not listen."""
-    destroyed: bool = False
 
 
 @dataclass(slots=True)
 class MediaCall:
-    """One rtpengine call. A subscription is (listener, speaker, directional)."""
+    """One rtpengine call."""
 
     ident: str
     tags: dict[str, Tag] = field(default_factory=dict)
-    subscriptions: set[tuple[str, str, bool]] = field(default_factory=set)
+    subscriptions: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """(listener, speaker) -> whether a plain `connect` made it. It stays what it was made as."""
+
+    def tag(self, name: str) -> Tag:
+        """The tag of that name, made if it is not there."""
+        return self.tags.setdefault(name, Tag(name))
 
 
 class FakeRtpengine:
@@ -61,27 +74,30 @@ class FakeRtpengine:
         ident = str(body.get("call-id", ""))
         act = getattr(self, "_" + command.replace(" ", "_"), None)
         if act is None:
-            return Refused(f"Unrecognized command {command}")
+            return Refused("Unrecognized command")
         call = self.calls.get(ident)
         if call is None:
+            if command == "delete":
+                return NOTHING_DELETED
             if command != "create":
-                return Refused("Unknown call-id")
+                return Refused("Unknown call-ID")
             call = self.calls[ident] = MediaCall(ident)
         return act(call, body)
 
     # -- commands
 
     def _create(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
-        name = str(body["from-tag"])
-        tag = call.tags.get(name)
-        offered = list(body.get("codec", {}).get("offer", ["PCMU"]))
-        if tag is None:
-            host = self.interfaces.get(str(body.get("interface", "")))
-            if host is None:
-                return Refused("Unknown interface")
-            number = next((CODEC_NUMBERS[codec] for codec in offered if codec in CODEC_NUMBERS), 0)
-            tag = call.tags[name] = Tag(name, host, self._next_port, number)
+        tag = call.tag(str(body["from-tag"]))
+        offered = list(body.get("codec", {}).get("offer", CODEC_NUMBERS))
+        interface = str(body.get("interface", ""))
+        if interface not in self.interfaces:
+            interface = next(iter(self.interfaces))
+        if not tag.ports:
+            tag.payload = next((CODEC_NUMBERS[codec] for codec in offered if codec in CODEC_NUMBERS), 0)
+        if interface not in tag.ports:
+            tag.ports[interface] = self._next_port
             self._next_port += 2
+        tag.host, tag.port = self.interfaces[interface], tag.ports[interface]
         codec = "PCMA" if tag.payload == 8 else "PCMU"
         event = 96 if "telephone-event" in offered else None
         sdp = build_audio_sdp(
@@ -90,43 +106,50 @@ class FakeRtpengine:
         return Done({"result": "ok", "sdp": sdp})
 
     def _create_answer(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
-        tag = call.tags.get(str(body["from-tag"]))
-        if tag is None:
-            return Refused("Unknown from-tag")
         session = SessionDescription.parse(str(body["sdp"]))
         audio = session.audio()
         if audio is None:
             return Refused("no audio")
+        tag = call.tag(str(body["from-tag"]))
         tag.remote = (audio.connection or session.connection or "", audio.port)
         tag.direction = session.media_direction(audio)
         return Done({"result": "ok"})
 
     def _connect(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
         speaker, listener = str(body["from-tag"]), str(body["to-tag"])
-        for name in (speaker, listener):
-            if name not in call.tags:
-                return Refused("Unknown from-tag" if name == speaker else "Unknown to-tag")
+        if speaker not in call.tags:
+            return Refused("From-tag given, but no such tag exists")
+        audible = call.tag(listener).port and call.tags[speaker].port
         if "directional" in body.get("flags", ()):
-            call.subscriptions.add((listener, speaker, True))
+            if audible:
+                call.subscriptions.setdefault((listener, speaker), False)
             return Done({"result": "ok"})
-        both = {speaker, listener}
-        kept = {s for s in call.subscriptions if s[2] or not both & {s[0], s[1]}}
-        call.subscriptions = kept | {(listener, speaker, False), (speaker, listener, False)}
+        for heard, plain in list(call.subscriptions.items()):
+            # judged by who hears the two; their own hearing goes with it
+            if plain and heard[1] in (speaker, listener):
+                call.subscriptions.pop(heard, None)
+                call.subscriptions.pop((heard[1], heard[0]), None)
+        if audible:
+            call.subscriptions.setdefault((listener, speaker), True)
+            call.subscriptions.setdefault((speaker, listener), True)
         return Done({"result": "ok"})
 
     def _unsubscribe(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
         listener = str(body.get("to-tag", ""))
-        if listener not in call.tags:
-            return Refused("Unknown to-tag")
+        for role in ("from-tag", "to-tag"):
+            if role in body and body[role] not in call.tags:
+                return Refused(f"{role.capitalize()} not found")
         if "from-tag" not in body or "directional" not in body.get("flags", ()):
-            call.tags[listener].destroyed = True
+            call.tags[listener] = Tag(listener)
+            call.subscriptions = {h: plain for h, plain in call.subscriptions.items() if listener not in h}
             self.destroyed.append((call.ident, listener))
-            return Done({"result": "ok"})
-        speaker = str(body["from-tag"])
-        call.subscriptions = {s for s in call.subscriptions if s[:2] != (listener, speaker)}
+        else:
+            call.subscriptions.pop((listener, str(body["from-tag"])), None)
         return Done({"result": "ok"})
 
     def _delete(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
+        if body.get("from-tag", "") not in ("", *call.tags):
+            return NOTHING_DELETED
         if body.get("from-tag") or body.get("to-tag"):
             self.destroyed += [(call.ident, name) for name in call.tags]
         del self.calls[call.ident]
@@ -138,15 +161,12 @@ class FakeRtpengine:
     # -- what the packets would show
 
     def hears(self, ident: str, listener: str) -> list[str]:
-        """The tags whose voice goes out of ``listener``'s port, doubled ones twice."""
+        """The tags whose voice goes out of ``listener``'s port."""
         call = self.calls.get(ident)
-        if call is None or listener not in call.tags or call.tags[listener].destroyed:
+        own = call.tags.get(listener) if call else None
+        if call is None or own is None or own.direction in DEAF:
             return []
-        return sorted(
-            speaker
-            for heard_by, speaker, _ in call.subscriptions
-            if heard_by == listener and speaker in call.tags and not call.tags[speaker].destroyed
-        )
+        return sorted(speaker for heard_by, speaker in call.subscriptions if heard_by == listener)
 
     def tag_at(self, host: str, port: int) -> tuple[MediaCall, Tag] | None:
         """The call and tag that own a local address."""

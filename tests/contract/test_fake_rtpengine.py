@@ -1,110 +1,387 @@
-"""What rtpengine was measured to do (reference: hitless media, traps), said by the fake."""
+"""What a relay does with NG commands: the same cases against the fake and a real rtpengine.
+
+Who hears whom is asked of the fake, and shown by numbered packets through the real one.
+"""
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import socket
+import time
+import uuid
+from collections import Counter
 
-from ari_ha.core.machine import Done, Refused
+import pytest
+from containers import why_not
+from real_rtpengine import IMAGE, INTERFACES, RealRtpengine
+
+from ari_ha.adapters.rtpengine import Rtpengine
+from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
+from ari_ha.core.ports.media import NgCommand
+from ari_ha.farend.rtp import VOICE, classify, set_voice, voice_buffer
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 
 CODEC = {"offer": ["PCMA", "telephone-event"]}
 DIRECTIONAL = ["directional"]
+TAGS = {"c": "public", "a1": "public", "c@ast1.1": "core", "a1@ast1.1": "core"}
+EARS = ("first", "second")
+"""Each far end has two addresses, so that it can move."""
+LIMIT_S = 30.0
+ROUND_PACKETS, ROUND_QUIET_S, ROUNDS_ALIKE = 3, 0.1, 2
+"""Packets each tag sends in a round, the wait for late ones, and how many rounds must show the same."""
 
 
-@pytest.fixture
-def relay() -> FakeRtpengine:
-    relay = FakeRtpengine({"public": "192.0.2.1", "core": "10.0.0.1"})
-    for tag, interface in (("c", "public"), ("a1", "public"), ("c@ast1.1", "core"), ("a1@ast1.1", "core")):
-        body = {"call-id": "k", "from-tag": tag, "interface": interface, "codec": CODEC}
-        assert isinstance(relay.command("create", body), Done)
-    return relay
-
-
-def plus(relay: FakeRtpengine, listener: str, speaker: str):
-    body = {"call-id": "k", "from-tag": speaker, "to-tag": listener, "flags": DIRECTIONAL}
-    return relay.command("connect", body)
-
-
-def minus(relay: FakeRtpengine, listener: str, speaker: str):
-    body = {"call-id": "k", "from-tag": speaker, "to-tag": listener, "flags": DIRECTIONAL}
-    return relay.command("unsubscribe", body)
-
-
-def port_of(outcome) -> tuple[str, int]:
+def port_of(outcome: Outcome) -> tuple[str, int]:
     session = SessionDescription.parse(outcome.value["sdp"])
     audio = session.audio()
     return audio.connection or session.connection, audio.port
 
 
-def test_create_gives_each_tag_one_port_for_life(relay: FakeRtpengine) -> None:
-    body = {"call-id": "k", "from-tag": "c", "interface": "public", "codec": CODEC}
-    first, again = relay.command("create", body), relay.command("create", body)
-    assert port_of(first) == port_of(again)
-    other = relay.command("create", {**body, "from-tag": "a1"})
-    assert port_of(first) != port_of(other)
-    assert port_of(first)[0] == "192.0.2.1"
+class Rig:
+    """One call of one relay, with a far end behind each tag."""
+
+    def __init__(self) -> None:
+        self.call = f"k-{uuid.uuid4().hex[:8]}"
+        self.ours: dict[str, tuple[str, int]] = {}
+
+    async def perform(self, command: str, body: dict) -> Outcome:
+        raise NotImplementedError
+
+    def ear(self, tag: str, which: str) -> tuple[str, int]:
+        """One of a far end's addresses."""
+        raise NotImplementedError
+
+    async def heard(self) -> dict[tuple[str, str], list[str]]:
+        """(tag, address) -> whose voice arrives there; a doubled one twice."""
+        raise NotImplementedError
+
+    async def do(self, command: str, **body) -> Outcome:
+        """A command about the call; ``from_tag`` for from-tag."""
+        return await self.perform(
+            command, {"call-id": self.call, **{k.replace("_", "-"): v for k, v in body.items()}}
+        )
+
+    async def create(self, tag: str, **body) -> Outcome:
+        created = await self.do("create", **{"from_tag": tag, "interface": TAGS[tag], "codec": CODEC, **body})
+        self.ours[tag] = port_of(created)
+        return created
+
+    async def teach(self, tag: str, which: str = EARS[0], direction: str = "sendrecv") -> Outcome:
+        host, port = self.ear(tag, which)
+        sdp = build_audio_sdp(1, 1, host, port, [(8, "PCMA/8000")], 96, direction)
+        return await self.do("create answer", from_tag=tag, sdp=sdp)
+
+    async def plus(self, listener: str, speaker: str) -> Outcome:
+        return await self.do("connect", from_tag=speaker, to_tag=listener, flags=DIRECTIONAL)
+
+    async def minus(self, listener: str, speaker: str) -> Outcome:
+        return await self.do("unsubscribe", from_tag=speaker, to_tag=listener, flags=DIRECTIONAL)
+
+    async def plain(self, one: str, other: str) -> Outcome:
+        return await self.do("connect", from_tag=one, to_tag=other)
+
+    async def shows(self, **expected: list[str]) -> None:
+        """Everybody hears exactly these, and whoever is not named nobody. ``c_node`` is the tag of c's half
+        at the node, ``c_second`` the second address of c."""
+        places = {f"{tag.partition('@')[0]}_node" if "@" in tag else tag: tag for tag in TAGS}
+        wanted = {(tag, ear): [] for tag in TAGS for ear in EARS}
+        for name, speakers in expected.items():
+            base, _, second = name.partition("_second")
+            ear = EARS[1] if name.endswith("_second") else EARS[0]
+            wanted[(places[base], ear)] = sorted(places[speaker] for speaker in speakers)
+        end, alike, seen = time.monotonic() + LIMIT_S, 0, None
+        while alike < ROUNDS_ALIKE:
+            assert time.monotonic() < end, f"heard {seen}, not {wanted}"
+            seen = await self.heard()
+            alike = alike + 1 if seen == wanted else 0
 
 
-def test_create_answers_with_telephone_events_as_96(relay: FakeRtpengine) -> None:
-    body = {"call-id": "k", "from-tag": "c", "interface": "public", "codec": CODEC}
-    audio = SessionDescription.parse(relay.command("create", body).value["sdp"]).audio()
+class FakeRig(Rig):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relay = FakeRtpengine(INTERFACES)
+
+    async def perform(self, command: str, body: dict) -> Outcome:
+        return self.relay.command(command, body)
+
+    def ear(self, tag: str, which: str) -> tuple[str, int]:
+        return "192.0.2.9", 4000 + 4 * list(TAGS).index(tag) + 2 * EARS.index(which)
+
+    async def heard(self) -> dict[tuple[str, str], list[str]]:
+        call = self.relay.calls.get(self.call)
+        return {
+            (tag, ear): self.relay.hears(self.call, tag)
+            if call and call.tags[tag].remote == self.ear(tag, ear)
+            else []
+            for tag in TAGS
+            for ear in EARS
+        }
+
+
+class RealRig(Rig):
+    def __init__(self, adapter: Rtpengine) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.sockets = {(tag, ear): self._socket() for tag in TAGS for ear in EARS}
+        self.packets = {tag: voice_buffer(n, 1000 + n, 300) for n, tag in enumerate(TAGS)}
+        self.speaks_at = dict.fromkeys(TAGS, EARS[0])
+        self.number = 0
+
+    @staticmethod
+    def _socket() -> socket.socket:
+        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        ear.bind(("127.0.0.1", 0))
+        ear.setblocking(False)
+        return ear
+
+    def close(self) -> None:
+        for ear in self.sockets.values():
+            ear.close()
+
+    async def perform(self, command: str, body: dict) -> Outcome:
+        end = time.monotonic() + LIMIT_S
+        while True:
+            outcome = await self.adapter.perform(
+                NgCommand(lane="contract", command=command, body=body, limit_s=5.0)
+            )
+            if not isinstance(outcome, Unreachable | Unknown) or time.monotonic() > end:
+                return outcome
+            await asyncio.sleep(0.1)  # it is still starting
+
+    def ear(self, tag: str, which: str) -> tuple[str, int]:
+        return self.sockets[(tag, which)].getsockname()
+
+    async def teach(self, tag: str, which: str = EARS[0], direction: str = "sendrecv") -> Outcome:
+        self.speaks_at[tag] = which
+        return await super().teach(tag, which, direction)
+
+    async def heard(self) -> dict[tuple[str, str], list[str]]:
+        first = self.number + 1
+        for _ in range(ROUND_PACKETS):
+            self.number += 1
+            for tag, packet in self.packets.items():
+                set_voice(packet, 8, self.number & 0xFFFF, self.number * 160, self.number, False)
+                self.sockets[(tag, self.speaks_at[tag])].sendto(packet, self.ours[tag])
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(ROUND_QUIET_S)
+        return {place: self._read(ear, first) for place, ear in self.sockets.items()}
+
+    @staticmethod
+    def _read(ear: socket.socket, first: int) -> list[str]:
+        """The speakers of the packets from number ``first`` on, each as often as its packets came."""
+        count: Counter[tuple[str, int]] = Counter()
+        while True:
+            try:
+                data = ear.recv(2000)
+            except BlockingIOError:
+                break
+            kind, source, number, _ = classify(data, len(data), 96)
+            if kind == VOICE and number >= first:
+                count[(list(TAGS)[source], number)] += 1
+        times = {tag: max(n for (one, _), n in count.items() if one == tag) for tag, _ in count}
+        return sorted(tag for tag, n in times.items() for _ in range(n))
+
+
+@pytest.fixture(scope="module")
+def real_relay():
+    if why := why_not(IMAGE):
+        pytest.skip(why)
+    relay = RealRtpengine()
+    yield relay
+    relay.remove()
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
+async def empty(request):
+    """A call nothing was said about."""
+    if request.param == "fake":
+        yield FakeRig()
+        return
+    adapter = Rtpengine("127.0.0.1", request.getfixturevalue("real_relay").port, lambda event: None)
+    await adapter.start()
+    rig = RealRig(adapter)
+    yield rig
+    await rig.do("delete")
+    rig.close()
+    adapter.close()
+
+
+@pytest.fixture
+async def rig(empty):
+    """Two people and their halves at a node; nobody hears anybody."""
+    for tag in TAGS:
+        assert isinstance(await empty.create(tag), Done)
+        assert isinstance(await empty.teach(tag), Done)
+    return empty
+
+
+async def test_create_gives_each_tag_one_port_for_life(rig) -> None:
+    first = rig.ours["c"]
+    assert first[0] == INTERFACES["public"] and rig.ours["c@ast1.1"][0] == INTERFACES["core"]
+    assert port_of(await rig.create("c")) == first
+    assert port_of(await rig.create("a1")) != first
+
+
+async def test_a_tag_has_a_port_on_each_interface_it_was_created_on(rig) -> None:
+    public = rig.ours["c"]
+    core = port_of(await rig.create("c", interface="core"))
+    assert core != public and core[0] == INTERFACES["core"]
+    assert port_of(await rig.create("c", interface="public")) == public
+
+
+@pytest.mark.parametrize("interface", ["", "nowhere"])
+async def test_an_interface_nobody_knows_is_the_first(rig, interface: str) -> None:
+    assert port_of(await rig.create("c@ast1.1", interface=interface))[0] == INTERFACES["public"]
+
+
+async def test_create_answers_with_telephone_events_as_96(rig) -> None:
+    audio = SessionDescription.parse((await rig.create("c")).value["sdp"]).audio()
     assert audio.payload_types == [8, 96] and audio.telephone_event == 96
 
 
-def test_create_answer_moves_the_far_end(relay: FakeRtpengine) -> None:
-    for port in (4000, 4002):
-        sdp = build_audio_sdp(1, 1, "192.0.2.9", port)
-        relay.command("create answer", {"call-id": "k", "from-tag": "c", "sdp": sdp})
-        assert relay.calls["k"].tags["c"].remote == ("192.0.2.9", port)
+async def test_create_answer_moves_the_far_end(rig) -> None:
+    await rig.plus("c", "a1")
+    await rig.plus("a1", "c")
+    await rig.shows(c=["a1"], a1=["c"])
+    await rig.teach("c", EARS[1])
+    await rig.shows(c_second=["a1"], a1=["c"])
 
 
-def test_directional_subscriptions_are_added_and_taken_one_by_one(relay: FakeRtpengine) -> None:
-    plus(relay, "c", "a1")
-    plus(relay, "c", "c@ast1.1")
-    assert relay.hears("k", "c") == ["a1", "c@ast1.1"]
-    assert relay.hears("k", "a1") == []
-    minus(relay, "c", "a1")
-    assert relay.hears("k", "c") == ["c@ast1.1"]
-    assert relay.destroyed == []
+async def test_who_does_not_listen_hears_nobody_and_is_heard(rig) -> None:
+    await rig.plus("c", "a1")
+    await rig.plus("a1", "c")
+    await rig.teach("c", direction="sendonly")
+    await rig.shows(a1=["c"])
+    await rig.teach("c")
+    await rig.shows(c=["a1"], a1=["c"])
 
 
-def test_a_repeated_plus_does_nothing(relay: FakeRtpengine) -> None:
-    plus(relay, "c", "a1")
-    plus(relay, "c", "a1")
-    assert relay.hears("k", "c") == ["a1"]
+async def test_directional_subscriptions_are_added_and_taken_one_by_one(rig) -> None:
+    await rig.plus("c", "a1")
+    await rig.plus("c", "c@ast1.1")
+    await rig.shows(c=["a1", "c_node"])
+    await rig.minus("c", "a1")
+    await rig.shows(c=["c_node"])
+    await rig.plus("c", "a1")
+    await rig.shows(c=["a1", "c_node"])
 
 
-def test_a_plain_connect_replaces_in_both_directions(relay: FakeRtpengine) -> None:
-    relay.command("connect", {"call-id": "k", "from-tag": "c", "to-tag": "c@ast1.1"})
-    relay.command("connect", {"call-id": "k", "from-tag": "c", "to-tag": "a1"})
-    assert relay.hears("k", "c") == ["a1"] and relay.hears("k", "a1") == ["c"]
-    assert relay.hears("k", "c@ast1.1") == []
+async def test_a_repeated_plus_or_minus_does_nothing(rig) -> None:
+    for _ in range(2):
+        assert isinstance(await rig.plus("c", "a1"), Done)
+    await rig.shows(c=["a1"])
+    for _ in range(2):
+        assert isinstance(await rig.minus("c", "a1"), Done)
+    await rig.shows()
 
 
-def test_a_plain_connect_onto_a_fork_doubles_the_voice(relay: FakeRtpengine) -> None:
-    plus(relay, "a1", "c")
-    relay.command("connect", {"call-id": "k", "from-tag": "c", "to-tag": "a1"})
-    assert relay.hears("k", "a1") == ["c", "c"]
+async def test_from_through_to_hitless_and_back(rig) -> None:
+    """The commands of `machines.media`, in their order."""
+    for listener, speaker in (("c", "c@ast1.1"), ("c@ast1.1", "c"), ("a1", "a1@ast1.1"), ("a1@ast1.1", "a1")):
+        await rig.plus(listener, speaker)
+    through = {"c": ["c_node"], "c_node": ["c"], "a1": ["a1_node"], "a1_node": ["a1"]}
+    await rig.shows(**through)
+    await rig.plus("c", "a1")
+    await rig.plus("a1", "c")
+    await rig.minus("c", "c@ast1.1")
+    await rig.minus("a1", "a1@ast1.1")
+    await rig.shows(c=["a1"], c_node=["c"], a1=["c"], a1_node=["a1"])
+    await rig.plus("c", "c@ast1.1")
+    await rig.plus("a1", "a1@ast1.1")
+    await rig.minus("c", "a1")
+    await rig.minus("a1", "c")
+    await rig.shows(**through)
 
 
-@pytest.mark.parametrize("left_out", ["from-tag", "flags"])
-def test_unsubscribe_without_its_words_destroys_the_listener(relay: FakeRtpengine, left_out: str) -> None:
-    plus(relay, "c", "a1")
-    body = {"call-id": "k", "from-tag": "a1", "to-tag": "c", "flags": DIRECTIONAL}
+async def test_a_plain_connect_replaces_in_both_directions(rig) -> None:
+    await rig.plain("c", "c@ast1.1")
+    await rig.shows(c=["c_node"], c_node=["c"])
+    await rig.plain("c", "a1")
+    await rig.shows(c=["a1"], a1=["c"])
+    await rig.plain("a1@ast1.1", "a1")
+    await rig.shows(a1=["a1_node"], a1_node=["a1"])
+
+
+async def test_a_plain_connect_leaves_forks_alone(rig) -> None:
+    await rig.plus("c@ast1.1", "c")
+    await rig.plain("c", "a1")
+    await rig.shows(c=["a1"], a1=["c"], c_node=["c"])
+
+
+async def test_a_plain_connect_onto_a_fork_is_not_taken_away_by_the_next(rig) -> None:
+    await rig.plus("a1", "c")
+    await rig.plain("c", "a1")
+    await rig.shows(c=["a1"], a1=["c"])
+    await rig.plain("c", "c@ast1.1")
+    await rig.shows(c=["a1", "c_node"], c_node=["c"], a1=["c"])
+
+
+async def test_a_plus_onto_a_plain_connect_goes_with_it(rig) -> None:
+    await rig.plain("c", "a1")
+    await rig.plus("a1", "c")
+    await rig.plain("c", "c@ast1.1")
+    await rig.shows(c=["c_node"], c_node=["c"])
+
+
+async def test_half_a_plain_connect_is_not_taken_away_by_the_next(rig) -> None:
+    await rig.plain("c", "a1")
+    await rig.minus("a1", "c")
+    await rig.shows(c=["a1"])
+    await rig.plain("c", "c@ast1.1")
+    await rig.shows(c=["a1", "c_node"], c_node=["c"])
+
+
+@pytest.mark.parametrize("left_out", ["from_tag", "flags"])
+async def test_unsubscribe_without_its_words_destroys_the_listener(rig, left_out: str) -> None:
+    """Nothing is said about it, and nothing is heard until it is made anew."""
+    for listener, speaker in (("c", "a1"), ("a1", "c"), ("a1", "a1@ast1.1")):
+        await rig.plus(listener, speaker)
+    body = {"from_tag": "a1", "to_tag": "c", "flags": DIRECTIONAL}
     del body[left_out]
-    assert isinstance(relay.command("unsubscribe", body), Done)
-    assert relay.destroyed == [("k", "c")]
-    assert relay.hears("k", "c") == []
+    assert isinstance(await rig.do("unsubscribe", **body), Done)
+    await rig.shows(a1=["a1_node"])
+    for listener, speaker in (("c", "a1"), ("a1", "c")):
+        assert isinstance(await rig.plus(listener, speaker), Done)
+    await rig.shows(a1=["a1_node"])
+    assert isinstance(await rig.create("c"), Done)
+    await rig.teach("c")
+    await rig.shows(a1=["a1_node"])
+    await rig.plus("c", "a1")
+    await rig.shows(c=["a1"], a1=["a1_node"])
 
 
-def test_unknown_calls_tags_and_commands_are_refused(relay: FakeRtpengine) -> None:
-    assert isinstance(relay.command("connect", {"call-id": "none", "from-tag": "x", "to-tag": "y"}), Refused)
-    assert isinstance(plus(relay, "c", "nobody"), Refused)
-    assert isinstance(relay.command("mesh", {"call-id": "k"}), Refused)
-    assert isinstance(relay.command("delete", {"call-id": "none"}), Refused)
+async def test_who_speaks_must_be_there_and_who_listens_need_not(rig) -> None:
+    assert isinstance(await rig.plus("c", "nobody"), Refused)
+    assert isinstance(await rig.minus("c", "nobody"), Refused)
+    assert isinstance(await rig.minus("nobody", "c"), Refused)
+    assert isinstance(await rig.plus("somebody", "c"), Done)
+    assert isinstance(await rig.plus("c", "somebody"), Done)
+    await rig.plus("c", "a1")
+    await rig.shows(c=["a1"])
 
 
-def test_delete_ends_the_call(relay: FakeRtpengine) -> None:
-    assert isinstance(relay.command("delete", {"call-id": "k"}), Done)
-    assert relay.calls == {} and relay.destroyed == []
+async def test_unknown_calls_and_commands_are_refused(empty) -> None:
+    sdp = build_audio_sdp(1, 1, "127.0.0.1", 4000, [(8, "PCMA/8000")], 96)
+    assert isinstance(await empty.plus("c", "a1"), Refused)
+    assert isinstance(await empty.minus("c", "a1"), Refused)
+    assert isinstance(await empty.do("create answer", from_tag="c", sdp=sdp), Refused)
+    assert isinstance(await empty.do("query"), Refused)
+    assert isinstance(await empty.do("mesh"), Refused)
+
+
+async def test_delete_ends_the_call_and_may_be_repeated(rig) -> None:
+    await rig.plus("c", "a1")
+    for _ in range(2):
+        assert isinstance(await rig.do("delete"), Done)
+    await rig.shows()
+    assert isinstance(await rig.plus("c", "a1"), Refused)
+
+
+async def test_delete_with_one_tag_ends_the_whole_call(rig) -> None:
+    await rig.plus("a1", "a1@ast1.1")
+    assert isinstance(await rig.do("delete", from_tag="nobody"), Done)
+    await rig.shows(a1=["a1_node"])
+    assert isinstance(await rig.do("delete", from_tag="c"), Done)
+    await rig.shows()
+    assert isinstance(await rig.plus("a1", "a1@ast1.1"), Refused)
