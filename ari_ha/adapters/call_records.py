@@ -1,4 +1,4 @@
-"""The table of calls, by PyMySQL in threads: `WriteCalls`, and the schema's migrations.
+"""The tables of records, by PyMySQL in threads: `WriteRows`, and the schema's migrations.
 
 The schema is numbered SQL files beside this module, applied in order, each once. They
 are few and plain enough that a library for migrations would be more than they are.
@@ -16,10 +16,10 @@ from typing import Any
 from ari_ha.adapters.database import Connection, DatabaseAccess, DatabaseServer
 from ari_ha.adapters.database_sql import MARIADB
 from ari_ha.core.machine import Done, Effect, Outcome, Refused, Unknown, Unreachable
-from ari_ha.core.ports.records import MigrateTables, Row, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, WriteRows
 
 LANE = "records"
-TIMES = frozenset({"started", "answered", "entered", "connected", "ended"})
+TIMES = frozenset({"started", "answered", "entered", "connected", "ended", "time"})
 DATA_ERRORS = frozenset({1048, 1264, 1265, 1292, 1366, 1406, 3140})
 """The row itself is not taken (too long, no such time …); asking again does not help."""
 LOCK_S = 10
@@ -44,7 +44,7 @@ class RecordsAccess:
 
 
 class CallRecords:
-    """Performs `WriteCalls` and `MigrateTables` on whichever server is writable."""
+    """Performs `WriteRows` and `MigrateTables` on whichever server is writable."""
 
     def __init__(self, access: RecordsAccess) -> None:
         self._access = access
@@ -64,9 +64,9 @@ class CallRecords:
         """One outcome. A server that does not take it is the last to be asked next time."""
         if isinstance(effect, MigrateTables):
             return await self.migrate()
-        if not isinstance(effect, WriteCalls):
+        if not isinstance(effect, WriteRows):
             return Refused(f"not for call records: {type(effect).__name__}")
-        return await self._ask(functools.partial(_write, self._access.schema, effect.rows), effect.limit_s)
+        return await self._ask(functools.partial(_write, self._access.schema, effect), effect.limit_s)
 
     async def migrate(self) -> Outcome:
         """Brings the schema up to date: Done(list of the files applied)."""
@@ -83,6 +83,10 @@ class CallRecords:
         """Done(list of rows as dicts): what each Asterisk's own CDR says of its part of the
         call, in order of their beginning."""
         return await self._of_any(functools.partial(_pieces, self._access.schema, call), limit_s)
+
+    async def told(self, since: float, *, limit_s: float) -> Outcome:
+        """Done(list of rows as dicts): the queue log after ``since`` (UTC seconds), in order."""
+        return await self._of_any(functools.partial(_told, self._access.schema, since), limit_s)
 
     async def _of_any(self, work: Callable[[Connection], Any], limit_s: float) -> Outcome:
         """From the first server that takes it; otherwise what each said."""
@@ -128,24 +132,26 @@ def _rows(connection: Connection, text: str, args: Sequence[Any] | None = None) 
 # --- writing ----------------------------------------------------------------------------------
 
 
-def _write(schema: str, rows: tuple[Row, ...], connection: Connection) -> frozenset[str]:
+def _write(schema: str, effect: WriteRows, connection: Connection) -> frozenset[str]:
     """One statement, so one commit; then what is really there. A row that is there
     already is written over: a retry says the same."""
     connection.select_db(schema)
+    key, rows = effect.key, effect.rows
     names = list(rows[0])
     columns = ", ".join(f"`{name}`" for name in names)
     one = "(" + ", ".join(["%s"] * len(names)) + ")"
-    again = ", ".join(f"`{name}` = VALUES(`{name}`)" for name in names if name != "ha_call_id")
+    again = ", ".join(f"`{name}` = VALUES(`{name}`)" for name in names if name != key)
     values = [_value(name, row[name]) for row in rows for name in names]
     many = ", ".join([one] * len(rows))
     _rows(
-        connection, f"INSERT INTO calls ({columns}) VALUES {many} ON DUPLICATE KEY UPDATE {again}", values
+        connection,
+        f"INSERT INTO `{effect.table}` ({columns}) VALUES {many} ON DUPLICATE KEY UPDATE {again}",
+        values,
     )
-    ids = [row["ha_call_id"] for row in rows]
-    found = _rows(
-        connection, f"SELECT ha_call_id FROM calls WHERE ha_call_id IN ({', '.join(['%s'] * len(ids))})", ids
-    )
-    return frozenset(str(row["ha_call_id"]) for row in found)
+    ids = [row[key] for row in rows]
+    marks = ", ".join(["%s"] * len(ids))
+    found = _rows(connection, f"SELECT `{key}` FROM `{effect.table}` WHERE `{key}` IN ({marks})", ids)
+    return frozenset(str(row[key]) for row in found)
 
 
 def _ended(
@@ -165,6 +171,12 @@ def _pieces(schema: str, call: str, connection: Connection) -> list[dict[str, An
     connection.select_db(schema)
     text = "SELECT * FROM cdr WHERE ha_call_id = %s ORDER BY `start`, id"
     return _with_times(_rows(connection, text, (call,)))
+
+
+def _told(schema: str, since: float, connection: Connection) -> list[dict[str, Any]]:
+    connection.select_db(schema)
+    text = "SELECT * FROM queue_log WHERE `time` >= %s ORDER BY id"
+    return _with_times(_rows(connection, text, (_value("time", since),)))
 
 
 def _with_times(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from ari_ha.adapters.call_records import CallRecords
 from ari_ha.cli import db, records
 from ari_ha.cli.chaos_judge import ALONE_STATES, RINGING_STATES, Verdict
 from ari_ha.cli.chaos_stage import Stage, StageError, until
-from ari_ha.core.machine import Done
+from ari_ha.core.machine import Done, Outcome
 
 ROWS_LIMIT_S = 60.0
 """A failover of the database and the end of a dead clerk's lease, with room."""
 READ_LIMIT_S = 5.0
 ROWS_MAX = 1000
+ONE_QUEUE = ("talking", "through", "held", "ringing", "queued")
 NOBODY_ANSWERED = (*ALONE_STATES, *RINGING_STATES)
 
 Rows = Sequence[Mapping[str, Any]]
@@ -36,13 +37,17 @@ def judge_rows(stage: Stage, verdicts: Iterable[Verdict], since: float) -> dict[
         until("every call has its row, and the outbox is empty", ROWS_LIMIT_S, complete, 0.2)
     except StageError as error:
         stage.say(str(error))
-    missing = twice = 0
+    log = _told(stage, since)
+    missing = twice = confused = 0
     for verdict in verdicts:
         found = [row for row in rows if row["caller"] == verdict.pair.caller]
         missing += not any(row["ha_call_id"] == verdict.pair.call for row in found)
         twice += max(0, len(found) - 1)
         verdict.against += against(verdict, found)
-    return {"calls_without_row": missing, "rows_too_many": twice}
+        wrong = log_against(verdict, [row["event"] for row in log if row["callid"] == verdict.pair.call])
+        confused += bool(wrong)
+        verdict.against += wrong
+    return {"calls_without_row": missing, "rows_too_many": twice, "queue_log_wrong": confused}
 
 
 def against(verdict: Verdict, rows: Rows) -> list[str]:
@@ -56,6 +61,16 @@ def against(verdict: Verdict, rows: Rows) -> list[str]:
     if pair.agent and pair.state not in NOBODY_ANSWERED and pair.agent not in row["agents"].split():
         wrong.append(f"the call record has the agents {row['agents'] or 'nobody'}, {pair.agent} is missing")
     return wrong
+
+
+def log_against(verdict: Verdict, events: Sequence[str]) -> list[str]:
+    """What is wrong with the queue log of a call that one queue gave to one agent, or to none."""
+    if verdict.pair.state not in ONE_QUEUE:
+        return []
+    count = {name: events.count(name) for name in ("ENTERQUEUE", "CONNECT", "ABANDON")}
+    complete = sum(name.startswith("COMPLETE") for name in events)
+    good = count["ENTERQUEUE"] == 1 == count["CONNECT"] + count["ABANDON"] and complete == count["CONNECT"]
+    return [] if good else [f"the queue log says {', '.join(events) or 'nothing'}"]
 
 
 def judge_pair_whole(stage: Stage) -> list[str]:
@@ -78,9 +93,17 @@ def _waiting(stage: Stage) -> int:
 
 def _read(stage: Stage, since: float) -> Rows:
     """Rows of calls that began later; none while no server is writable."""
+    return _asked(stage, lambda found: found.ended(ROWS_MAX, limit_s=READ_LIMIT_S, since=since))
+
+
+def _told(stage: Stage, since: float) -> Rows:
+    return _asked(stage, lambda found: found.told(since, limit_s=READ_LIMIT_S))
+
+
+def _asked(stage: Stage, ask: Callable[[CallRecords], Coroutine[Any, Any, Outcome]]) -> Rows:
     found = CallRecords(records.access_of(stage.cluster.settings.source))
     try:
-        outcome = asyncio.run(found.ended(ROWS_MAX, limit_s=READ_LIMIT_S, since=since))
+        outcome = asyncio.run(ask(found))
     finally:
         found.close()
     return outcome.value if isinstance(outcome, Done) else []

@@ -159,7 +159,8 @@ def clerk_kill(lab: Lab, _: str) -> Struck:
     """SIGKILL to the clerk that writes; its parent starts it again, the other one writes meanwhile."""
     from ari_ha.cli.cluster import LAB_SETTINGS, Cluster
     from ari_ha.cli.lab import LabError, Struck
-    from ari_ha.wire.keyspace import ClerkValue, decode
+    from ari_ha.wire.keyspace import decode
+    from ari_ha.wire.outbox import ClerkValue
 
     cluster = Cluster.open(LAB_SETTINGS)
     leader = cluster.get(cluster.keys.clerk())

@@ -26,7 +26,7 @@ from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_match import Matcher
 from ari_ha.machines.acd_orders import AcdSettings, Order
 from ari_ha.machines.acd_people import People
-from ari_ha.machines.acd_queue import in_order
+from ari_ha.machines.acd_queue import in_order, position
 from ari_ha.machines.acd_writes import TAG, Writes
 from ari_ha.wire.keyspace import AgentValue, Keys, WaitingValue
 
@@ -294,9 +294,7 @@ class Acd:
     def position(self, call: str) -> int:
         """1 for the next caller of his queue; 0 when the call does not wait."""
         entry = self._desk.view.entry(call)
-        if entry is None:
-            return 0
-        return [e.call for e in self.waiting(entry.queue)].index(call) + 1
+        return position(entry, self._desk.view.entries(), self._desk.queue) if entry is not None else 0
 
     def check(self) -> None:
         """Raises InvariantBroken when the state contradicts itself."""

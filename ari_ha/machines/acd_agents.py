@@ -44,6 +44,7 @@ class Facts:
     queue: str = ""
     node: str = ""
     deadline: float = 0.0
+    entered: float = 0.0
     delay_s: float = 0.0
     wrapup_s: float = 0.0
     rona_max: int = 1
@@ -62,7 +63,7 @@ Change = Callable[[AgentValue, Facts, float], AgentValue | Not]
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One row: from any work of ``works`` (and this agent's own attempt or call, by
-    ``own``) to ``to``. ``log`` is the queue_log event it stands for."""
+    ``own``) to ``to``. What it means in the queue log: `acd_log`."""
 
     name: str
     works: frozenset[str]
@@ -70,7 +71,6 @@ class Rule:
     apply: Change
     own: str = ""
     """``attempt``: the attempt must be the agent's; ``call``: the call must be."""
-    log: str = ""
 
 
 def _with(agent: AgentValue, **changes: Any) -> AgentValue:
@@ -114,7 +114,7 @@ def _reserve(agent: AgentValue, facts: Facts, utc: float) -> AgentValue | Not:
         return Not("agent is in a delay")
     attempt = AttemptOfAgent(
         attempt=facts.attempt, call=facts.call, queue=facts.queue, node=facts.node,
-        since=utc, deadline=facts.deadline,
+        since=utc, deadline=facts.deadline, entered=facts.entered,
     )  # fmt: skip
     return _with(agent, work="reserved", work_since=utc, attempt=attempt)
 
@@ -134,8 +134,9 @@ def _answer(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
 def _adopt(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
     """He *is* in the conversation: the state follows reality."""
     attempt = AttemptOfAgent(
-        attempt=facts.attempt, call=facts.call, queue=facts.queue, node=facts.node, since=utc
-    )
+        attempt=facts.attempt, call=facts.call, queue=facts.queue, node=facts.node, since=utc,
+        entered=facts.entered,
+    )  # fmt: skip
     return _with(agent, work="talking", work_since=utc, attempt=attempt, acw_deadline=0.0, misses=0)
 
 
@@ -287,14 +288,14 @@ RULES: dict[str, Rule] = {
     for rule in (
         Rule("reserve", _IDLE, "reserved", _reserve),
         Rule("ring", frozenset({"reserved"}), "ringing", _ring, "attempt"),
-        Rule("answer", TRYING, "talking", _answer, "attempt", "CONNECT"),
+        Rule("answer", TRYING, "talking", _answer, "attempt"),
         Rule("adopt", _IDLE | {"acw"} | TRYING, "talking", _adopt),
-        Rule("release", TRYING, "idle", _release, "attempt", "RINGCANCELED"),
-        Rule("excused", TRYING, "idle", _turned_down, "attempt", "RINGCANCELED"),
-        Rule("no-answer", TRYING, "idle", _missed, "attempt", "RINGNOANSWER"),
-        Rule("reject", TRYING, "idle", _turned_down, "attempt", "RINGNOANSWER"),
-        Rule("busy", TRYING, "idle", _turned_down, "attempt", "RINGNOANSWER"),
-        Rule("unreachable", TRYING, "idle", _release, "attempt", "RINGCANCELED"),
+        Rule("release", TRYING, "idle", _release, "attempt"),
+        Rule("excused", TRYING, "idle", _turned_down, "attempt"),
+        Rule("no-answer", TRYING, "idle", _missed, "attempt"),
+        Rule("reject", TRYING, "idle", _turned_down, "attempt"),
+        Rule("busy", TRYING, "idle", _turned_down, "attempt"),
+        Rule("unreachable", TRYING, "idle", _release, "attempt"),
         Rule("hold", frozenset({"talking"}), "hold", _hold, "call"),
         Rule("unhold", frozenset({"hold"}), "talking", _unhold, "call"),
         Rule("dial", _IDLE | {"acw"}, "dialing", _dial),
@@ -303,15 +304,15 @@ RULES: dict[str, Rule] = {
         Rule("consult", frozenset({"talking", "hold"}), "consult", _consult, "call"),
         Rule("consult-end", frozenset({"consult"}), "talking", _unhold, "call"),
         Rule("undial", frozenset({"dialing"}), "idle", _undial, "call"),
-        Rule("end", IN_CALL - {"dialing"}, "acw", _end, "call", "COMPLETE"),
+        Rule("end", IN_CALL - {"dialing"}, "acw", _end, "call"),
         Rule("void", BUSY, "idle", _void),
         Rule("acw-done", frozenset({"acw"}), "idle", _acw_done),
         Rule("acw-extend", frozenset({"acw"}), "acw", _acw_extend),
-        Rule("intend", _ANY, "", _intend, log="PAUSE/UNPAUSE/AGENTLOGOFF"),
-        Rule("login", _ANY, "", _login, log="AGENTLOGIN"),
-        Rule("device-lost", _IDLE, "", _device_lost, log="PAUSE"),
-        Rule("device-back", _IDLE, "", _device_back, log="UNPAUSE"),
-        Rule("device-taken", _IDLE, "", _device_taken, log="AGENTLOGOFF"),
+        Rule("intend", _ANY, "", _intend),
+        Rule("login", _ANY, "", _login),
+        Rule("device-lost", _IDLE, "", _device_lost),
+        Rule("device-back", _IDLE, "", _device_back),
+        Rule("device-taken", _IDLE, "", _device_taken),
     )
 }
 """Every transition there is. An empty ``to`` leaves work as it is."""

@@ -163,7 +163,7 @@ class Attempts:
                 return Not("device is lost")
             facts = Facts(
                 attempt=attempt, call=entry.call, queue=entry.queue, node=place.node,
-                deadline=desk.utc + desk.settings.reserve_ttl_s,
+                deadline=desk.utc + desk.settings.reserve_ttl_s, entered=place.entered,
             )  # fmt: skip
             new = advance(agent, "reserve", facts, desk.utc)
             if isinstance(new, Not):
@@ -303,7 +303,11 @@ class Attempts:
         view, keys = self.desk.view, self.desk.keys
         if attempt.closing:
             return Not("the conversation is over")
-        facts = Facts(attempt=attempt.attempt, call=attempt.call, queue=attempt.queue, node=str(self.desk.me))
+        caller = self.callers.get(attempt.call)
+        facts = Facts(
+            attempt=attempt.attempt, call=attempt.call, queue=attempt.queue, node=str(self.desk.me),
+            entered=caller.entered if caller is not None else 0.0,
+        )  # fmt: skip
         new = self._change(attempt.agent, "answer", facts)
         if isinstance(new, Not) and not new.already and self._may_adopt(attempt):
             new = self._change(attempt.agent, "adopt", facts)
@@ -424,7 +428,7 @@ class Attempts:
             writes: dict[str, Value | None] = {key: new}
             writes |= self.place_freed(call, value.attempt.attempt)
             reads = self.place_read(call, value.attempt.queue) if rule == "release" else ()
-            return Plan(writes, f"conversation ends ({cause})", reads)
+            return Plan(writes, f"conversation ends ({cause})", reads, cause=cause)
 
         self._submit("end", call, agent, decide)
 

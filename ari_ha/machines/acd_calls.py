@@ -9,6 +9,7 @@ import msgspec
 from ari_ha.core.ports.store import Compare, Put
 from ari_ha.machines.acd_agents import IN_CALL, TRYING, Not, ending_rule, recover, recovered
 from ari_ha.machines.acd_attempts import Attempt, Attempts, Caller, call_lock
+from ari_ha.machines.acd_log import BY_CALLER
 from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
 from ari_ha.machines.acd_writes import Plan, Result
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
@@ -85,10 +86,10 @@ class Calls(Attempts):
                 new = self._change(name, rule, self._facts(agent))
                 if not isinstance(new, Not):
                     writes[self.desk.keys.agent(name)] = new
+            if not writes:
+                return Not("nothing left", already=True)
             reads = self.place_read(call, caller.queue) if caller is not None else ()
-            return (
-                Plan(writes, f"caller leaves ({why})", reads) if writes else Not("nothing left", already=True)
-            )
+            return Plan(writes, f"caller leaves ({why})", reads, cause=BY_CALLER)
 
         self._submit("leave", call, "", decide)
 

@@ -42,6 +42,7 @@ class Desk:
         """Keys to look at before this event is over."""
         self._offset: float | None = None
         self._stepped_at: float | None = None
+        self._life = ""
 
     def begin(self, now: float, utc: float) -> None:
         """A new event; notices a step of the wall clock."""
@@ -95,6 +96,12 @@ class Desk:
     def queue(self, name: str) -> QueueConfigValue:
         """The queue's configuration; defaults when it has none."""
         return self.view.queue(name) or QueueConfigValue(queue=name)
+
+    def log_key(self, what: str) -> str:
+        """A key in the queue log's outbox that nobody has used: not another node, nor an
+        earlier life of this process, which numbered its writes from one too."""
+        self._life = self._life or self.new_id()
+        return self.keys.queue_log(f"{self.me.name}.{self._life}.{what}")
 
     def order(self, order: Order) -> None:
         self.orders.append(order)

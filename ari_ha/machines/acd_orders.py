@@ -60,6 +60,10 @@ class AcdSettings:
     clock_step_s: float = 2.0
     clock_hold_s: float = 10.0
     """After the wall clock stepped, no deadline of others is fired for this long."""
+    queue_log: bool = False
+    """Whether what happens is left in the outbox as lines of a queue_log, for the clerk."""
+    log_backlog_max: int = 10_000
+    """Lines kept while the store is away; the oldest are dropped, and counted."""
     login_available: bool = True
     """Whether an agent who logs in is available at once, or not ready (``login``)."""
     reasons: Mapping[str, str] = field(

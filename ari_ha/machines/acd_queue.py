@@ -47,6 +47,14 @@ def why_not_routable(agent: AgentValue, utc: float, device_ok: Callable[[str], b
     return ""
 
 
+def position(
+    place: WaitingValue, entries: Iterable[WaitingValue], config: Callable[[str], QueueConfigValue]
+) -> int:
+    """1 for the next caller of his queue; ``place`` need not be among ``entries``."""
+    others = [entry for entry in entries if entry.queue == place.queue and entry.call != place.call]
+    return in_order([*others, place], config).index(place) + 1
+
+
 def in_order(
     entries: Iterable[WaitingValue], config: Callable[[str], QueueConfigValue]
 ) -> list[WaitingValue]:

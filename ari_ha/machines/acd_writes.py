@@ -17,12 +17,17 @@ from ari_ha.core.machine import Done, OutcomeOf, Unknown
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreRead, StoreTxn, TxnResult
 from ari_ha.machines.acd_agents import Not
 from ari_ha.machines.acd_desk import Desk
+from ari_ha.machines.acd_log import Around
+from ari_ha.machines.acd_log import lines as queue_lines
 from ari_ha.machines.acd_merge import groups, merge_group
+from ari_ha.machines.acd_queue import position
 from ari_ha.machines.acd_view import Dirty
 from ari_ha.wire.keyspace import Value, encode, merge_unknown
+from ari_ha.wire.outbox import QueueLine, QueueLogValue
 
 TAG = "acd:"
 
+LINES_IN_ONE_VALUE = 100
 PUMP_ROUNDS_MAX = 10_000
 """More than this for one event is a local mistake."""
 
@@ -35,6 +40,10 @@ class Plan:
     writes: dict[str, Value | None]
     text: str = ""
     reads: tuple[str, ...] = ()
+    cause: str = ""
+    """Who ended the conversation that this ends, for the queue log."""
+    logged: bool = False
+    """What it means is in the queue log already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class Op:
     extra_compares: tuple[Compare, ...] = ()
     extra_puts: tuple[Put, ...] = ()
     give_up: float | None = None
+    once: bool = False
+    """A key that nobody else writes: where it is there, it was written."""
     number: int = 0
     state: str = "waiting"
     """waiting, sent, reading, reread"""
@@ -84,6 +95,8 @@ class Writes:
         self.ops: list[Op] = []
         self._count = 0
         self._pumping = False
+        self._backlog: list[QueueLine] = []
+        """What happened while the store was away"""
 
     # --- taking ops --------------------------------------------------------------------
 
@@ -201,12 +214,31 @@ class Writes:
         self.desk.effects.append(
             StoreTxn(
                 compares=(*compares, *op.extra_compares),
-                puts=(*puts, *op.extra_puts),
+                puts=(*puts, *op.extra_puts, *self._log_put(op, plan)),
                 deletes=tuple(deletes),
                 tag=self._tag(op, "txn"),
                 lane=f"acd/{op.number}",
             )
         )
+
+    def _log_put(self, op: Op, plan: Plan) -> tuple[Put, ...]:
+        lines = self._lines(plan)
+        if not lines:
+            return ()
+        key = self.desk.log_key(f"{op.number}.{op.turn}")
+        return (Put(key, encode(QueueLogValue(lines=lines))),)
+
+    def _lines(self, plan: Plan) -> list[QueueLine]:
+        """What the plan means in the queue log."""
+        desk = self.desk
+        if plan.logged or not desk.settings.queue_log:
+            return []
+        before = {key: desk.view.value(key) for key in plan.writes}
+        around = Around(
+            utc=desk.utc, cause=plan.cause,
+            position=lambda place: position(place, desk.view.entries(), desk.queue),
+        )  # fmt: skip
+        return queue_lines(before, plan.writes, around)
 
     def _bytes(self, key: str, value: Value | None) -> bytes | None:
         if value is None:
@@ -240,6 +272,10 @@ class Writes:
         if isinstance(plan, Not):
             self._end(op, self._settled(op, plan))
             return True
+        self._backlog += self._lines(plan)
+        if (over := len(self._backlog) - self.desk.settings.log_backlog_max) > 0:
+            del self._backlog[:over]
+            self.desk.count("acd_log_lines_dropped", by=over)
         for key, value in plan.writes.items():
             self._set_dirty(key, value)
         self._end(op, Result(True, local=True, plan=plan, extras_refused=self._unwritten(op)))
@@ -254,6 +290,9 @@ class Writes:
         """The store is back: merges the dirty keys, those of one call together.
         ``holds`` says whether a call is served here."""
         view = self.desk.view
+        while self._backlog:
+            self._write_backlog(self._backlog[:LINES_IN_ONE_VALUE])
+            del self._backlog[:LINES_IN_ONE_VALUE]
         free = [key for key in view.dirty if not self.has(key)]
         for group in groups(view, free):
             self._flush_group(group, holds)
@@ -268,7 +307,7 @@ class Writes:
             writes, reads = merge_group(view, planned, holds, self.desk.utc)
             if not writes:
                 return Not("stored already", already=True)
-            return Plan(writes, "merged after the store was away", (*group, *reads))
+            return Plan(writes, "merged after the store was away", (*group, *reads), logged=True)
 
         def done(result: Result) -> None:
             again = []
@@ -282,6 +321,15 @@ class Writes:
                 self._flush_group(tuple(again), holds)
 
         self.submit(Op(name="flush", lock=group, decide=decide, done=done, away="keep"), first=True)
+
+    def _write_backlog(self, lines: list[QueueLine]) -> None:
+        key = self.desk.log_key(f"away{self._count}")
+        plan = Plan({key: QueueLogValue(lines=lines)}, logged=True)
+        self.submit(
+            Op(
+                name="log", lock=(key,), decide=lambda: plan, done=lambda result: None, away="keep", once=True
+            )
+        )  # fmt: skip
 
     def next_try(self) -> float | None:
         """When an op that waits for a time wants to be pumped again."""
@@ -337,6 +385,9 @@ class Writes:
 
     def _lost(self, op: Op, result: TxnResult) -> None:
         """The compares did not hold: decide anew on what we were told, a few times."""
+        if op.once:
+            self._end(op, Result(True, already=True))
+            return
         current = {kv.key: kv for kv in result.current}
         for compare in op.extra_compares:
             kv = current.get(compare.key)

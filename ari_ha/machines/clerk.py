@@ -1,10 +1,10 @@
-"""The clerk: writes each ended call from etcd's outbox into the database, once.
+"""The clerk: writes each ended call, and the queue log, from etcd's outbox into the database, once.
 
 Several candidates run, a leased key says who writes. An entry leaves the outbox only
 after its row was read back from the database, and only as it was written (its
-mod_revision is compared). Rows are keyed by the call, so whatever dies in between,
-writing again changes nothing: two clerks at once do double work and no harm.
-While no database is writable the outbox waits.
+mod_revision is compared). Rows are keyed, so whatever dies in between, writing again
+changes nothing: two clerks at once do double work and no harm. Entries are written in the
+order of the transactions that made them. While no database is writable the outbox waits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ari_ha.core.machine import (
     Refused,
 )
 from ari_ha.core.ports.probe import WallClock
-from ari_ha.core.ports.records import MigrateTables, Row, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, Row, WriteRows
 from ari_ha.core.ports.store import (
     Compare,
     Delete,
@@ -39,14 +39,18 @@ from ari_ha.core.ports.store import (
     StoreTxn,
     TxnResult,
 )
-from ari_ha.wire.keyspace import BadValue, CdrValue, ClerkValue, Keys, decode, encode
+from ari_ha.wire.keyspace import BadValue, Keys, decode, encode
+from ari_ha.wire.outbox import CdrValue, ClerkValue, QueueLogValue
 
-BATCH_ROWS_MAX = 50
-"""Rows in one commit; etcd takes 128 operations in one transaction."""
+BATCH_ENTRIES_MAX = 50
+"""Entries in one commit; etcd takes 128 operations in one transaction."""
+BATCH_ROWS_MAX = 200
+"""Rows in one commit after which no further entry is added."""
 RETRY_S = 1.0
 """Pause after anything that was not done."""
 ASIDE_S = 60.0
 """An entry the database does not take is tried again after this long; the others go on."""
+DATA_COLUMNS = 5
 TEXT_CHARS_MAX = 128
 """Of what strangers can choose the length of: the columns are not longer."""
 LEASE_MARGIN_S = 1.0
@@ -54,11 +58,29 @@ LEASE_MARGIN_S = 1.0
 WRITE_LIMIT_S, STORE_LIMIT_S, MIGRATE_LIMIT_S = 5.0, 2.0, 60.0
 
 
+CALLS, QUEUE_LOG = "calls", "queue_log"
+KEY_OF = {CALLS: "ha_call_id", QUEUE_LOG: "ha_line"}
+"""The column that names a row, by table."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One key of the outbox, and the rows that are made of it."""
+
+    item: KeyValue
+    table: str
+    rows: tuple[Row, ...]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(row[KEY_OF[self.table]] for row in self.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Entries on their way: written with the one effect, deleted with the next."""
 
-    entries: tuple[KeyValue, ...]
+    entries: tuple[_Entry, ...]
 
 
 class ClerkMachine:
@@ -100,7 +122,7 @@ class ClerkMachine:
                 self.reachable = event.reachable
             case WallClock():
                 self._utc_offset = event.utc_s - now
-            case OutcomeOf(effect=WriteCalls()):
+            case OutcomeOf(effect=WriteRows()):
                 self._wrote(event.outcome, now)
             case OutcomeOf(effect=MigrateTables()):
                 self._migrated(event.outcome, now)
@@ -131,7 +153,7 @@ class ClerkMachine:
 
     def check(self) -> None:
         """One batch at a time, never more than its limit."""
-        if self._batch and not 0 < len(self._batch.entries) <= BATCH_ROWS_MAX:
+        if self._batch and not 0 < len(self._batch.entries) <= BATCH_ENTRIES_MAX:
             raise InvariantBroken("a batch has no rows, or too many")
 
     def leads(self, now: Instant) -> bool:
@@ -145,19 +167,24 @@ class ClerkMachine:
             self._leader_known = True
             self._leader = event.items.get(self.keys.clerk())
         elif event.prefix == self.keys.prefix("outbox"):
-            cdrs = self.keys.cdr("")
-            self.outbox = {key: item for key, item in event.items.items() if key.startswith(cdrs)}
+            self.outbox = {key: item for key, item in event.items.items() if self._table(key)}
             self._aside = {key: at for key, at in self._aside.items() if key in self.outbox}
 
     def _changed(self, key: str, item: KeyValue | None) -> None:
         if key == self.keys.clerk():
             self._leader_known, self._leader = True, item
-        elif key.startswith(self.keys.cdr("")):
+        elif self._table(key):
             self._aside.pop(key, None)
             if item is None:
                 self.outbox.pop(key, None)
             else:
                 self.outbox[key] = item
+
+    def _table(self, key: str) -> str:
+        """Where an entry of the outbox goes; empty for what is not known here."""
+        if key.startswith(self.keys.cdr("")):
+            return CALLS
+        return QUEUE_LOG if key.startswith(self.keys.queue_log("")) else ""
 
     def _mine(self) -> bool:
         if self._leader is None:
@@ -197,23 +224,39 @@ class ClerkMachine:
         )  # fmt: skip
 
     def _write(self, now: Instant) -> None:
-        """The oldest entries, as many as one commit takes."""
+        """The oldest entries that go into one table, as many as one commit takes."""
         ready = [item for key, item in self.outbox.items() if self._aside.get(key, 0.0) <= now]
         ready.sort(key=lambda item: (item.create_revision, item.key))
-        entries, rows = [], []
+        entries: list[_Entry] = []
         for item in ready:
+            table = self._table(item.key)
+            if entries and table != entries[0].table:
+                break
             try:
-                rows.append(row_of(decode(item.value, CdrValue, item.key)))
+                entries.append(_Entry(item, table, self._rows(table, item)))
             except BadValue as error:
                 self._put_aside(item.key, str(error), now)
                 continue
-            entries.append(item)
-            if len(entries) >= (1 if self._single else BATCH_ROWS_MAX):
+            full = len(entries) >= (1 if self._single else BATCH_ENTRIES_MAX)
+            if full or sum(len(entry.rows) for entry in entries) >= BATCH_ROWS_MAX:
                 break
         if entries:
             self._batch = _Batch(tuple(entries))
-            self._out.append(WriteCalls(lane="records", limit_s=WRITE_LIMIT_S, rows=tuple(rows)))
+            table = entries[0].table
+            rows = tuple(row for entry in entries for row in entry.rows)
+            self._out.append(
+                WriteRows(lane="records", limit_s=WRITE_LIMIT_S, table=table, key=KEY_OF[table], rows=rows)
+            )
         self._single = False
+
+    def _rows(self, table: str, item: KeyValue) -> tuple[Row, ...]:
+        """Raises BadValue."""
+        if table == CALLS:
+            return (row_of(decode(item.value, CdrValue, item.key)),)
+        value = decode(item.value, QueueLogValue, item.key)
+        if not value.lines:
+            raise BadValue(f"{item.key}: no lines")
+        return log_rows(item.key.removeprefix(self.keys.queue_log("")), value)
 
     def _put_aside(self, key: str, why: str, now: Instant) -> None:
         self._aside[key] = now + ASIDE_S
@@ -239,8 +282,7 @@ class ClerkMachine:
         if not isinstance(outcome, Done):
             self._not_written(batch, outcome, now)
             return
-        calls = self.keys.cdr("")
-        found = tuple(item for item in batch.entries if item.key.removeprefix(calls) in outcome.value)
+        found = tuple(entry for entry in batch.entries if entry.keys <= outcome.value)
         if len(found) < len(batch.entries):
             self._out.append(Count(name="clerk_rows_missing", by=len(batch.entries) - len(found)))
             self._wait_until = now + RETRY_S
@@ -250,8 +292,8 @@ class ClerkMachine:
         self._out.append(
             StoreTxn(
                 lane="store", limit_s=STORE_LIMIT_S, tag="delete",
-                compares=tuple(Compare(item.key, item.mod_revision) for item in found),
-                deletes=tuple(Delete(item.key) for item in found),
+                compares=tuple(Compare(entry.item.key, entry.item.mod_revision) for entry in found),
+                deletes=tuple(Delete(entry.item.key) for entry in found),
             )
         )  # fmt: skip
 
@@ -264,17 +306,18 @@ class ClerkMachine:
             self._single = True
             self._out.append(Count(name="clerk_batches_split"))
         else:
-            self._put_aside(batch.entries[0].key, outcome.reason, now)
+            self._put_aside(batch.entries[0].item.key, outcome.reason, now)
 
     def _deleted(self, outcome: Any, now: Instant) -> None:
         batch, self._batch = self._batch, None
         if batch and isinstance(outcome, Done) and isinstance(outcome.value, TxnResult):
             if outcome.value.succeeded:
                 self.written += len(batch.entries)
-                self._out.append(Count(name="clerk_calls_written", by=len(batch.entries)))
-                for item in batch.entries:
-                    if self.outbox.get(item.key) == item:
-                        del self.outbox[item.key]
+                table, rows = batch.entries[0].table, sum(len(entry.rows) for entry in batch.entries)
+                self._out.append(Count(name="clerk_rows_written", by=rows, labels=(("table", table),)))
+                for entry in batch.entries:
+                    if self.outbox.get(entry.item.key) == entry.item:
+                        del self.outbox[entry.item.key]
                 return
             # somebody else was quicker: the mirror brings what is there now
             self._out.append(Count(name="clerk_compares_lost"))
@@ -310,3 +353,22 @@ def row_of(value: CdrValue) -> Row:
         "moves": max(0, len(value.nodes) - 1),
         "served": " ".join(value.nodes),
     }
+
+
+def log_rows(entry: str, value: QueueLogValue) -> tuple[Row, ...]:
+    """The rows of ``queue_log`` for one entry, named by it and their number in it."""
+    rows = []
+    for number, line in enumerate(value.lines):
+        data = [text[:TEXT_CHARS_MAX] for text in [*line.data, *[""] * DATA_COLUMNS][:DATA_COLUMNS]]
+        rows.append(
+            {
+                "time": line.time,
+                "callid": line.call,
+                "queuename": line.queue,
+                "agent": line.agent,
+                "event": line.event,
+                **{f"data{n}": text for n, text in enumerate(data, start=1)},
+                "ha_line": f"{entry}.{number}",
+            }
+        )
+    return tuple(rows)

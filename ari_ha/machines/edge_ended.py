@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall
-from ari_ha.wire.keyspace import BadValue, CdrValue, RecordValue, decode, encode
+from ari_ha.wire.keyspace import BadValue, RecordValue, decode, encode
+from ari_ha.wire.outbox import CdrValue
 
 BY_PHONE = ("phone", "cancelled")
 

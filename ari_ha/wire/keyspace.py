@@ -104,6 +104,9 @@ class Keys:
     def cdr(self, call: str) -> str:
         return f"{self.root}outbox/cdr/{call}"
 
+    def queue_log(self, entry: str) -> str:
+        return f"{self.root}outbox/queue_log/{entry}"
+
     def clerk(self) -> str:
         """Who writes the outbox into the database."""
         return f"{self.root}clerk/leader"
@@ -387,6 +390,8 @@ class AttemptOfAgent(Value):
     leg: str = ""
     since: float = 0.0
     deadline: float = 0.0
+    entered: float = 0.0
+    """When the caller entered the queue"""
 
 
 class AgentValue(Value):
@@ -496,47 +501,6 @@ class SecretUserValue(Value):
     realm: str
     ha1_md5: str = ""
     ha1_sha256: str = ""
-
-
-class CdrValue(Value):
-    """``outbox/cdr/<call>``: a finished call, to be written once by the clerk. Times that
-    did not come are 0."""
-
-    call: str
-    started: float
-    answered: float = 0.0
-    """When the first phone was answered, or our Asterisk answered the caller."""
-    ended: float = 0.0
-    caller: str = ""
-    did: str = ""
-    trunk: str = ""
-    queue: str = ""
-    agent: str = ""
-    disposition: str = ""
-    """answered, abandoned (in a queue), unanswered"""
-    nodes: list[str] = []
-    """node#incarnation that served it, in order"""
-    epoch: str = ""
-    kind: str = ""
-    vip: str = ""
-    edge: str = ""
-    entered: float = 0.0
-    """When the caller entered the queue."""
-    connected: float = 0.0
-    """When two people could first talk."""
-    agents: list[str] = []
-    """Agents who answered it, in order."""
-    ended_by: str = ""
-    """caller, callee, app, or the edge's word for it"""
-    cause: str = ""
-
-
-class ClerkValue(Value):
-    """``clerk/leader``, leased: the one process that empties the outbox."""
-
-    clerk: str
-    process: str
-    since: float = 0.0
 
 
 _encoder = msgspec.json.Encoder()

@@ -12,7 +12,7 @@ from ari_ha.adapters.call_records import CallRecords, RecordsAccess
 from ari_ha.adapters.database import read_secret
 from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.probe import WallClock
-from ari_ha.core.ports.records import MigrateTables, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, WriteRows
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.story import Story
 from ari_ha.machines.clerk import ClerkMachine
@@ -63,7 +63,7 @@ class ClerkProcess:
     async def _perform(self, effect: Effect) -> Outcome:
         if isinstance(effect, StoreTxn | StoreRead):
             return await self.store.perform(effect)
-        if isinstance(effect, WriteCalls | MigrateTables):
+        if isinstance(effect, WriteRows | MigrateTables):
             return await self.records.perform(effect)
         return Refused(f"nobody performs {type(effect).__name__}")
 

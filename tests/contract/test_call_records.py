@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import pytest
 
 from ari_ha.adapters.call_records import CallRecords, RecordsAccess, migrations
 from ari_ha.core.machine import Done, Refused, Unreachable
-from ari_ha.core.ports.records import WriteCalls
+from ari_ha.core.ports.records import WriteRows
 from ari_ha.core.ports.store import Put, StoreTxn
 from ari_ha.machines.clerk import row_of
 from ari_ha.runtime.etcd import EtcdSettings, get_prefix, txn
-from ari_ha.wire.keyspace import CdrValue, ClerkValue, Keys, decode, encode
+from ari_ha.wire.keyspace import Keys, decode, encode
+from ari_ha.wire.outbox import CdrValue, ClerkValue
 from tests.contract.etcd_cluster import Cluster, free_port, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +104,7 @@ async def test_the_adapter_and_its_schema(server: Server) -> None:
     one that is not there are told apart."""
     records = CallRecords(server.access())
     rows = tuple(row_of(ended(f"k{n}", connected=1_800_000_030.125, caller="\U0001f600")) for n in range(3))
-    write = WriteCalls(rows=rows, limit_s=5.0)
+    write = WriteRows(table="calls", key="ha_call_id", rows=rows, limit_s=5.0)
     assert isinstance(await records.perform(write), Unreachable), "no table yet"
     assert await records.migrate() == Done([name for _, name, _ in migrations()])
     assert await records.migrate() == Done([])
@@ -111,7 +113,7 @@ async def test_the_adapter_and_its_schema(server: Server) -> None:
     found = server.rows("SELECT ha_call_id, talk_ms, DATE_FORMAT(started, '%T.%f'), caller FROM calls")
     assert sorted(found) == [(f"k{n}", 30_375, "08:00:00.250000", "\U0001f600") for n in range(3)]
     bad = {**rows[0], "ha_call_id": "bad", "cause": "x" * 99}
-    outcome = await records.perform(WriteCalls(rows=(rows[0], bad), limit_s=5.0))
+    outcome = await records.perform(replace(write, rows=(rows[0], bad)))
     assert isinstance(outcome, Refused) and outcome.code == 1406
     server.admin("SET GLOBAL read_only = 1")
     assert isinstance(await records.perform(write), Unreachable)

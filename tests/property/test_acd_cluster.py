@@ -16,15 +16,18 @@ from hypothesis.stateful import (
 )
 
 from ari_ha.core.ports.store import StoreTxn, TxnResult
+from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.acd_queue import why_not_routable
 from ari_ha.simulation.acd_cluster import FATES, Cluster, Memory
 from ari_ha.simulation.checkers_acd import check_failover
+from tests.support.queue_log import contradictions
 
 NODES = 3
 AGENTS = ("alice", "bob", "carol")
 NO_ORDER_CHECK_S = 1e12
 REST_S = 150.0
 PHONE = ("ring", "pick_up", "pick_up", "reject", "busy", "unreachable", "end")
+ORDINARY = ("ring", "answer", "hold", "end")
 VERBS = ("login", "logout", "available", "not-ready", "toggle", "acw-done", "acw-extend")
 
 
@@ -34,7 +37,7 @@ class AcdCluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
-        self.cluster = Cluster(NODES, settle_s=NO_ORDER_CHECK_S)
+        self.cluster = Cluster(NODES, AcdSettings(queue_log=True), settle_s=NO_ORDER_CHECK_S)
 
     @initialize()
     def start(self) -> None:
@@ -83,6 +86,30 @@ class AcdCluster(RuleBasedStateMachine):
             c.pick_up(leg.attempt)
         elif what != "end":
             c.turn_down(leg.attempt, what)
+
+    @precondition(lambda self: self.cluster.legs)
+    @rule(data=st.data(), last=st.sampled_from(ORDINARY))
+    def ordinary(self, data: st.DataObject, last: str) -> None:
+        """A call goes its ordinary way as far as ``last``: chance alone seldom gets far."""
+        c = self.cluster
+        c.flow()
+        if not c.legs:
+            return
+        attempt = self._pick(data, sorted(c.legs))
+        for step in ORDINARY[: ORDINARY.index(last) + 1]:
+            leg = c.legs.get(attempt)
+            if leg is None:
+                return
+            state = leg.state
+            if step == "ring" and state == "dialled":
+                c.ring(attempt)
+            elif step == "answer" and state == "ringing":
+                c.pick_up(attempt)
+            elif step == "hold" and state == "up":
+                c.hold(attempt, True)
+            elif step == "end" and state == "up":
+                c.agent_hangs_up(attempt)
+            c.flow()
 
     @precondition(lambda self: any(leg.state == "up" for leg in self.cluster.legs.values()))
     @rule(data=st.data(), held=st.booleans())
@@ -221,6 +248,23 @@ CONFIG = settings(
 
 def test_any_interleaving() -> None:
     run_state_machine_as_test(AcdCluster, settings=CONFIG)
+
+
+class StoreThere(AcdCluster):
+    """What nodes do without the store they tell each for itself, in no common order; with it the queue log
+    is one story."""
+
+    def lose_store(self) -> None:
+        """Not in this world."""
+
+    @invariant()
+    def one_story(self) -> None:
+        found = contradictions(self.cluster)
+        assert not found, found
+
+
+def test_the_queue_log_tells_one_story() -> None:
+    run_state_machine_as_test(StoreThere, settings=settings(CONFIG, max_examples=60))
 
 
 # --- the test can fail ----------------------------------------------------------------

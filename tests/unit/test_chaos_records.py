@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ari_ha.cli.chaos_judge import Pair, Verdict
-from ari_ha.cli.chaos_records import against
+from ari_ha.cli.chaos_records import against, log_against
 
 
 def row(call: str = "c1", agents: str = "1001") -> dict[str, Any]:
@@ -30,3 +30,21 @@ def row(call: str = "c1", agents: str = "1001") -> dict[str, Any]:
 def test_one_row_with_the_right_people(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
     found = against(Verdict(Pair("far1", "155", state=state, call="c1", agent=agent)), rows)
     assert (not found) if not word else word in found[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "events", "good"),
+    [
+        ("talking", "ENTERQUEUE CONNECT COMPLETEAGENT", True),
+        ("talking", "ENTERQUEUE RINGNOANSWER CONNECT COMPLETECALLER", True),
+        ("queued", "ENTERQUEUE ABANDON", True),
+        ("talking", "ENTERQUEUE CONNECT", False),
+        ("talking", "ENTERQUEUE CONNECT COMPLETEAGENT CONNECT COMPLETEAGENT", False),
+        ("queued", "ENTERQUEUE", False),
+        ("queued", "", False),
+        ("transfer", "", True),
+    ],
+)
+def test_the_queue_log_of_a_call(state: str, events: str, good: bool) -> None:
+    verdict = Verdict(Pair("far1", "155", state=state, call="c1"))
+    assert (not log_against(verdict, events.split())) is good

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ari_ha.core.machine import DeadlineReached, Done, OutcomeOf, Refused, Unknown, Unreachable
-from ari_ha.core.ports.records import MigrateTables, WriteCalls
+from ari_ha.core.ports.records import MigrateTables, WriteRows
 from ari_ha.core.ports.store import (
     KeyValue,
     LeaseState,
@@ -17,8 +17,17 @@ from ari_ha.core.ports.store import (
     StoreTxn,
     TxnResult,
 )
-from ari_ha.machines.clerk import ASIDE_S, BATCH_ROWS_MAX, RETRY_S, ClerkMachine, row_of
-from ari_ha.wire.keyspace import CdrValue, Keys, encode
+from ari_ha.machines.clerk import (
+    ASIDE_S,
+    BATCH_ENTRIES_MAX,
+    BATCH_ROWS_MAX,
+    RETRY_S,
+    ClerkMachine,
+    log_rows,
+    row_of,
+)
+from ari_ha.wire.keyspace import Keys, encode
+from ari_ha.wire.outbox import CdrValue, QueueLine, QueueLogValue
 
 KEYS = Keys("test")
 
@@ -31,6 +40,8 @@ class Office:
         self.revision = 1
         self.store: dict[str, KeyValue] = {}
         self.rows: dict[str, int] = {}
+        self.log: list[str] = []
+        """Lines of the queue log in the order they were first written"""
         self.chance = chance
         self.writable = True
         self.tables = False
@@ -69,7 +80,7 @@ class Office:
     def post(self, clerk: ClerkMachine, event: object) -> None:
         out = clerk.handle(event, self.now)  # type: ignore[arg-type]
         clerk.check()
-        self.effects += [(clerk, e) for e in out if isinstance(e, StoreTxn | WriteCalls | MigrateTables)]
+        self.effects += [(clerk, e) for e in out if isinstance(e, StoreTxn | WriteRows | MigrateTables)]
 
     def write(self, key: str, value: bytes | None, lease: int = 0) -> None:
         self.revision += 1
@@ -85,20 +96,26 @@ class Office:
         value = CdrValue(call=call, started=1.0, ended=9.0, **facts)  # type: ignore[arg-type]
         self.write(KEYS.cdr(call), encode(value))
 
+    def tell(self, entry: str, lines: int = 1) -> None:
+        line = QueueLine(time=1.0, call="k", queue="support", agent="NONE", event="ENTERQUEUE")
+        self.write(KEYS.queue_log(entry), encode(QueueLogValue(lines=[line] * lines)))
+
     def apply(self, clerk: ClerkMachine, effect: object) -> object:
-        if isinstance(effect, MigrateTables | WriteCalls) and not self.writable:
+        if isinstance(effect, MigrateTables | WriteRows) and not self.writable:
             return Unreachable("no writable server")
         if isinstance(effect, MigrateTables):
             self.tables = True
             return Done(["0001.sql"])
-        if isinstance(effect, WriteCalls):
+        if isinstance(effect, WriteRows):
             assert self.tables, "nobody writes before the tables are there"
-            ids = [row["ha_call_id"] for row in effect.rows]
+            ids = [row[effect.key] for row in effect.rows]
             if self.poison & set(ids):
                 return Refused("too long", 1406)
             self.batches.append(len(ids))
             for ident in ids:
                 self.rows[ident] = self.rows.get(ident, 0) + 1
+            if effect.table == "queue_log":
+                self.log += [ident for ident in ids if ident not in self.log]
             return Done(frozenset(ids))
         assert isinstance(effect, StoreTxn)
         for compare in effect.compares:
@@ -108,7 +125,8 @@ class Office:
         for put in effect.puts:
             self.write(put.key, put.value, clerk.lease_number)  # type: ignore[attr-defined]
         for delete in effect.deletes:
-            assert delete.key.removeprefix(KEYS.cdr("")) in self.rows, "left the outbox without a row"
+            ident = delete.key.removeprefix(KEYS.cdr("")).removeprefix(KEYS.queue_log(""))
+            assert {ident, f"{ident}.0"} & set(self.rows), "left the outbox without a row"
             self.write(delete.key, None)
         return Done(TxnResult(True, self.revision))
 
@@ -140,7 +158,7 @@ class Office:
                 self.now += 0.01
 
     def waiting(self) -> list[str]:
-        return [key for key in self.store if key.startswith(KEYS.cdr(""))]
+        return [key for key in self.store if key.startswith(KEYS.prefix("outbox"))]
 
 
 def test_an_ended_call_is_written_and_leaves_the_outbox() -> None:
@@ -166,14 +184,14 @@ def test_the_tables_are_made_before_a_call_ends_and_once() -> None:
 def test_batches_are_bounded() -> None:
     office = Office()
     office.writable = False
-    for n in range(BATCH_ROWS_MAX * 2 + 7):
+    for n in range(BATCH_ENTRIES_MAX * 2 + 7):
         office.end_call(f"k{n}")
     office.run()
     assert not office.rows
     office.writable = True
     office.run()
-    assert len(office.rows) == BATCH_ROWS_MAX * 2 + 7 and not office.waiting()
-    assert max(office.batches) == BATCH_ROWS_MAX
+    assert len(office.rows) == BATCH_ENTRIES_MAX * 2 + 7 and not office.waiting()
+    assert max(office.batches) == BATCH_ENTRIES_MAX
 
 
 def test_while_no_database_is_writable_it_waits_and_does_not_hammer() -> None:
@@ -183,7 +201,7 @@ def test_while_no_database_is_writable_it_waits_and_does_not_hammer() -> None:
     asked = 0
     until = office.now + 10 * RETRY_S
     while office.now < until:
-        asked += sum(isinstance(effect, WriteCalls) for _, effect in office.effects)
+        asked += sum(isinstance(effect, WriteRows) for _, effect in office.effects)
         office.run(0.1)
     assert asked <= 11 and office.waiting()
     office.writable = True
@@ -210,7 +228,7 @@ def test_an_unknown_commit_is_written_again_and_is_one_row() -> None:
     office.end_call("k1")
     while office.effects:
         clerk, effect = office.effects[0]
-        if isinstance(effect, WriteCalls):
+        if isinstance(effect, WriteRows):
             office.effects.pop(0)
             office.apply(clerk, effect)
             office.post(clerk, OutcomeOf(effect=effect, outcome=Unknown("limit")))
@@ -245,9 +263,12 @@ def test_whatever_dies_each_call_has_its_row(seed: int) -> None:
     entry leaves before its row is there."""
     chance = random.Random(seed)
     office = Office(clerks=2, chance=chance)
-    ended = 0
+    ended = told = 0
     for _ in range(120):
-        match chance.randrange(6):
+        match chance.randrange(7):
+            case 6:
+                office.tell(f"{'zyx'[told % 3]}{told}")
+                told += 1
             case 0 | 1:
                 office.end_call(f"k{ended}")
                 ended += 1
@@ -263,7 +284,25 @@ def test_whatever_dies_each_call_has_its_row(seed: int) -> None:
             office.run(0.7)
     office.chance, office.writable = None, True
     office.run(30.0)
-    assert set(office.rows) == {f"k{n}" for n in range(ended)} and not office.waiting()
+    lines = [f"{'zyx'[n % 3]}{n}.0" for n in range(told)]
+    assert set(office.rows) == {f"k{n}" for n in range(ended)} | set(lines) and not office.waiting()
+    assert office.log == lines, "in the order they were told, whatever their names"
+
+
+def test_a_long_entry_is_a_batch_of_its_own() -> None:
+    office = Office()
+    office.tell("a", BATCH_ROWS_MAX + 50)
+    office.tell("b", 2)
+    office.run()
+    assert office.batches == [BATCH_ROWS_MAX + 50, 2] and not office.waiting()
+
+
+def test_a_line_has_five_columns_of_data() -> None:
+    data = ["1", "x" * 500]
+    line = QueueLine(time=5.5, call="k1", queue="support", agent="Agent/1", event="CONNECT", data=data)
+    (row,) = log_rows("e", QueueLogValue(lines=[line]))
+    assert (row["data1"], len(row["data2"]), row["data5"], row["ha_line"]) == ("1", 128, "", "e.0")
+    assert (row["callid"], row["queuename"], row["event"]) == ("k1", "support", "CONNECT")
 
 
 def test_the_row_says_how_long_one_waited_and_talked() -> None:

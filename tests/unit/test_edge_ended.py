@@ -10,7 +10,8 @@ import pytest
 from ari_ha.core.ports.store import StoreReach
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip import events as sip
-from ari_ha.wire.keyspace import CdrValue, decode
+from ari_ha.wire.keyspace import decode
+from ari_ha.wire.outbox import CdrValue
 from tests.support.edge_world import EdgeWorld, kill
 
 

@@ -1,0 +1,139 @@
+"""The queue log: each transaction tells what it means, once."""
+
+from __future__ import annotations
+
+import pytest
+
+from ari_ha.machines.acd_log import Around, lines
+from ari_ha.machines.acd_orders import AcdSettings
+from ari_ha.simulation.acd_cluster import Cluster
+from ari_ha.wire.keyspace import AgentValue
+from tests.support.acd_bench import attempt_of, queued, talking
+from tests.support.queue_log import contradictions, events, told
+
+
+def cluster(**config: int) -> Cluster:
+    c = Cluster(2, AcdSettings(queue_log=True))
+    c.queue("support", **config)
+    c.agent("alice", "support")
+    c.start()
+    c.advance(1.0)
+    return c
+
+
+def test_a_caller_is_served() -> None:
+    c = cluster()
+    c.call("k1", "support", "n1")
+    c.flow()
+    c.ring(attempt_of(c))
+    c.advance(4.0)
+    c.pick_up(attempt_of(c))
+    c.advance(60.0)
+    c.agent_hangs_up(attempt_of(c))
+    c.flow()
+    enter, connect, complete = told(c)
+    assert (enter.event, enter.call, enter.queue, enter.agent, enter.data) == (
+        "ENTERQUEUE", "k1", "support", "NONE", ["", "4930", "1"],
+    )  # fmt: skip
+    assert (connect.event, connect.agent) == ("CONNECT", "Agent/alice")
+    assert (connect.data[0], connect.data[2]) == ("4", "4")
+    assert (complete.event, complete.data[:2]) == ("COMPLETEAGENT", ["4", "60"])
+    assert contradictions(c) == []
+
+
+def test_the_caller_ends_it() -> None:
+    c = cluster()
+    talking(c)
+    c.hang_up("k1")
+    c.flow()
+    assert events(c)[-1] == ("COMPLETECALLER", "alice", "k1")
+
+
+def test_he_gives_up_while_a_phone_rings() -> None:
+    c = cluster()
+    queued(c)
+    c.ring(attempt_of(c))
+    c.advance(2.0)
+    c.hang_up("k1")
+    c.flow()
+    assert events(c)[1:] == [("RINGCANCELED", "alice", "k1"), ("ABANDON", "k1")]
+    ring, abandon = told(c)[1:]
+    assert (ring.data, abandon.data) == (["2000"], ["1", "", "2"])
+
+
+def test_nobody_answers() -> None:
+    c = cluster(rona_max=1)
+    queued(c)
+    c.ring(attempt_of(c))
+    c.advance(16.0)
+    assert events(c)[1:] == [("RINGNOANSWER", "alice", "k1"), ("PAUSEALL", "alice")]
+    assert told(c)[1].data == ["15000"] and told(c)[2].data == ["rona"]
+    assert contradictions(c) == []
+
+
+def test_what_agents_do() -> None:
+    c = cluster()
+    for verb, args in (
+        ("not-ready", {"reason": "1"}), ("not-ready", {"reason": "2"}), ("available", {}),
+        ("logout", {}), ("login", {"device": "dev-alice"}),
+    ):  # fmt: skip
+        c.verb("n2", verb, "alice", **args)
+        c.advance(1.0)
+    assert [(line.event, line.data) for line in told(c)] == [
+        ("PAUSEALL", ["break"]), ("PAUSEALL", ["lunch"]), ("UNPAUSEALL", []),
+        ("AGENTLOGOFF", ["dev-alice", "4"]), ("AGENTLOGIN", ["dev-alice"]),
+    ]  # fmt: skip
+
+
+def test_a_pause_asked_for_in_a_call_is_told_when_it_begins() -> None:
+    c = cluster(wrapup_ms=0)
+    attempt = talking(c)
+    c.verb("n1", "not-ready", "alice", reason="1")
+    c.flow()
+    assert "PAUSEALL" not in {line.event for line in told(c)}
+    c.agent_hangs_up(attempt)
+    c.flow()
+    assert events(c)[-2:] == [("COMPLETEAGENT", "alice", "k1"), ("PAUSEALL", "alice")]
+
+
+@pytest.mark.parametrize("fate", ["reply-lost", "request-lost", "unreachable"])
+def test_a_lost_answer_tells_nothing_twice(fate: str) -> None:
+    c = cluster()
+    c.call("k1", "support", "n1")
+    c.perform(c.nodes["n1"], fate)
+    c.advance(5.0)
+    assert events(c)[0] == ("ENTERQUEUE", "k1") and events(c).count(("ENTERQUEUE", "k1")) == 1
+
+
+@pytest.mark.parametrize("fate", ["ok", "reply-lost", "request-lost"])
+def test_what_happened_without_the_store_is_told_when_it_is_back(fate: str) -> None:
+    c = cluster()
+    attempt = talking(c)
+    for node in c.nodes.values():
+        c.lose_store(node)
+    c.agent_hangs_up(attempt)
+    c.advance(5.0)
+    assert [event for event, *_ in events(c)] == ["ENTERQUEUE", "CONNECT"]
+    for node in c.nodes.values():
+        c.find_store(node)
+    c.perform(c.nodes["n1"], fate)
+    c.advance(10.0)
+    assert [event for event, *_ in events(c)] == ["ENTERQUEUE", "CONNECT", "COMPLETEAGENT"]
+    assert contradictions(c) == []
+
+
+def test_a_takeover_tells_nothing() -> None:
+    c = cluster()
+    talking(c)
+    before = events(c)
+    c.kill("n1")
+    c.take_over("k1", "n2")
+    c.advance(1.0)
+    c.rebuilt("k1")
+    c.advance(1.0)
+    assert events(c) == before
+
+
+def test_calls_no_queue_gave_are_not_in_it() -> None:
+    agent = AgentValue(agent="alice", intent="available", work="dialing")
+    assert lines({"a": agent}, {"a": AgentValue(agent="alice", intent="available")}, Around(5.0)) == []
