@@ -139,9 +139,9 @@ class Channels:
         self._core.by_channel.pop(channel, None)
 
     def _left_stasis(self, channel: str) -> None:
-        """For a channel that came in, the last we hear of it: its subscription ends
-        here. One that we dialled is still to be destroyed, and that event says why; one
-        that went on in the dialplan was subscribed to on purpose."""
+        """For a channel that came in, and for a snoop, the last we hear of it: its
+        subscription ends here. One that we dialled is still to be destroyed, and that
+        event says why; one that went on in the dialplan was subscribed to on purpose."""
         cause = self._hangups.pop(channel, 0)
         if found := self._find(channel):
             call, leg = found
@@ -150,6 +150,8 @@ class Channels:
         elif arriving := self._arriving(channel):
             if not arriving[0].channels[arriving[1]].dialled:
                 self._destroyed(channel, 0, cause)
+        else:
+            self._destroyed(channel, 0, cause)
 
     def _bridged(self, channel: str, bridge: str) -> None:
         if (found := self._find(channel)) and found[1].channel:

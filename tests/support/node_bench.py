@@ -161,7 +161,7 @@ class BenchAsterisk:
         """The channel goes away, and what ARI says of it."""
         if ident not in self.channels:
             return []
-        shown, came_in = self.channel(ident), self.channels[ident].get("in")
+        shown, ended = self.channel(ident), self.channels[ident]
         del self.channels[ident]
         events: list[Any] = [ari.ChannelHangupRequest(cause=cause, channel=shown)]
         for bridge, members in self.bridges.items():
@@ -169,7 +169,7 @@ class BenchAsterisk:
                 members.discard(ident)
                 events.append(ari.ChannelLeftBridge(bridge=ari.Bridge(id=bridge), channel=shown))
         events.append(ari.StasisEnd(channel=shown))
-        if not came_in:
+        if not ended.get("in") and "spies" not in ended:
             events.append(ari.ChannelDestroyed(cause=cause, tech_cause=status, channel=shown))
         return [AriEvent(event=event) for event in events]
 

@@ -218,3 +218,13 @@ def test_a_code_of_a_supervisors_phone(roles: list[str], rung: bool) -> None:
     bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},", "*321001")))
     assert bool(bench.dialled()) == rung
     assert (bench.keys.supervisor("k1") in bench.store.data) == rung
+
+
+def test_a_snoop_that_ends_is_made_again() -> None:
+    """The last that is heard of one is that it left Stasis."""
+    bench = Bench()
+    _, agent, supervisor = supervised(bench, "listen")
+    (snoop,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    bench.post(*bench.asterisk.destroy(snoop))
+    (again,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    assert again != snoop and {supervisor, again} in together(bench) and snoops(bench) == [(agent, "none")]
