@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.simulation.fake_asterisk import PLAY_S, VERBS, Bridge, Channel, FakeAsterisk
+from ari_ha.simulation.fake_asterisk import PLAY_S, Bridge, Channel, FakeAsterisk
 from ari_ha.wire import ari
 
 NORMAL_CAUSE = 16
@@ -14,6 +14,8 @@ REASONS = {"normal": 16, "busy": 17, "congestion": 34, "no_answer": 19, "timeout
            "unallocated": 1, "normal_unspecified": 31, "number_incomplete": 28, "codec_mismatch": 58,
            "interworking": 127, "failure": 38, "answered_elsewhere": 26}  # fmt: skip
 DEFAULT_DIAL_S = 30.0
+APOLOGY = "apology"
+"""The label of extensions.conf for callers nobody can serve."""
 
 NOT_FOUND = Refused("Channel not found", 404)
 NO_BRIDGE = Refused("Bridge not found", 404)
@@ -48,7 +50,6 @@ class FakeAri:
         }
         self._others: dict[str, Callable[[Params], Outcome]] = {
             "applications.subscribe": self._application,
-            "applications.unsubscribe": self._application,
             "applications.get": self._application,
             "applications.filter": self._application,
             "channels.list": lambda params: Done([asterisk._model(c) for c in asterisk.channels.values()]),
@@ -101,7 +102,6 @@ class FakeAri:
     def _hangup(self, channel: Channel, params: Params) -> Outcome:
         code = params.get("reason_code")
         cause = int(code) if code else REASONS.get(str(params.get("reason", "normal")), NORMAL_CAUSE)
-        channel.app_wants_it = True
         self.asterisk._hang_up(channel, cause)
         return Done(None)
 
@@ -109,16 +109,18 @@ class FakeAri:
         asterisk = self.asterisk
         if not channel.in_app:
             return NOT_IN_APP
+        if params.get("label") not in (None, "", APOLOGY):
+            return Refused("Requested label can not be found", 404)
         asterisk._leave_bridge(channel)
         channel.in_app = False
         channel.context = str(params.get("context") or channel.context)
         channel.extension = str(params.get("extension") or channel.extension)
         asterisk._emit(ari.StasisEnd(application="ari-ha", channel=asterisk._model(channel)))
-        if params.get("label") == "apology":
+        if params.get("label") == APOLOGY:
             asterisk.apologise(channel)
         elif channel.context == "from-trunk" and params.get("extension"):
             # From the top of the dialplan: it asks the app again.
-            asterisk._ask_app(channel, "trunk", VERBS.get(channel.extension, ""), "")
+            asterisk._ask_app(channel, "trunk")
         else:
             asterisk._hang_up(channel, NORMAL_CAUSE)
         return Done(None)
@@ -181,6 +183,8 @@ class FakeAri:
         return Done(self.asterisk._model(channel))
 
     def _dial(self, channel: Channel, params: Params) -> Outcome:
+        if not channel.in_app:
+            return NOT_IN_APP
         if channel.incoming or channel.dialled:
             return Refused("Channel not in right state", 409)
         timeout = params.get("timeout")
@@ -200,10 +204,13 @@ class FakeAri:
         return Done(self.asterisk._model(snoop))
 
     def _application(self, params: Params) -> Outcome:
-        """The fake tells its one app everything anyway."""
-        source = str(params.get("eventSource") or "")
-        if source.startswith("channel:") and source.partition(":")[2] not in self.asterisk.channels:
-            return Refused("Event source does not exist", 422)
+        """Subscribed to, a channel's end is told; everything else the one app is told anyway."""
+        kind, _, ident = str(params.get("eventSource") or "").partition(":")
+        if kind == "channel":
+            channel = self.asterisk.channels.get(ident)
+            if channel is None:
+                return Refused("Event source does not exist", 422)
+            channel.followed = True
         return Done(ari.Application(name=str(params.get("applicationName", ""))))
 
     # -- bridges

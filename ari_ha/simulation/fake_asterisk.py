@@ -24,15 +24,31 @@ SIP_PORT = 5060
 FIRST_RTP_PORT = 10_000
 KIND_OF_PORT = {5070: "trunk", 5072: "agent", 5074: "resume"}
 CONTEXT_OF_KIND = {"trunk": "from-trunk", "agent": "from-agent", "resume": "resume"}
-CAUSE_TO_STATUS = {16: 487, 17: 486, 18: 480, 19: 480, 20: 480, 21: 603, 34: 503, 38: 503}
+CAUSE_TO_STATUS = {1: 404, 3: 404, 17: 486, 18: 408, 19: 480, 20: 480, 21: 403, 22: 410, 27: 502, 28: 484,
+                   31: 480, 34: 503, 38: 500, 42: 503, 58: 488, 127: 500}  # fmt: skip
+OTHER_CAUSE_STATUS = 603
 STATUS_TO_CAUSE = {404: 1, 408: 18, 480: 19, 486: 17, 487: 127, 488: 58, 503: 34, 600: 17, 603: 21}
 CHANNEL_VARIABLES = ("HA_CALL", "HA_LEG", "HA_EPOCH")
-REFUSED_CAUSE, NORMAL_CAUSE = 34, 16
+REFUSED_CAUSE, NORMAL_CAUSE, NO_ANSWER_CAUSE, CANCELLED_CAUSE = 34, 16, 19, 127
+SOFT_HANGUP = 32
+"""What a ChannelHangupRequest gives as its cause when the app, or a limit of Asterisk's own, asked for it."""
 PLAY_S = 0.5
 SORRY_S = 2.0
-VERBS = {"6000": "queue,support", "6001": "through,support", "6200": "ivr,main"}
+ENTER_S = 0.001
+"""A channel that was created is in the app a moment later; dialled before that it is refused."""
+ASKED_TIMES, ASK_EVERY_S = 3, 1.0
+"""How often the dialplan asks for an app after the first time."""
+VERBS = {"6000": "queue,support", "6001": "through,support", "6100": "queue,sales", "6101": "through,sales",
+         "6200": "ivr,main", "6201": "ivr,collect", "6300": "voicemail,support"}  # fmt: skip
 
 Sink = Callable[[ari.Event], None]
+
+
+def verb_of(number: str) -> str:
+    """What extensions.conf does with a number: [verbs]."""
+    if number in VERBS or len(number) < 2:
+        return VERBS.get(number, "")
+    return f"dial,{number[1:] if len(number) == 5 and number[0] == '7' else number}"
 
 
 @dataclass
@@ -62,8 +78,10 @@ class Channel:
     spies: str = ""
     """A snoop channel: the channel it hears, and into which directions of it it whispers."""
     whisper: str = "none"
-    app_wants_it: bool = False
-    """A hangup was asked for by the app, not by the far end."""
+    followed: bool = False
+    """The app made it, or asked about it: it hears of its end after it has left Stasis."""
+    headers: tuple[str, str] = ("", "")
+    """What the edge said of the verb and of other nodes."""
 
 
 @dataclass
@@ -78,7 +96,7 @@ class Bridge:
 
     @property
     def gives_digits(self) -> bool:
-        """Plain ``mixing`` of two relays RTP and shows no digits (measured)."""
+        """Plain ``mixing`` of two relays RTP and shows no digits."""
         return "dtmf_events" in self.kind or "proxy_media" in self.kind
 
 
@@ -177,13 +195,11 @@ class FakeAsterisk(SipProcess):
             case sip.LegAnswered(leg=leg, sdp=sdp):
                 self._answered(leg, sdp)
             case sip.LegFailed(leg=leg, status=status):
-                if leg in self.channels:
-                    self.channels[leg].tech_cause = status
-                self._gone(leg, STATUS_TO_CAUSE.get(status, 38))
+                self._gone(leg, STATUS_TO_CAUSE.get(status, 38), status)
             case sip.LegCancelled(leg=leg):
-                self._gone(leg, 127)
+                self._gone(leg, CANCELLED_CAUSE, 487)
             case sip.LegEnded(leg=leg):
-                self._gone(leg, NORMAL_CAUSE)
+                self._gone(leg, NORMAL_CAUSE, 0)
             case sip.ReinviteReceived(leg=leg, sdp=sdp):
                 self._reinvited(leg, sdp)
             case sip.RequestReceived(txn=txn):
@@ -205,38 +221,38 @@ class FakeAsterisk(SipProcess):
         channel.variables["HA_TOKEN"] = request.get(HEADER)
         self.channels[channel.ident] = channel
         self._emit(ari.ChannelCreated(channel=self._model(channel)))
-        verb = "" if kind == "resume" else VERBS.get(channel.extension, "")
-        self._ask_app(channel, kind, verb, request.get("X-ARI-HA-Fallback"))
+        channel.headers = (request.get("X-ARI-HA-Verb"), request.get("X-ARI-HA-Fallback"))
+        self._ask_app(channel, kind)
 
-    def _ask_app(self, channel: Channel, kind: str, verb: str, fallback: str) -> None:
+    def _ask_app(self, channel: Channel, kind: str) -> None:
         """``Stasis(ari-ha,kind,token,verb)``; without an app, what the dialplan does."""
-        if channel.ident not in self.channels:
-            return
+        verb, fallback = channel.headers
+        if not verb and kind != "resume":
+            verb = verb_of(channel.extension)
         if self.sink is not None:
-            args = [kind, channel.variables["HA_TOKEN"], *(verb.split(",") if verb else [])]
-            self._enter_app(channel, args)
+            self._enter_app(channel, [kind, channel.variables["HA_TOKEN"], *verb.split(",")])
         elif kind == "trunk" and fallback != "no":
-            self._fallback(channel, kind, verb, 1)
+            if channel.state != "Up":
+                self.sip.ring(channel.ident, self.mono)
+            self._ask_again(channel, 1)
         else:
             self._hang_up(channel, REFUSED_CAUSE)
 
-    def _fallback(self, channel: Channel, kind: str, verb: str, asked: int) -> None:
-        """It rings, asks once a second, three times, and then says sorry."""
+    def _ask_again(self, channel: Channel, time: int) -> None:
+        """It rings, asks once a second, three times, and a second later says sorry."""
 
         def ask() -> None:
             if channel.ident not in self.channels:
                 return
-            if self.sink is not None or asked < 3:
-                if self.sink is not None:
-                    self._ask_app(channel, kind, verb, "")
-                else:
-                    self._fallback(channel, kind, verb, asked + 1)
-                self.pump()
-                return
-            self.apologise(channel)
+            if time > ASKED_TIMES:
+                self.apologise(channel)
+            elif self.sink is not None:
+                self._ask_app(channel, "trunk")
+            else:
+                self._ask_again(channel, time + 1)
             self.pump()
 
-        self.world.after(1.0, self.in_life(ask))
+        self.world.after(ASK_EVERY_S, self.in_life(ask))
 
     def apologise(self, channel: Channel) -> None:
         """The dialplan's last word: it answers, says sorry, hangs up."""
@@ -268,32 +284,31 @@ class FakeAsterisk(SipProcess):
             self._emit(ari.ChannelStateChange(channel=self._model(channel)))
             self._emit(ari.Dial(peer=self._model(channel), dialstatus="ANSWER"))
 
-    def _gone(self, leg: str, cause: int) -> None:
-        """The far end, or we, ended the SIP side: the channel goes."""
+    def _gone(self, leg: str, cause: int, status: int) -> None:
+        """The far end ended the SIP side: the channel goes."""
         channel = self.channels.get(leg)
         if channel is None:
             return
-        if channel.incoming or channel.state == "Up":
-            if not channel.app_wants_it:
-                self._emit(ari.ChannelHangupRequest(cause=cause, channel=self._model(channel)))
-        elif channel.dialled:
-            words = {17: "BUSY", 18: "NOANSWER", 19: "NOANSWER", 21: "CONGESTION", 127: "CANCEL"}
-            self._emit(ari.Dial(peer=self._model(channel), dialstatus=words.get(cause, "CHANUNAVAIL")))
+        channel.tech_cause = status
+        # a BYE has no cause here, and one only when the channel is destroyed
+        shown = cause if status else 0
+        self._emit(ari.ChannelHangupRequest(cause=shown, tech_cause=status, channel=self._model(channel)))
         self._remove(channel, cause)
 
     def _remove(self, channel: Channel, cause: int) -> None:
         self._leave_bridge(channel)
         del self.channels[channel.ident]
-        for snoop in [c for c in self.channels.values() if c.spies == channel.ident]:
-            self._remove(snoop, cause)
         if channel.in_app:
             channel.in_app = False
             self._emit(ari.StasisEnd(application=APP, channel=self._model(channel)))
-        self._emit(
-            ari.ChannelDestroyed(
-                cause=cause, cause_txt=str(cause), tech_cause=channel.tech_cause, channel=self._model(channel)
+        if channel.followed:
+            shown = self._model(channel)
+            status = channel.tech_cause
+            self._emit(
+                ari.ChannelDestroyed(cause=cause, cause_txt=str(cause), tech_cause=status, channel=shown)
             )
-        )
+        for snoop in [c for c in self.channels.values() if c.spies == channel.ident]:
+            self._remove(snoop, cause)
 
     def _reinvited(self, leg: str, sdp: str | None) -> None:
         channel = self.channels.get(leg)
@@ -317,10 +332,13 @@ class FakeAsterisk(SipProcess):
             self._emit(ari.ChannelStateChange(channel=self._model(channel)))
 
     def _hang_up(self, channel: Channel, cause: int) -> None:
+        """Somebody in this Asterisk ends it."""
+        if channel.in_app:
+            self._emit(ari.ChannelHangupRequest(cause=SOFT_HANGUP, soft=True, channel=self._model(channel)))
         if not channel.incoming and not channel.dialled:
             self._remove(channel, cause)
             return
-        status = CAUSE_TO_STATUS.get(cause, 480)
+        status = CAUSE_TO_STATUS.get(cause, OTHER_CAUSE_STATUS)
         if channel.incoming and channel.state != "Up":
             self.sip.reject(channel.ident, status, self.mono)
             self._remove(channel, cause)
@@ -337,7 +355,8 @@ class FakeAsterisk(SipProcess):
         if channel is None or channel.state != "Up":
             return
         bridge = self.bridges.get(channel.bridge)
-        if channel.in_app and (bridge is None or bridge.gives_digits):
+        hidden = bridge is not None and len(bridge.channels) == 2 and not bridge.gives_digits
+        if channel.in_app and not hidden:
             self.digits_heard.append((ident, digit))
             self._emit(ari.ChannelDtmfReceived(digit=digit, duration_ms=100, channel=self._model(channel)))
 
@@ -355,9 +374,14 @@ class FakeAsterisk(SipProcess):
         channel.rtp = self._new_rtp()
         channel.variables.update(variables)
         self.channels[channel.ident] = channel
+        channel.followed = True
         self._emit(ari.ChannelCreated(channel=self._model(channel)))
-        self._enter_app(channel, args)
+        self.world.after(ENTER_S, self.in_life(lambda: self._created(channel, args)))
         return channel
+
+    def _created(self, channel: Channel, args: list[str]) -> None:
+        if channel.ident in self.channels:
+            self._enter_app(channel, args)
 
     def dial(self, channel: Channel, timeout_s: float) -> bool:
         """Sends the INVITE; False when the target makes no sense."""
@@ -372,6 +396,7 @@ class FakeAsterisk(SipProcess):
             if name.startswith(header)
         ]
         channel.dialled = True
+        self._emit(ari.Dial(peer=self._model(channel), dialstatus=""))
         self.sip.invite(
             channel.ident,
             flow=Flow("udp", "udp", address, int(port or 5060)),
@@ -388,7 +413,8 @@ class FakeAsterisk(SipProcess):
 
     def _dial_timeout(self, channel: Channel) -> None:
         if channel.ident in self.channels and channel.state != "Up":
-            self._hang_up(channel, 19)
+            channel.tech_cause = 480
+            self._hang_up(channel, NO_ANSWER_CAUSE)
             self.pump()
 
     def _leave_bridge(self, channel: Channel) -> None:
@@ -399,9 +425,7 @@ class FakeAsterisk(SipProcess):
             self._emit(ari.ChannelLeftBridge(bridge=self._bridge_model(bridge), channel=self._model(channel)))
 
     def enter_bridge(self, channel: Channel, bridge: Bridge) -> None:
-        """Puts the channel into the bridge; it stops hearing music of its own."""
-        if channel.bridge == bridge.ident:
-            return
+        """Puts the channel into the bridge, out of the one it was in: the same one, too."""
         self._leave_bridge(channel)
         channel.bridge = bridge.ident
         bridge.channels.append(channel.ident)

@@ -72,5 +72,6 @@ class Container:
         docker("unpause", self.name)
 
     def kill(self) -> None:
-        """SIGKILL, and the container is known to be over."""
+        """SIGKILL, and Docker knows that the container is over."""
         docker("kill", self.name)
+        docker("wait", self.name)
