@@ -47,14 +47,9 @@ def register(app: typer.Typer) -> None:
 
 def read_pairs(cluster: Cluster) -> dict[str, dict[str, Any]]:
     """Every pair's keys as JSON: database -> path below it -> value."""
-    from ari_ha.cli.cluster import decode_json
+    from ari_ha.cli import view
 
-    pairs: dict[str, dict[str, Any]] = {}
-    prefix = cluster.keys.prefix("databases")
-    for item in cluster.family("databases"):
-        name, _, path = item.key[len(prefix) :].partition("/")
-        pairs.setdefault(name, {})[path] = decode_json(item)
-    return pairs
+    return view.build((cluster.keys.split(item.key), item) for item in cluster.family("databases")).databases
 
 
 def document(pairs: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class _Story:
 
     def _set_the_stage(self) -> None:
         from ari_ha.cli.chaos_stage import SUPPORT
+        from ari_ha.cli.status import pairs
 
         stage = self.stage
         stage.check()
@@ -101,6 +102,9 @@ class _Story:
         health = stage.far.health()
         nodes = stage.usable_nodes()
         self.note(f"the lab serves: nodes {', '.join(nodes)}; {health['registered']} phones are registered")
+        for pair in pairs(stage.view()):
+            roles = ", ".join(f"{member['name']} {member['role']}" for member in pair["members"])
+            self.note(f"databases: {roles}; a clerk writes each ended call there, once")
         stage.agents_in(SUPPORT[: TALKING + THROUGH])
         self.note(f"{TALKING + THROUGH} agents are logged in; two of them dialled *21 on their phones")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from ari_ha.cli import db
 from ari_ha.cli.output import (
     BAD,
     DEFAULT_SETTINGS,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 READY_NODES_WANTED = 2
 EDGES_WANTED = 2
 ETCD_MEMBERS_WANTED = 3
+DISK_FREE_MIN_SHARE, MEMORY_FREE_MIN_SHARE = 0.10, 0.05
 
 
 def register(app: typer.Typer) -> None:
@@ -134,8 +136,19 @@ def judge(view: View, members: list[dict[str, Any]]) -> tuple[str, list[str]]:
         warn.append("etcd members without health: " + ", ".join(sick))
     elif len(members) < ETCD_MEMBERS_WANTED:
         warn.append(f"etcd: {len(members)} of at least {ETCD_MEMBERS_WANTED} members configured here")
+    warn += [f"database {pair['name']}: {reason}" for pair in pairs(view) for reason in db.judge(pair)[1]]
+    for name, value in sorted(view.hosts.items()):
+        full = [path for path, share in value.get("disks", {}).items() if share < DISK_FREE_MIN_SHARE]
+        warn += [f"{name}: {path} has {value['disks'][path]:.0%} free" for path in full]
+        if value.get("memory_free_share", 1.0) < MEMORY_FREE_MIN_SHARE:
+            warn.append(f"{name}: {value['memory_free_share']:.0%} of its memory is free")
     level = BAD if bad else WARN if warn else GOOD
     return level, [*bad, *warn] or [f"{len(ready)} nodes ready, {len(view.calls)} calls"]
+
+
+def pairs(view: View) -> list[dict[str, Any]]:
+    """The database pairs, as ``db status`` shows them."""
+    return list(db.document(view.databases)["clusters"])
 
 
 def document(
@@ -155,6 +168,8 @@ def document(
         "drains": view.drains,
         "vips": view.vips,
         "etcd": members,
+        "databases": pairs(view),
+        "hosts": view.hosts,
         "calls": {"total": len(view.calls), "by_node": dict(counts)},
         "waiting": {queue: len(entries) for queue, entries in view.waiting.items()},
         "agents": dict(view.agent_states()),
@@ -204,8 +219,44 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
             for member in members
         ],
     )
+    table(
+        "databases",
+        ("server", "pair", "role", "writable", "follows", "lag"),
+        [
+            (
+                member["name"],
+                pair["name"],
+                member["role"],
+                "yes" if member["writable"] else "",
+                member["follows"] or "",
+                "" if member["lag_ms"] is None else f"{member['lag_ms']} ms",
+            )
+            for pair in pairs(view)
+            for member in pair["members"]
+        ],
+    )
+    table("hosts", ("host", "load", "memory free", "disk free", "clock", "runs"), _host_rows(view))
     waiting = ", ".join(f"{queue}: {len(entries)}" for queue, entries in sorted(view.waiting.items()))
     agents = ", ".join(f"{count} {word}" for word, count in view.agent_states().most_common())
     say(f"calls    {len(view.calls)}")
     say(f"waiting  {waiting or 'nobody'}")
     say(f"agents   {agents or 'none'}")
+
+
+def _host_rows(view: View) -> list[tuple[str, ...]]:
+    rows = []
+    for name, value in sorted(view.hosts.items()):
+        disks = value.get("disks", {})
+        versions = value.get("versions", {})
+        runs = [f"{what} {versions[what]}" for what in versions if what not in ("python", "kernel")]
+        rows.append(
+            (
+                name,
+                f"{value.get('load_1m', 0.0):.1f} of {value.get('cpus', 1)}",
+                f"{value.get('memory_free_share', 1.0):.0%}",
+                f"{min(disks.values()):.0%}" if disks else "",
+                "ok" if value.get("clock_synchronized") else "not kept by NTP",
+                ", ".join(runs),
+            )
+        )
+    return rows

@@ -11,7 +11,7 @@ from typing import Any
 from ari_ha.cli.cluster import Cluster, decode_json
 from ari_ha.core.ports.store import KeyValue
 
-FAMILIES = ("nodes", "drains", "edges", "vips", "calls", "agents", "queues")
+FAMILIES = ("nodes", "drains", "edges", "vips", "calls", "agents", "queues", "hosts", "databases")
 
 
 @dataclass
@@ -31,6 +31,10 @@ class View:
     """queue -> its configuration"""
     waiting: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """queue -> entries in the order they will be served"""
+
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    databases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """pair -> path below its key -> value"""
 
     def active_edge(self, vip: str) -> str:
         """The edge that holds ``vip`` and is registered, or ''."""
@@ -98,6 +102,10 @@ def build(items: Iterable[tuple[tuple[str, ...], KeyValue]]) -> View:
     for parts, item in items:
         value = decode_json(item)
         match parts:
+            case ("hosts", name):
+                view.hosts[name] = value
+            case ("databases", name, *path):
+                view.databases.setdefault(name, {})["/".join(path)] = value
             case ("nodes", name):
                 view.nodes[name] = value
             case ("drains", name):

@@ -28,6 +28,7 @@ from ari_ha.machines.node_config import NodeConfig
 from ari_ha.node.settings import NodeSettings
 from ari_ha.runtime.etcd import EtcdSettings, open_store
 from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
+from ari_ha.runtime.host import HostReport
 from ari_ha.runtime.logs import tell
 from ari_ha.runtime.metrics import Metrics
 from ari_ha.runtime.settings import SettingsError, host_port
@@ -36,6 +37,7 @@ from ari_ha.wire.keyspace import Keys
 
 log = logging.getLogger("ari_ha.node")
 WALL_CLOCK_EVERY_S = 1.0
+HOST_PATHS = ("/", "/var/spool/asterisk", "/var/log")
 IDENT_BYTES = 5
 AGENT_VERBS = ("login", "logout", "available", "not-ready", "toggle", "acw-done", "acw-extend", "force")
 
@@ -184,11 +186,13 @@ class NodeProcess:
         shell.post(WallClock(utc_s=time.time()))
         running = asyncio.create_task(shell.run())
         clock = asyncio.create_task(self._tell_time())
+        report = HostReport(self.store, self.metrics, settings.cluster, settings.node, HOST_PATHS)
         keys = Keys(settings.cluster)
         for family in FAMILIES:
             self.store.mirror(keys.prefix(family))
         self.store.lease(settings.etcd.lease_ttl_s)
         self.store.start()
+        reporting = asyncio.create_task(report.run())
         await self.links.start()
         await self.ari.start()
         token = Path(settings.http.token_file).read_text().strip() if settings.http.token_file else ""
@@ -205,6 +209,7 @@ class NodeProcess:
             await running
         finally:
             clock.cancel()
+            reporting.cancel()
             await health.stop()
             await self.ari.stop()
             await self.web.close()

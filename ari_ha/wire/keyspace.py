@@ -26,6 +26,9 @@ class Keys:
     def node(self, node: str) -> str:
         return f"{self.root}nodes/{node}"
 
+    def host(self, host: str) -> str:
+        return f"{self.root}hosts/{host}"
+
     def drain(self, node: str) -> str:
         return f"{self.root}drains/{node}"
 

@@ -31,6 +31,7 @@ from ari_ha.machines.edge import FAMILIES, EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
 from ari_ha.runtime.etcd import EtcdSettings, open_store
 from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
+from ari_ha.runtime.host import HostReport
 from ari_ha.runtime.logs import tell
 from ari_ha.runtime.metrics import Metrics
 from ari_ha.runtime.settings import host_port
@@ -40,6 +41,7 @@ from sidecars.edge.settings import EdgeSettings
 
 log = logging.getLogger("ari_ha.edge")
 WALL_CLOCK_EVERY_S = 1.0
+HOST_PATHS = ("/", "/var/log")
 CERTIFICATE_LOOK_S = 5.0
 IDENT_CHARS = 10
 LINK_SILENCE_MS_PER_PING = 4
@@ -203,6 +205,8 @@ class EdgeProcess:
             self.store.mirror(prefix)
         self.store.lease(settings.etcd.lease_ttl_s)
         self.store.start()
+        report = HostReport(self.store, self.metrics, settings.cluster, settings.edge, HOST_PATHS)
+        self._background.append(asyncio.create_task(report.run()))
         await self.relay.start()
         if self.guard:
             await self.guard.start(*host_port(settings.guard.listen))

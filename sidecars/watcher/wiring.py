@@ -33,6 +33,7 @@ from ari_ha.machines.database import DatabaseMachine
 from ari_ha.machines.database_config import MYSQL
 from ari_ha.runtime.etcd import EtcdSettings, open_store
 from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
+from ari_ha.runtime.host import HostReport
 from ari_ha.runtime.logs import tell
 from ari_ha.runtime.metrics import Metrics
 from ari_ha.runtime.settings import host_port
@@ -182,17 +183,27 @@ class WatcherProcess:
         await health.start()
         await checks.start()
         every_second = asyncio.create_task(self._every_second())
+        report = HostReport(
+            self.store, self.metrics, settings.cluster, settings.server, (settings.local.datadir, "/"),
+            self._versions,
+        )  # fmt: skip
+        reporting = asyncio.create_task(report.run())
         tell(log, "event", "started", database=settings.database, server=settings.server)
         try:
             await running
         finally:
             every_second.cancel()
+            reporting.cancel()
             await checks.stop()
             await health.stop()
             self.peer.close()
             self.process.close()
             self.server.close()
             await self.store.close(revoke=False)
+
+    def _versions(self) -> dict[str, str]:
+        seen = self.machine.model.server
+        return {self.settings.flavour: seen.version} if seen is not None else {}
 
     async def _every_second(self) -> None:
         """The time for the machine, and gauges of what it knows."""
