@@ -10,8 +10,8 @@ from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_records import against, log_against
 
 
-def row(call: str = "c1", agents: str = "1001") -> dict[str, Any]:
-    return {"ha_call_id": call, "caller": "155", "agents": agents}
+def row(call: str = "c1", agents: str = "1001", caller: str = "155") -> dict[str, Any]:
+    return {"ha_call_id": call, "caller": caller, "agents": agents}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ def row(call: str = "c1", agents: str = "1001") -> dict[str, Any]:
         ("talking", "1001", [row(agents="1002")], "1001 is missing"),
         ("ringing", "1001", [row(agents="")], ""),
         ("queued", "", [row(agents="")], ""),
+        ("ringing-out", "1001", [row(agents="", caller="1001")], ""),
     ],
 )
 def test_one_row_with_the_right_people(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
