@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ari_ha.cli.chaos_judge import Pair, Verdict
-from ari_ha.cli.chaos_records import against, log_against
+from ari_ha.cli.chaos_records import against, log_against, names_the_agent
 
 
 def row(call: str = "c1", agents: str = "1001", caller: str = "155") -> dict[str, Any]:
@@ -22,13 +22,11 @@ def row(call: str = "c1", agents: str = "1001", caller: str = "155") -> dict[str
         ("talking", "1001", [], "0 call records"),
         ("talking", "1001", [row(), row("c2")], "2 call records"),
         ("talking", "1001", [row("c2")], "is of c2"),
-        ("talking", "1001", [row(agents="1002")], "1001 is missing"),
         ("ringing", "1001", [row(agents="")], ""),
         ("queued", "", [row(agents="")], ""),
-        ("ringing-out", "1001", [row(agents="", caller="1001")], ""),
     ],
 )
-def test_one_row_with_the_right_people(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
+def test_one_row_of_that_call(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
     found = against(Verdict(Pair("far1", "155", state=state, call="c1", agent=agent)), rows)
     assert (not found) if not word else word in found[0]
 
@@ -49,3 +47,17 @@ def test_one_row_with_the_right_people(state: str, agent: str, rows: list[dict[s
 def test_the_queue_log_of_a_call(state: str, events: str, good: bool) -> None:
     verdict = Verdict(Pair("far1", "155", state=state, call="c1"))
     assert (not log_against(verdict, events.split())) is good
+
+
+@pytest.mark.parametrize(
+    ("state", "agent", "found", "named"),
+    [
+        ("talking", "1001", row(agents="1007 1001"), True),
+        ("talking", "1001", row(agents="1002"), False),
+        ("ringing-out", "1001", row(agents="", caller="1001"), True),
+        ("queued", "", row(agents=""), True),
+    ],
+)
+def test_the_agent_who_talked_is_named(state: str, agent: str, found: dict[str, Any], named: bool) -> None:
+    verdict = Verdict(Pair("far1", "155", state=state, call="c1", agent=agent))
+    assert names_the_agent(verdict, found) is named
