@@ -35,7 +35,7 @@ class Registration:
         self.credentials = credentials
         self.registrar = registrar
         self.expires_s = expires_s
-        self.key = f"register-{aor}"
+        self.orders = 0
         self.state = "out"
         """out, asking, in, refused"""
         self.status = 0
@@ -49,6 +49,11 @@ class Registration:
         self._challenges = 0
         self._authorization = ""
 
+    @property
+    def key(self) -> str:
+        """Names the requests of the newest order: an answer to an older one is nobody's."""
+        return f"register-{self.aor}-{self.orders}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
@@ -61,6 +66,7 @@ class Registration:
     def want(self, wanted: bool, now: float) -> None:
         """Register, or take the registration away, now."""
         self.wanted = wanted
+        self.orders += 1
         self._challenges = 0
         self._authorization = ""
         self.due = now

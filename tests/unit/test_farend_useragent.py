@@ -334,3 +334,21 @@ def test_registration_with_a_wrong_password_is_refused_and_asked_again_later() -
     assert (registration.state, registration.status) == ("refused", 403)
     assert registration.due == pytest.approx(wire.now + 3)
     assert len(registrar.seen) == 2
+
+
+def test_an_answer_to_an_older_order_does_not_stand_for_the_newer_one() -> None:
+    """The registration is taken away and asked for again, with another password, before
+    the first answer is there."""
+    wire = Wire()
+    registrar, registration = registering("right", wire)
+    exchange(wire, registrar)
+    registration.want(False, wire.now)
+    wire.phone.fire(wire.now)
+    ((challenged, _),) = wire.phone.output()
+    wire.phone.receive(registrar.reply(challenged, wire.now), Flow("udp", "udp", *CARRIER), wire.now)
+    ((asked, _),) = wire.phone.output()
+    registration.credentials = Credentials("1001", "wrong")
+    registration.want(True, wire.now)
+    wire.phone.receive(registrar.reply(asked, wire.now), Flow("udp", "udp", *CARRIER), wire.now)
+    exchange(wire, registrar)
+    assert (registration.state, registration.status) == ("refused", 403)
