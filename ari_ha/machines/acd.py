@@ -274,6 +274,8 @@ class Acd:
             if len(parts) == 2 and parts[0] == "agents":
                 self._calls.look_at(parts[1])
                 self._care.look_at(parts[1])
+            elif len(parts) == 4 and parts[2] == "waiting":
+                self._care.place_changed(parts[3])
 
     # --- reading -----------------------------------------------------------------------
 

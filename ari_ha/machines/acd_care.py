@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import msgspec
+
 from ari_ha.machines.acd_agents import (
     BUSY,
     REASON_DEVICE,
@@ -284,8 +286,20 @@ class Care:
             key = desk.keys.waiting(entry.queue, entry.call)
             self._submit_place(entry, lambda: {key: None})
 
+    def place_changed(self, call: str) -> None:
+        """A place of a caller of ours that names another node is matched by nobody: the node
+        that had him before wrote late what it had done without the store."""
+        desk = self.desk
+        entry, owner = desk.view.entry(call), desk.view.owner(call)
+        if desk.away or entry is None or call not in self.attempts.callers or desk.is_me(entry.node):
+            return
+        if owner is not None and desk.is_me(owner.node) and not self.writes.has(call_lock(call)):
+            ours = msgspec.structs.replace(entry, node=str(desk.me))
+            self._submit_place(entry, lambda: {desk.keys.waiting(entry.queue, call): ours})
+
     def _own_place(self, entry: WaitingValue) -> None:
         """A caller of ours: tried by nobody, or talking already?"""
+        self.place_changed(entry.call)
         desk, now = self.desk, self.desk.now
         known = self.attempts.attempts.get(self.attempts.callers[entry.call].attempt)
         if known is not None and known.state == "won":

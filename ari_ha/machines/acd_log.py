@@ -34,24 +34,25 @@ class Around:
     """Who ended a conversation: caller, agent, transfer."""
     position: Callable[[WaitingValue], int] = lambda place: 1
     """The place's rank in its queue."""
+    connected: Collection[str] = ()
+    """Calls of which it is told already that an agent took them."""
 
 
-def lines(before: Values, after: Values, around: Around) -> list[QueueLine]:
-    """The lines of a transaction that makes ``after`` of ``before``: agents first, so that a
-    phone stops ringing before its caller is gone."""
-    found: list[QueueLine] = []
+def lines(before: Values, after: Values, around: Around) -> list[tuple[str, QueueLine]]:
+    """The lines of a transaction that makes ``after`` of ``before``, each with the key whose
+    change it tells: agents first, so that a phone stops ringing before its caller is gone."""
+    found: list[tuple[str, QueueLine]] = []
     for key, new in sorted(after.items()):
         old = before.get(key)
         if isinstance(old, AgentValue) and isinstance(new, AgentValue):
-            found += _work(old, new, around)
-            found += _intent(old, new, around.utc)
-    connected = {
+            found += [(key, line) for line in (*_work(old, new, around), *_intent(old, new, around.utc))]
+    connected = {*around.connected} | {
         value.attempt.call
         for value in after.values()
         if isinstance(value, AgentValue) and value.work in IN_CALL and value.attempt is not None
     }
     for key, new in sorted(after.items()):
-        found += _place(before.get(key), new, connected, around)
+        found += [(key, line) for line in _place(before.get(key), new, connected, around)]
     return found
 
 

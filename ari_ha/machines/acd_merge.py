@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 
 from ari_ha.machines.acd_agents import BUSY, TRYING, Facts, Not, advance, to_idle
+from ari_ha.machines.acd_log import NONE
 from ari_ha.machines.acd_view import Dirty, View
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
+from ari_ha.wire.outbox import QueueLine
 
 INTENT = ("intent", "reason", "intent_since", "by", "next_intent", "next_reason", "device", "logged_in")
 WORK = (
@@ -48,7 +50,7 @@ def groups(view: View, keys: Iterable[str]) -> list[tuple[str, ...]]:
 
 def _calls_of(view: View, key: str) -> set[str]:
     dirty, stored = view.dirty[key], view.stored(key)
-    calls = set()
+    calls = {line.call for _, line in dirty.lines if line.call != NONE}
     for value in (dirty.base, dirty.value, stored.value if stored is not None else None):
         if isinstance(value, WaitingValue):
             calls.add(value.call)
@@ -138,18 +140,38 @@ def merge_dirty(dirty: Dirty, theirs: Any, holds: Holds, utc: float) -> Not | tu
             return Not("the agent was removed", already=True)
         return merge_agent(dirty.base, dirty.value, theirs, holds, utc)
     if isinstance(dirty.value, WaitingValue):
-        return _merge_place(dirty.value, theirs, holds)
+        return _merge_place(dirty.base, dirty.value, theirs, holds)
     if dirty.value is None:
         return Not("gone already", already=True) if theirs is None else (None,)
     return (dirty.value,)
 
 
-def _merge_place(mine: WaitingValue, theirs: Any, holds: Holds) -> Not | tuple[Value | None]:
-    if not holds(mine.call):
+def _merge_place(base: Any, mine: WaitingValue, theirs: Any, holds: Holds) -> Not | tuple[Value | None]:
+    taken = isinstance(theirs, WaitingValue) and isinstance(base, WaitingValue)
+    taken = taken and theirs.node not in (base.node, mine.node)
+    if taken or not holds(mine.call):
         return Not("the caller is another node's now", already=True)
+    if isinstance(theirs, WaitingValue):
+        # whoever took the call up without its record could not know how long it has waited
+        priority, entered = max(mine.priority, theirs.priority), min(mine.entered, theirs.entered)
+        mine = msgspec.structs.replace(mine, priority=priority, entered=entered)
     if theirs == mine:
         return Not("stored already", already=True)
     return (mine,)
+
+
+def ours_to_tell(dirty: Dirty, theirs: Any, written: bool) -> tuple[tuple[int, QueueLine], ...]:
+    """The lines of the queue log that were kept with ``dirty`` and that no other node tells."""
+    if isinstance(dirty.value, WaitingValue):  # a place that is not written is another node's
+        return dirty.lines if written and theirs == dirty.base else ()
+    if theirs == dirty.base:
+        return dirty.lines
+    if not (isinstance(theirs, AgentValue) and isinstance(dirty.base, AgentValue)):
+        return ()
+    if theirs.handled > dirty.base.handled:
+        return ()  # another node has told of a conversation, perhaps of this one
+    told = theirs.attempt.call if theirs.attempt is not None else ""
+    return tuple((n, line) for n, line in dirty.lines if line.call != told)
 
 
 def _group(agent: AgentValue, names: tuple[str, ...]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class AcdSettings:
     queue_log: bool = False
     """Whether what happens is left in the outbox as lines of a queue_log, for the clerk."""
     log_backlog_max: int = 10_000
-    """Lines kept while the store is away; the oldest are dropped, and counted."""
+    """Lines kept while the store is away; what is more is dropped, and counted."""
     login_available: bool = True
     """Whether an agent who logs in is available at once, or not ready (``login``)."""
     reasons: Mapping[str, str] = field(

@@ -27,6 +27,7 @@ from ari_ha.wire.keyspace import (
     WaitingValue,
     decode,
 )
+from ari_ha.wire.outbox import QueueLine
 
 FAMILIES = ("nodes", "agents", "queues", "bindings", "users", "calls")
 
@@ -58,6 +59,8 @@ class Dirty:
 
     base: Any
     value: Any
+    lines: tuple[tuple[int, QueueLine], ...] = ()
+    """What the queue log would have been told on the way, numbered in the order of it all"""
 
 
 class View:

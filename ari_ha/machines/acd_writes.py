@@ -10,24 +10,22 @@ are merged when the store is back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from ari_ha.core.machine import Done, OutcomeOf, Unknown
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreRead, StoreTxn, TxnResult
 from ari_ha.machines.acd_agents import Not
 from ari_ha.machines.acd_desk import Desk
-from ari_ha.machines.acd_log import Around
+from ari_ha.machines.acd_log import Around, Values
 from ari_ha.machines.acd_log import lines as queue_lines
-from ari_ha.machines.acd_merge import groups, merge_group
+from ari_ha.machines.acd_merge import groups, merge_group, ours_to_tell
 from ari_ha.machines.acd_queue import position
 from ari_ha.machines.acd_view import Dirty
 from ari_ha.wire.keyspace import Value, encode, merge_unknown
 from ari_ha.wire.outbox import QueueLine, QueueLogValue
 
 TAG = "acd:"
-
-LINES_IN_ONE_VALUE = 100
 PUMP_ROUNDS_MAX = 10_000
 """More than this for one event is a local mistake."""
 
@@ -42,8 +40,8 @@ class Plan:
     reads: tuple[str, ...] = ()
     cause: str = ""
     """Who ended the conversation that this ends, for the queue log."""
-    logged: bool = False
-    """What it means is in the queue log already."""
+    lines: tuple[QueueLine, ...] | None = None
+    """What it means in the queue log; None: what follows from ``writes``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,6 @@ class Op:
     extra_compares: tuple[Compare, ...] = ()
     extra_puts: tuple[Put, ...] = ()
     give_up: float | None = None
-    once: bool = False
-    """A key that nobody else writes: where it is there, it was written."""
     number: int = 0
     state: str = "waiting"
     """waiting, sent, reading, reread"""
@@ -95,8 +91,8 @@ class Writes:
         self.ops: list[Op] = []
         self._count = 0
         self._pumping = False
-        self._backlog: list[QueueLine] = []
-        """What happened while the store was away"""
+        self._told = 0
+        """Lines of the queue log that waited for the store, ever"""
 
     # --- taking ops --------------------------------------------------------------------
 
@@ -222,23 +218,27 @@ class Writes:
         )
 
     def _log_put(self, op: Op, plan: Plan) -> tuple[Put, ...]:
-        lines = self._lines(plan)
+        lines = plan.lines
+        if lines is None:
+            before = {key: self.desk.view.value(key) for key in plan.writes}
+            lines = tuple(line for _, line in self._lines(before, plan.writes, plan.cause))
         if not lines:
             return ()
         key = self.desk.log_key(f"{op.number}.{op.turn}")
-        return (Put(key, encode(QueueLogValue(lines=lines))),)
+        return (Put(key, encode(QueueLogValue(lines=list(lines)))),)
 
-    def _lines(self, plan: Plan) -> list[QueueLine]:
-        """What the plan means in the queue log."""
+    def _lines(
+        self, before: Values, after: Values, cause: str, connected: Collection[str] = ()
+    ) -> list[tuple[str, QueueLine]]:
+        """What the change means in the queue log, if there is one."""
         desk = self.desk
-        if plan.logged or not desk.settings.queue_log:
+        if not desk.settings.queue_log:
             return []
-        before = {key: desk.view.value(key) for key in plan.writes}
         around = Around(
-            utc=desk.utc, cause=plan.cause,
+            utc=desk.utc, cause=cause, connected=connected,
             position=lambda place: position(place, desk.view.entries(), desk.queue),
         )  # fmt: skip
-        return queue_lines(before, plan.writes, around)
+        return queue_lines(before, after, around)
 
     def _bytes(self, key: str, value: Value | None) -> bytes | None:
         if value is None:
@@ -272,27 +272,36 @@ class Writes:
         if isinstance(plan, Not):
             self._end(op, self._settled(op, plan))
             return True
-        self._backlog += self._lines(plan)
-        if (over := len(self._backlog) - self.desk.settings.log_backlog_max) > 0:
-            del self._backlog[:over]
-            self.desk.count("acd_log_lines_dropped", by=over)
+        before = {key: self.desk.view.value(key) for key in plan.writes}
+        lines = self._lines(before, plan.writes, plan.cause)
         for key, value in plan.writes.items():
             self._set_dirty(key, value)
+        self._keep_lines(lines)
         self._end(op, Result(True, local=True, plan=plan, extras_refused=self._unwritten(op)))
         return True
 
     def _set_dirty(self, key: str, value: Value | None) -> None:
         view = self.desk.view
         old = view.dirty.get(key)
-        view.dirty[key] = Dirty(old.base if old is not None else view.value(key), value)
+        if old is not None:
+            view.dirty[key] = Dirty(old.base, value, old.lines)
+        else:
+            view.dirty[key] = Dirty(view.value(key), value)
+
+    def _keep_lines(self, lines: list[tuple[str, QueueLine]]) -> None:
+        """The queue log is told when the store is back, with the keys it is about."""
+        dirty = self.desk.view.dirty
+        room = self.desk.settings.log_backlog_max - sum(len(value.lines) for value in dirty.values())
+        for key, line in lines[: max(0, room)]:
+            self._told += 1
+            dirty[key] = replace(dirty[key], lines=(*dirty[key].lines, (self._told, line)))
+        if len(lines) > room:
+            self.desk.count("acd_log_lines_dropped", by=len(lines) - max(0, room))
 
     def flush(self, holds: Callable[[str], bool]) -> None:
         """The store is back: merges the dirty keys, those of one call together.
         ``holds`` says whether a call is served here."""
         view = self.desk.view
-        while self._backlog:
-            self._write_backlog(self._backlog[:LINES_IN_ONE_VALUE])
-            del self._backlog[:LINES_IN_ONE_VALUE]
         free = [key for key in view.dirty if not self.has(key)]
         for group in groups(view, free):
             self._flush_group(group, holds)
@@ -300,14 +309,18 @@ class Writes:
     def _flush_group(self, group: tuple[str, ...], holds: Callable[[str], bool]) -> None:
         view = self.desk.view
         planned: dict[str, Dirty] = {}
+        alone = self.desk.log_key(f"away{self._count}")
 
         def decide() -> Plan | Not:
             planned.clear()
             planned.update({key: view.dirty[key] for key in group if key in view.dirty})
             writes, reads = merge_group(view, planned, holds, self.desk.utc)
+            lines = self._merged_lines(planned, writes)
+            if not writes and lines:  # what began and ended meanwhile leaves nothing else
+                writes[alone], lines = QueueLogValue(lines=list(lines)), ()
             if not writes:
                 return Not("stored already", already=True)
-            return Plan(writes, "merged after the store was away", (*group, *reads), logged=True)
+            return Plan(writes, "merged after the store was away", (*group, *reads), lines=lines)
 
         def done(result: Result) -> None:
             again = []
@@ -315,21 +328,26 @@ class Writes:
                 if view.dirty.get(key) is dirty:
                     del view.dirty[key]
                 elif key in view.dirty:
-                    view.dirty[key] = Dirty(dirty.value, view.dirty[key].value)
+                    newer = view.dirty[key]
+                    view.dirty[key] = Dirty(dirty.value, newer.value, newer.lines[len(dirty.lines) :])
                     again.append(key)
             if again:
                 self._flush_group(tuple(again), holds)
 
         self.submit(Op(name="flush", lock=group, decide=decide, done=done, away="keep"), first=True)
 
-    def _write_backlog(self, lines: list[QueueLine]) -> None:
-        key = self.desk.log_key(f"away{self._count}")
-        plan = Plan({key: QueueLogValue(lines=lines)}, logged=True)
-        self.submit(
-            Op(
-                name="log", lock=(key,), decide=lambda: plan, done=lambda result: None, away="keep", once=True
-            )
-        )  # fmt: skip
+    def _merged_lines(
+        self, dirty: Mapping[str, Dirty], writes: Mapping[str, Value | None]
+    ) -> tuple[QueueLine, ...]:
+        """What happened here, as far as nobody else tells it, and what the merge makes of
+        the values of which others have told."""
+        stored = {key: kv.value if (kv := self.desk.view.stored(key)) else None for key in (*dirty, *writes)}
+        ours = {key: ours_to_tell(value, stored[key], key in writes) for key, value in dirty.items()}
+        kept = sorted((n, line) for lines in ours.values() for n, line in lines)
+        connected = {line.call for _, line in kept if line.event == "CONNECT"}
+        done = {key for key, value in dirty.items() if ours[key] or stored[key] == value.base}
+        merged = self._lines(stored, writes, "", connected)
+        return (*(line for _, line in kept), *(line for key, line in merged if key not in done))
 
     def next_try(self) -> float | None:
         """When an op that waits for a time wants to be pumped again."""
@@ -385,10 +403,11 @@ class Writes:
 
     def _lost(self, op: Op, result: TxnResult) -> None:
         """The compares did not hold: decide anew on what we were told, a few times."""
-        if op.once:
+        current = {kv.key: kv for kv in result.current}
+        if op.plan is not None and any(isinstance(op.plan.writes.get(key), QueueLogValue) for key in current):
+            # its key is nobody else's: where it is there, this was written
             self._end(op, Result(True, already=True))
             return
-        current = {kv.key: kv for kv in result.current}
         for compare in op.extra_compares:
             kv = current.get(compare.key)
             if (kv.mod_revision if kv is not None else 0) != compare.mod_revision:

@@ -102,7 +102,7 @@ class Dialling:
         side.suite = self.outbound.suite_for(number) if number else self._suite_for(aor)
         leg = PhoneLeg(
             token.leg, _role(token.leg, number), context.new_id(), aor=aor, target=token.target,
-            attempt=token.attempt, side=side, consult=token.consult,
+            attempt=token.attempt, agent=token.agent, side=side, consult=token.consult,
         )  # fmt: skip
         half = NodeLeg(
             token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),

@@ -1,7 +1,7 @@
 """What is left of a call when nobody is on it any more: its one record.
 
-The edge knows times, legs and who served; queue and agents are the node's word, from
-the call's record as the edge last saw it in etcd.
+The edge knows times, legs and who answered and served; the queue is the node's word,
+from the call's record as the edge last saw it in etcd.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BY_PHONE = ("phone", "cancelled")
 def ended_call(call: EdgeCall, context: EdgeContext) -> bytes:
     """The outbox's value for an ended call."""
     record = _record(call)
-    agents = _agents(record) if record else []
+    agents = list(call.agents)
     queue = record.queue if record else ""
     value = CdrValue(
         call=call.call,
@@ -49,14 +49,6 @@ def _record(call: EdgeCall) -> RecordValue | None:
         return decode(call.record, RecordValue) if call.record else None
     except BadValue:
         return None  # the edge's own facts are a record too
-
-
-def _agents(record: RecordValue) -> list[str]:
-    """Who answered the call, in the order they were rung, and who is on it now."""
-    answered = [a for a in record.attempts.values() if "answered" in (a.state, a.outcome)]
-    names = [attempt.agent for attempt in sorted(answered, key=lambda attempt: attempt.started)]
-    names += [leg.agent for leg in record.legs.values() if leg.agent and leg.state in ("up", "held")]
-    return list(dict.fromkeys(names))
 
 
 def _disposition(call: EdgeCall, queue: str) -> str:

@@ -126,6 +126,8 @@ class PhoneLeg:
     aor: str = ""
     user: str = ""
     attempt: str = ""
+    agent: str = ""
+    """Whose phone it is, as the node that rang it said"""
     host: str = ""
     """rtpengine's address and port towards this phone: they never change."""
     port: int = 0
@@ -221,6 +223,7 @@ class PhoneLeg:
             "aor": self.aor,
             "user": self.user,
             "attempt": self.attempt,
+            "agent": self.agent,
             "host": self.host,
             "port": self.port,
             "payload": self.side.payload,
@@ -247,8 +250,8 @@ class PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
-        names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "host", "port",
-                 "target", "consult", "of", "number_asked", "refer",
+        names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
+                 "host", "port", "target", "consult", "of", "number_asked", "refer",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
@@ -381,6 +384,8 @@ class EdgeCall:
     moves: list[dict[str, Any]] = field(default_factory=list)
     answered_utc: float = 0.0
     connected_utc: float = 0.0
+    agents: list[str] = field(default_factory=list)
+    """Who answered it, in order"""
     served: list[str] = field(default_factory=list)
     """node#incarnation that served it, in order, the last ones"""
     cause: str = ""
@@ -407,8 +412,9 @@ class EdgeCall:
         up = [leg for leg in self.up() if not leg.aside]
         if up and not self.answered_utc:
             self.answered_utc = utc
-        if len(up) > 1 and not self.connected_utc:
-            self.connected_utc = utc
+        if len(up) > 1:
+            self.connected_utc = self.connected_utc or utc
+            self.agents += [leg.agent for leg in up if leg.agent and leg.agent not in self.agents]
         if self.owner and (not self.served or self.served[-1] != str(self.owner)):
             self.served.append(str(self.owner))
             del self.served[:-MOVES_KEPT_MAX]
@@ -503,6 +509,7 @@ class EdgeCall:
             answered=self.answered_utc,
             connected=self.connected_utc,
             served=list(self.served),
+            agents=list(self.agents),
         )
 
     def media_value(self) -> MediaValue:

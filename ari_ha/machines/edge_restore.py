@@ -39,6 +39,7 @@ def restore_call(
         answered_utc=value.answered,
         connected_utc=value.connected,
         served=list(value.served),
+        agents=list(value.agents),
     )
     for data in value.legs.values():
         leg = PhoneLeg.from_dict(data)

@@ -395,6 +395,9 @@ class NodeCall(CallBase):
             self.outbound.failed(leg, kind)
             return
         attempt = self.attempts.get(leg.attempt)
+        if attempt is None and self.stage == QUEUED and not self.queue and len(self.people()) < 2:
+            self.note("no record, and the phone that rang is gone: the dialplan serves him anew", leg=leg.leg)
+            self.to_dialplan("no record", self.context_name, self.facts.did)
         if attempt is None or attempt.state == ENDED:
             return
         if attempt.leg != leg.leg:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ari_ha.core.ids import PRIMARY_LEG, Epoch
+from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.ari import AriDown, AriRefusedUs, AriSnapshot
 from ari_ha.machines.node_call import NodeCall
@@ -258,8 +258,8 @@ class Channels:
                 self._carry_out(known, entry)
                 return
         arriving = core.resumes.by_call.get(token.call)
-        newest = max(known.epoch if known else Epoch(0, 0), arriving.epoch if arriving else Epoch(0, 0))
-        if entry.epoch <= newest or entry.kind == "resume":
+        newest = max(known.epoch if known else NO_EPOCH, arriving.epoch if arriving else NO_EPOCH)
+        if entry.epoch <= newest or entry.epoch < core.records.newest(token.call) or entry.kind == "resume":
             self._turn_away(entry, "stale")
             return
         if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:
@@ -319,7 +319,10 @@ class Channels:
     def _resume_leg(self, entry: Entry) -> None:
         core, token = self._core, entry.token
         known, arriving = core.calls.get(token.call), core.resumes.by_call.get(token.call)
-        newest = max(known.epoch if known else Epoch(0, 0), arriving.epoch if arriving else Epoch(0, 0))
+        newest = max(
+            known.epoch if known else NO_EPOCH, arriving.epoch if arriving else NO_EPOCH,
+            core.records.newest(token.call),
+        )  # fmt: skip
         if entry.epoch < newest or (known is not None and entry.epoch == known.epoch):
             self._turn_away(entry, "stale")
             return

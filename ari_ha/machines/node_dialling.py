@@ -86,6 +86,7 @@ class Dialling:
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
             target=target, attempt=attempt, caller=call.caller, consult=leg.consult,
+            agent=leg.agent or self._parts.agent_at(target),
         )  # fmt: skip
         leg.channel = Channel(channel, dialled=True, answered=True)
         self._parts.index(channel, call, leg.leg)

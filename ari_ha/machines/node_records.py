@@ -82,6 +82,12 @@ class Records:
         """Who serves the call, as its edge wrote it."""
         return self._owners.get(call)
 
+    def newest(self, call: str) -> Epoch:
+        """The highest epoch under which the call was served, as far as the store has told:
+        an INVITE of an older one was long under way, and is nobody's."""
+        record, owner = self.record(call), self.owner(call)
+        return max(epoch_of(value.epoch) if value else NO_EPOCH for value in (record, owner))
+
     def all_records(self) -> dict[str, RecordValue]:
         """Every record in the mirror."""
         return {call: stored.value for call, stored in self._stored.items()}

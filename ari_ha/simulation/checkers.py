@@ -8,7 +8,7 @@ they agree with each other.
 - nothing is sent to a carrier or a phone because a node was lost
 - two people on one call hear each other, once, within a limit after any fault
 - agents' states and counters tell only what agents did
-- nothing is left of a call 30 s after it
+- nothing is left of a call 30 s after it, but its rows in the database (`checkers_records`)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.checkers_acd import History, check_store, picture
+from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.cluster import EDGE, SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import ENDED, UP, Talk
 from ari_ha.simulation.faults import Faults
@@ -76,6 +77,8 @@ class Checkers:
         for item in cluster.store.keys.values():
             self.history.items[item.key] = item.value
         cluster.store.on_commit.append(self._commit)
+        self.books = Books(cluster, self.people, self.problem)
+        self.books.begin()
         was_ended = cluster.phones.on_ended
 
         def agent_over(talk: Talk) -> None:
@@ -106,6 +109,7 @@ class Checkers:
         self._hearing()
         self._agreement()
         self._untouched()
+        self.books.look()
         self.cluster.world.after(LOOK_EVERY_S, self._look)
 
     def _lasting(self, key: str, true: bool, limit_s: float, calm: bool = True) -> bool:
@@ -309,6 +313,7 @@ class Checkers:
             self.problem("a drained node gets empty", text)
         self._leftovers()
         self._agents()
+        self.books.final()
 
     def swept(self) -> None:
         """After the sweeps: not even a record."""

@@ -16,6 +16,7 @@ from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClo
 from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
+from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.edge import FAMILIES as EDGE_FAMILIES
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
@@ -29,6 +30,7 @@ from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.simulation.fake_site import FakeSite
 from ari_ha.simulation.fake_store import Store, StoreClient
 from ari_ha.simulation.links import AriLink, NodeLink
+from ari_ha.simulation.office import Office
 from ari_ha.simulation.process import DEAD, MachineProcess, Settle
 from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
@@ -130,6 +132,7 @@ class Cluster:
         self.media_slow_s = 0.0
         """rtpengine's answers take up to this."""
         self.site = FakeSite(world)
+        self.office = Office(world, self.store, CLUSTER)
         self._quiet_since: dict[str, float] = {}
         self.traffic = Traffic()
         self.replies: dict[str, OperatorReply] = {}
@@ -187,7 +190,7 @@ class Cluster:
             cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM, public_host=EDGE_PUBLIC, public_port=5060,
             core_host=EDGE_CORE, trunk_port=5070, agent_port=5072, resume_port=5074, nodes=nodes,
             trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER, IVR_NUMBER]}}, header_key=HEADER_KEY,
-            process=f"life{process.life}",
+            process=f"life{process.life}", call_records=True,
         )  # fmt: skip
         machine = EdgeMachine(config, self._ids(process, "k"), self.world.rng.random)
         for change in self.on_edge:
@@ -199,6 +202,7 @@ class Cluster:
         config = NodeConfig(
             cluster=CLUSTER, node=process.name, sip=f"10.0.0.{30 + number}:5060", link="link",
             edges=((EDGE, f"{EDGE_CORE}:5070"),), header_key=HEADER_KEY,
+            acd=AcdSettings(queue_log=True),
         )  # fmt: skip
         machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
         for change in self.on_node:
@@ -216,6 +220,7 @@ class Cluster:
             node.asterisk.start()
             self.start_app(node)
         self.start_edge()
+        self.office.start()
 
     def start_edge(self) -> None:
         """The edge process starts on its host; rtpengine there is another process."""

@@ -47,12 +47,18 @@ class Odds:
     reply_lost: float = 0.0
     request_lost: float = 0.0
     lag_s: float = 0.0
+    office_s: float = 0.0
+    """Mean time between two faults of clerks and database; 0: there are none."""
+    doubt: float = 0.0
 
     def __str__(self) -> str:
         weather = " ".join(
             f"{name}={getattr(self, name):.3g}"
-            for name in ("pause_s", "loss", "duplicate", "slow", "reply_lost", "request_lost", "lag_s")
-        )
+            for name in (
+                "pause_s", "loss", "duplicate", "slow", "reply_lost", "request_lost", "lag_s", "office_s",
+                "doubt",
+            )
+        )  # fmt: skip
         return f"{','.join(self.kinds)} {weather}"
 
 
@@ -73,6 +79,8 @@ def draw_odds(cluster: Cluster, allowed: tuple[str, ...] = KINDS) -> Odds:
         reply_lost=sometimes(0.3, 0.05),
         request_lost=sometimes(0.3, 0.05),
         lag_s=sometimes(0.4, 0.5),
+        office_s=world.rng.choice((0.0, 2.0, 5.0)),
+        doubt=sometimes(0.5, 0.3),
     )
 
 
@@ -97,6 +105,7 @@ class Faults:
         network, store = cluster.network, cluster.store
         network.loss, network.duplicate, network.slow = odds.loss, odds.duplicate, odds.slow
         store.reply_lost, store.request_lost, store.lag_max_s = odds.reply_lost, odds.request_lost, odds.lag_s
+        cluster.office.begin_faults(odds.office_s, odds.doubt)
         self.active = True
         self._next()
 
@@ -111,6 +120,7 @@ class Faults:
         store.available = True
         store.slow_s = cluster.media_slow_s = 0.0
         cluster.media_away = False
+        cluster.office.stop_faults()
         for client in (cluster.edge_client, *cluster.clients.values()):
             if client is not None:
                 client.resume()

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from ari_ha.core.ids import NO_EPOCH, Epoch
+from ari_ha.core.machine import Done, Unknown
+from ari_ha.machines.clerk import ClerkMachine
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg
 from ari_ha.machines.node import NodeMachine
@@ -33,11 +35,13 @@ class Planted:
     hard: bool = False
     """Shows only where people use everything there is."""
     transfers: float = 0.0
+    doubt: float = 0.0
+    """Share of the database's commits whose client does not hear of them."""
 
     @property
     def plan(self) -> Plan:
         """Runs that should fail."""
-        odds = Odds(kinds=self.kinds, pause_s=2.0)
+        odds = Odds(kinds=self.kinds, pause_s=2.0, doubt=self.doubt)
         return Plan(plant=self.plant, odds=odds, hard=self.hard, transfers=self.transfers)
 
 
@@ -140,7 +144,27 @@ def _dropped_transfer(cluster: Cluster) -> None:
     cluster.on_node.append(change)
 
 
+def _unread_row(cluster: Cluster) -> None:
+    """The clerk takes an entry out of the outbox though nobody told it that the row is there."""
+
+    def change(machine: ClerkMachine) -> None:
+        real = machine._wrote
+
+        def wrote(outcome: Any, now: float) -> None:
+            batch = machine._batch
+            keys = [key for entry in batch.entries for key in entry.keys] if batch else []
+            real(Done(frozenset(keys)) if isinstance(outcome, Unknown) else outcome, now)
+
+        machine._wrote = wrote  # type: ignore[method-assign]
+
+    cluster.office.on_clerk.append(change)
+
+
 PLANTED = {
+    "unread-row": Planted(
+        "a row whose commit is in doubt is taken to be there", _unread_row, ("app-kill",),
+        ("every call has its record", "the queue log tells one story"), doubt=0.3,
+    ),
     "dropped-transfer": Planted(
         "a transfer that fails ends the caller", _dropped_transfer, ("asterisk-kill",),
         ("only people end calls",), transfers=0.9,

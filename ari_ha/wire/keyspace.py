@@ -353,7 +353,8 @@ class DialogsValue(Value):
     answered: float = 0.0
     connected: float = 0.0
     served: list[str] = []
-    """For the call's record: when it was answered and connected, and who served it."""
+    agents: list[str] = []
+    """For the call's record: when it was answered and connected, on which nodes, by whom."""
 
 
 class SecretDialogsValue(Value):

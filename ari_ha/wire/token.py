@@ -44,6 +44,8 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     attempt: str = ""
     trunk: str = ""
     user: str = ""
+    agent: str = ""
+    """Whose phone ``dial`` rings, for the call's record"""
     consult: str = ""
     """The consulting phone's leg this one is rung for"""
     facts: dict[str, str] = {}

@@ -20,7 +20,7 @@ from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.acd_queue import why_not_routable
 from ari_ha.simulation.acd_cluster import FATES, Cluster, Memory
 from ari_ha.simulation.checkers_acd import check_failover
-from tests.support.queue_log import contradictions
+from tests.support.queue_log import wrong_in_log
 
 NODES = 3
 AGENTS = ("alice", "bob", "carol")
@@ -259,7 +259,7 @@ class StoreThere(AcdCluster):
 
     @invariant()
     def one_story(self) -> None:
-        found = contradictions(self.cluster)
+        found = wrong_in_log(self.cluster)
         assert not found, found
 
 

@@ -277,11 +277,12 @@ class EdgeWorld:
                 self.say(node, link.Bridged(call=token.call, epoch=token.epoch, legs=sorted(have)))
 
     def dial(
-        self, node: Node, call: Any, leg: str, aor: str, attempt: str = "t1", target: str = ""
-    ) -> str:
+        self, node: Node, call: Any, leg: str, aor: str, attempt: str = "t1", target: str = "",
+        agent: str = "",
+    ) -> str:  # fmt: skip
         """The node's app rings a phone, or whatever ``target`` names."""
         token = LegToken(kind="dial", call=call.call, leg=leg, epoch=str(call.epoch),
-                         target=target or f"device:{aor}", attempt=attempt)  # fmt: skip
+                         target=target or f"device:{aor}", attempt=attempt, agent=agent)  # fmt: skip
         key = self.new_id()
         node.sip.invite(
             key, flow=Flow("l", "udp", EDGE_CORE, 5070), target=f"sip:{leg}@{EDGE_CORE}:5070",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from ari_ha.machines.acd_agents import IN_CALL
 from ari_ha.simulation.acd_cluster import Cluster
+from ari_ha.simulation.checkers_records import contradictions
 from ari_ha.wire.keyspace import decode
 from ari_ha.wire.outbox import QueueLine, QueueLogValue
-
-ENDS_WAITING = ("ABANDON", "CONNECT")
-ENDS_TALKING = ("COMPLETEAGENT", "COMPLETECALLER")
 
 
 def told(c: Cluster) -> list[QueueLine]:
@@ -25,28 +23,13 @@ def events(c: Cluster) -> list[tuple[str, ...]]:
     return [tuple(word for word in name if word != "NONE") for name in names]
 
 
-def contradictions(c: Cluster) -> list[str]:
-    """Nobody enters twice, is connected twice or is completed who was not connected; at the end those are
-    open who wait or talk."""
-    waiting: set[str] = set()
-    talking: dict[str, str] = {}
-    wrong = []
-    for line in told(c):
-        if line.event == "ENTERQUEUE":
-            wrong += [f"{line.call} enters twice"] if line.call in waiting else []
-            waiting.add(line.call)
-        if line.event in ENDS_WAITING:
-            stranger = line.event == "ABANDON" and line.call not in waiting
-            wrong += [f"{line.call} leaves twice"] if stranger else []
-            waiting.discard(line.call)
-        if line.event == "CONNECT":
-            wrong += [f"{line.agent} is connected twice"] if line.agent in talking else []
-            talking[line.agent] = line.call
-        if line.event in ENDS_TALKING and talking.pop(line.agent, "") != line.call:
-            wrong.append(f"{line.agent} completes {line.call} without being connected")
+def wrong_in_log(c: Cluster) -> list[str]:
+    """Contradictions of the log, and with what is so at the end: those are open who wait or talk."""
+    rows = [{"callid": line.call, "agent": line.agent, "event": line.event} for line in told(c)]
+    wrong, waiting, talking = contradictions(rows)
     now = c.picture()
     open_now = {
-        f"Agent/{name}": agent.attempt.call
+        (f"Agent/{name}", agent.attempt.call)
         for name, agent in now.agents.items()
         if agent.work in IN_CALL and agent.attempt is not None and agent.attempt.queue
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ari_ha.cli.chaos_judge import Pair, Verdict
-from ari_ha.cli.chaos_records import against, log_against, names_the_agent
+from ari_ha.cli.chaos_records import against, log_against
 
 
 def row(call: str = "c1", agents: str = "1001", caller: str = "155") -> dict[str, Any]:
@@ -24,6 +24,8 @@ def row(call: str = "c1", agents: str = "1001", caller: str = "155") -> dict[str
         ("talking", "1001", [row("c2")], "is of c2"),
         ("ringing", "1001", [row(agents="")], ""),
         ("queued", "", [row(agents="")], ""),
+        ("talking", "1001", [row(agents="1002")], "does not name agent 1001"),
+        ("ringing-out", "1001", [row(agents="", caller="1001")], ""),
     ],
 )
 def test_one_row_of_that_call(state: str, agent: str, rows: list[dict[str, Any]], word: str) -> None:
@@ -47,17 +49,3 @@ def test_one_row_of_that_call(state: str, agent: str, rows: list[dict[str, Any]]
 def test_the_queue_log_of_a_call(state: str, events: str, good: bool) -> None:
     verdict = Verdict(Pair("far1", "155", state=state, call="c1"))
     assert (not log_against(verdict, events.split())) is good
-
-
-@pytest.mark.parametrize(
-    ("state", "agent", "found", "named"),
-    [
-        ("talking", "1001", row(agents="1007 1001"), True),
-        ("talking", "1001", row(agents="1002"), False),
-        ("ringing-out", "1001", row(agents="", caller="1001"), True),
-        ("queued", "", row(agents=""), True),
-    ],
-)
-def test_the_agent_who_talked_is_named(state: str, agent: str, found: dict[str, Any], named: bool) -> None:
-    verdict = Verdict(Pair("far1", "155", state=state, call="c1", agent=agent))
-    assert names_the_agent(verdict, found) is named

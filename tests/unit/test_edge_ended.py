@@ -39,7 +39,7 @@ def talk(world: EdgeWorld) -> tuple[str, Any, Any, Any]:
     phone = world.register("1001")
     caller, call = world.call_in()
     world.run(2.0)
-    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001", agent="anna")
     invite = phone.of(sip.InviteReceived)[-1]
     phone.sip.answer(invite.leg, phone.sdp(), world.now)
     world.settle()
@@ -67,6 +67,7 @@ def test_a_moved_call_says_who_served_it(world: RecordingWorld) -> None:
     world.carrier.sip.hangup(caller, world.now)
     world.run(0.5)
     (record,) = world.records()
+    assert (record.agent, record.agents) == ("anna", ["anna"])
     assert record.nodes == [str(first), str(second)] and record.epoch == str(call.epoch)
 
 
@@ -76,7 +77,7 @@ def test_the_times_outlive_the_edge_process(world: RecordingWorld) -> None:
     assert connected and served
     world.boot()
     again = world.edge.calls.by_id[call.call]
-    assert again.connected_utc == connected and again.served == served
+    assert again.connected_utc == connected and again.served == served and again.agents == ["anna"]
 
 
 def test_nothing_is_left_unless_asked_for() -> None:

@@ -7,7 +7,8 @@ import pytest
 from ari_ha.core.machine import Refused
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import WaitingValue, decode
-from tests.support.node_bench import LOST, Bench
+from ari_ha.wire.token import HEADER, verify
+from tests.support.node_bench import KEY, LOST, Bench
 
 
 def test_a_caller_waits_with_music_and_talks_to_an_agent() -> None:
@@ -80,6 +81,14 @@ def test_a_caller_who_gives_up_while_a_phone_rings_is_nobodys_miss() -> None:
     bench.sleep(5)
     assert bench.agent().work == "idle" and bench.agent().misses == 0
     assert bench.waiting() == [] and not bench.asterisk.channels
+
+
+def test_the_edge_is_told_whose_phone_it_rings() -> None:
+    bench = Bench()
+    bench.trunk()
+    (create,) = bench.operations("channels.create")
+    token = verify(create["variables"][f"PJSIP_HEADER(add,{HEADER})"], KEY)
+    assert (token.kind, token.agent) == ("dial", "1001")
 
 
 def test_no_answer_keeps_the_callers_place() -> None:

@@ -244,6 +244,21 @@ def test_legs_of_a_move_given_up_long_ago_take_nothing() -> None:
     assert not bench.said(link.Bridged) and not bench.said(link.ResumeRefused)
 
 
+def test_an_invite_of_before_the_move_takes_nothing() -> None:
+    """It lay in a frozen Asterisk, or in a cut network, while another node took the caller."""
+    bench = Bench()
+    moved(bench, "talking")
+    bench.own("k1", "ast2#x", "7.3")
+    record = bench.record()
+    assert record is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, epoch="7.3"))
+    bench.store_back()
+    came = bench.trunk()
+    assert came not in bench.asterisk.channels and not bench.machine.core.calls
+    kept = bench.record()
+    assert kept is not None and (kept.epoch, kept.node) == ("7.3", "ast2#x")
+
+
 def test_an_app_that_restarts_drops_nothing() -> None:
     bench = Bench()
     customer, agent = bench.talk()
