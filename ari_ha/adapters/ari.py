@@ -74,6 +74,8 @@ class AriAdapter:
         self.settings = settings
         self.incarnation = ""
         """Boot and start of the Asterisk last connected to."""
+        self.version = ""
+        """Of the Asterisk last connected to."""
         self.trouble = ""
         """Why the last connection ended or failed; for people."""
         self._outbox = Outbox(post)
@@ -229,6 +231,7 @@ class AriAdapter:
         self._read_password()
         info = await self._ask("asterisk.getInfo")
         incarnation = _incarnation(info)
+        self.version = info.system.version if info.system else ""
         self._missing = await self._missing_modules()
         self._buffer = []
         self._resync.clear()

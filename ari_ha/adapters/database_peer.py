@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable, Mapping
 
 from ari_ha.core.machine import Event
@@ -34,6 +35,8 @@ class DatabasePeer(asyncio.DatagramProtocol):
         self._post = post
         self._transport: asyncio.DatagramTransport | None = None
         self.refused = 0
+        self.ahead_s: dict[str, float] = {}
+        """peer -> how far its wall clock is ahead of ours, less the way of its last datagram"""
 
     async def start(self, host: str, port: int) -> None:
         """Listens. Raises OSError when the address is not ours."""
@@ -48,10 +51,19 @@ class DatabasePeer(asyncio.DatagramProtocol):
 
     def send(self, effect: SendPeer) -> None:
         """Sends, or not."""
-        if self._transport is None or effect.peer not in self._peers:
+        self._send(effect.peer, {"say": dict(effect.message)})
+
+    def tell_time(self) -> None:
+        """Tells every peer our time, so that it knows how far our clocks are apart."""
+        for peer in self._peers:
+            if peer != self._name:
+                self._send(peer, {})
+
+    def _send(self, peer: str, more: Mapping[str, object]) -> None:
+        if self._transport is None or peer not in self._peers:
             return
-        body = json.dumps({"from": self._name, "to": effect.peer, "say": dict(effect.message)}).encode()
-        self._transport.sendto(self._tag(body) + body, self._peers[effect.peer])
+        body = json.dumps({"from": self._name, "to": peer, "at": time.time(), **more}).encode()
+        self._transport.sendto(self._tag(body) + body, self._peers[peer])
 
     def close(self) -> None:
         """Stops."""
@@ -72,6 +84,8 @@ class DatabasePeer(asyncio.DatagramProtocol):
             self.refused += 1
             return
         if isinstance(said, dict) and said.get("to") == self._name and said.get("from") in self._peers:
+            if isinstance(at := said.get("at"), float):
+                self.ahead_s[said["from"]] = at - time.time()
             message = said.get("say")
             if isinstance(message, dict):
                 self._post(PeerSaid(peer=said["from"], message=message))

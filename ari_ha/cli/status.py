@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -243,6 +244,12 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
     say(f"agents   {agents or 'none'}")
 
 
+def _clock(host: Mapping[str, Any]) -> str:
+    words = ["ok" if host.get("clock_synchronized") else "not kept by NTP"]
+    apart = host.get("clocks_ahead_ms", {}).items()
+    return "; ".join([*words, *(f"{peer} {ahead:+d} ms" for peer, ahead in sorted(apart))])
+
+
 def _host_rows(view: View) -> list[tuple[str, ...]]:
     rows = []
     for name, value in sorted(view.hosts.items()):
@@ -255,7 +262,7 @@ def _host_rows(view: View) -> list[tuple[str, ...]]:
                 f"{value.get('load_1m', 0.0):.1f} of {value.get('cpus', 1)}",
                 f"{value.get('memory_free_share', 1.0):.0%}",
                 f"{min(disks.values()):.0%}" if disks else "",
-                "ok" if value.get("clock_synchronized") else "not kept by NTP",
+                _clock(value),
                 ", ".join(runs),
             )
         )

@@ -186,7 +186,10 @@ class NodeProcess:
         shell.post(WallClock(utc_s=time.time()))
         running = asyncio.create_task(shell.run())
         clock = asyncio.create_task(self._tell_time())
-        report = HostReport(self.store, self.metrics, settings.cluster, settings.node, HOST_PATHS)
+        report = HostReport(
+            self.store, self.metrics, settings.cluster, settings.node, HOST_PATHS,
+            lambda: {"asterisk": self.ari.version} if self.ari.version else {},
+        )  # fmt: skip
         keys = Keys(settings.cluster)
         for family in FAMILIES:
             self.store.mirror(keys.prefix(family))

@@ -23,7 +23,7 @@ from ari_ha.wire.host import HostValue
 from ari_ha.wire.keyspace import Keys, encode
 
 EVERY_S = 10.0
-STORE_LIMIT_S = 2.0
+STORE_LIMIT_S = VERSION_LIMIT_S = 2.0
 STA_UNSYNC = 0x0040
 """adjtimex(2): the kernel's clock is not synchronized."""
 
@@ -39,7 +39,7 @@ class HostReport:
     """Looks at the host every `EVERY_S` seconds and publishes what it sees.
 
     ``paths``: whose file systems are of interest; one that cannot be seen is left out.
-    ``versions``: of what runs here besides us, asked each time.
+    ``versions``: of what runs here besides us, ``ahead_s``: peers' clocks; asked each time.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class HostReport:
         host: str,
         paths: Iterable[str],
         versions: Callable[[], Mapping[str, str]] = dict,
+        ahead_s: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -57,6 +58,7 @@ class HostReport:
         self._host = host
         self._paths = tuple(paths)
         self._versions = versions
+        self._ahead_s = ahead_s
 
     async def run(self) -> None:
         """Until cancelled. What etcd does not take is said again the next time."""
@@ -79,6 +81,7 @@ class HostReport:
             disks=disks(self._paths),
             clock_synchronized=synchronized,
             clock_error_ms=error_ms,
+            clocks_ahead_ms={peer: round(ahead * 1000) for peer, ahead in self._ahead_s().items()},
             versions={
                 "ari-ha": importlib.metadata.version("ari-ha"),
                 "python": platform.python_version(),
@@ -92,8 +95,22 @@ class HostReport:
         gauge("host_load_1m", value.load_1m)
         gauge("host_memory_free_share", value.memory_free_share)
         gauge("host_clock_synchronized", value.clock_synchronized)
+        for peer, ahead_ms in value.clocks_ahead_ms.items():
+            gauge("host_clock_of_peer_ahead_seconds", ahead_ms / 1000, (("peer", peer),))
         for path, share in value.disks.items():
             gauge("host_disk_free_share", share, (("path", path),))
+
+
+async def version_of(program: str) -> str:
+    """What ``program --version`` says on its first line; empty where it does not run."""
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            program, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await asyncio.wait_for(asked.communicate(), VERSION_LIMIT_S)
+    except (OSError, TimeoutError):
+        return ""
+    return said.decode("utf-8", "replace").partition("\n")[0].removeprefix("Version:").strip()
 
 
 def memory_free_share(path: str = "/proc/meminfo") -> float:

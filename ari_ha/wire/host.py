@@ -22,4 +22,6 @@ class HostValue(Value):
     clock_synchronized: bool = False
     clock_error_ms: int = 0
     """The kernel's bound of its clock's error"""
+    clocks_ahead_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    """peer -> how far its clock was ahead of this one's, by its last datagram"""
     versions: dict[str, str] = msgspec.field(default_factory=dict)

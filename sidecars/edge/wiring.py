@@ -31,7 +31,7 @@ from ari_ha.machines.edge import FAMILIES, EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
 from ari_ha.runtime.etcd import EtcdSettings, open_store
 from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
-from ari_ha.runtime.host import HostReport
+from ari_ha.runtime.host import HostReport, version_of
 from ari_ha.runtime.logs import tell
 from ari_ha.runtime.metrics import Metrics
 from ari_ha.runtime.settings import host_port
@@ -205,7 +205,11 @@ class EdgeProcess:
             self.store.mirror(prefix)
         self.store.lease(settings.etcd.lease_ttl_s)
         self.store.start()
-        report = HostReport(self.store, self.metrics, settings.cluster, settings.edge, HOST_PATHS)
+        relay = await version_of("rtpengine")
+        report = HostReport(
+            self.store, self.metrics, settings.cluster, settings.edge, HOST_PATHS,
+            lambda: {"rtpengine": relay} if relay else {},
+        )  # fmt: skip
         self._background.append(asyncio.create_task(report.run()))
         await self.relay.start()
         if self.guard:

@@ -43,6 +43,7 @@ from sidecars.watcher.trial import CrashPoint
 
 log = logging.getLogger("ari_ha.watcher")
 EVERY_SECOND_S = 1.0
+TIME_EVERY_S = 5
 GRANTS_EVERY_S = 60
 READS = ("status", "history", "errant")
 WRITES = ("switchover", "hold", "release", "reinit", "failover", "checksum")
@@ -185,7 +186,7 @@ class WatcherProcess:
         every_second = asyncio.create_task(self._every_second())
         report = HostReport(
             self.store, self.metrics, settings.cluster, settings.server, (settings.local.datadir, "/"),
-            self._versions,
+            self._versions, lambda: self.peer.ahead_s,
         )  # fmt: skip
         reporting = asyncio.create_task(report.run())
         tell(log, "event", "started", database=settings.database, server=settings.server)
@@ -210,6 +211,8 @@ class WatcherProcess:
         for second in itertools.count():
             self.shell.post(WallClock(utc_s=time.time()))
             self._measure()
+            if second % TIME_EVERY_S == 0:
+                self.peer.tell_time()
             if second % GRANTS_EVERY_S == 0:
                 await self._look_at_grants()
             await asyncio.sleep(EVERY_SECOND_S)

@@ -259,9 +259,11 @@ async def test_datagrams_are_authenticated() -> None:
     stranger = DatabasePeer("db2", addresses, b"x" * 16, heard.append)
     for sender in (two, stranger):
         await sender.start("127.0.0.1", 0)
+        sender.tell_time()
         sender.send(SendPeer(peer="db1", message={"kind": "ask", "n": 1}))
     await asyncio.sleep(0.05)
-    assert heard == [PeerSaid(peer="db2", message={"kind": "ask", "n": 1})] and one.refused == 1
+    assert heard == [PeerSaid(peer="db2", message={"kind": "ask", "n": 1})] and one.refused == 2
+    assert abs(one.ahead_s["db2"]) < 1.0, "one machine, one clock"
     for peer in (one, two, stranger):
         peer.close()
     with pytest.raises(ValueError, match="16"):

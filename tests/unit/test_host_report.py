@@ -33,6 +33,14 @@ def test_each_file_system_once_and_none_that_is_not_there(tmp_path: Path) -> Non
     assert list(found) == [str(tmp_path)] and 0.0 <= found[str(tmp_path)] <= 1.0
 
 
+async def test_a_version_is_the_first_line_a_program_says(tmp_path: Path) -> None:
+    program = tmp_path / "relay"
+    program.write_text('#!/bin/sh\necho "Version: 26.0 $1"\necho more\n')
+    program.chmod(0o755)
+    assert await host.version_of(str(program)) == "26.0 --version"
+    assert await host.version_of(str(tmp_path / "none")) == ""
+
+
 class Store:
     def __init__(self, *outcomes: Outcome) -> None:
         self.outcomes, self.asked = list(outcomes), []  # type: ignore[var-annotated]
@@ -48,14 +56,15 @@ class Store:
 async def test_it_is_said_again_whatever_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "EVERY_S", 0.0)
     store = Store(Unreachable("away"), Done(TxnResult(True, 5)))
-    report = host.HostReport(store, Metrics(), "test", "db1", ["/"], lambda: {"mariadb": "11.8"})
+    report = host.HostReport(store, Metrics(), "test", "db1", ["/"], dict, lambda: {"db2": -0.0207})
     task = asyncio.create_task(report.run())
     await asyncio.wait_for(store.enough.wait(), 30)
     task.cancel()
     (put,) = store.asked[1].puts
     value = decode(put.value, HostValue, put.key)
     assert put.key == "/ari-ha/test/v1/hosts/db1" and put.leased
-    assert value.versions["mariadb"] == "11.8" and value.cpus >= 1 and value.disks
+    assert value.clocks_ahead_ms == {"db2": -21}
+    assert "kernel" in value.versions and value.cpus >= 1 and value.disks
 
 
 def view_of(**hosts: HostValue) -> View:
