@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from ari_ha.core.ports.store import Compare, Put
 from ari_ha.machines.acd_agents import IN_CALL, TRYING, Not, ending_rule, recover, recovered
 from ari_ha.machines.acd_attempts import Attempt, Attempts, Caller, call_lock
+from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_log import BY_CALLER
 from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
-from ari_ha.machines.acd_writes import Plan, Result
+from ari_ha.machines.acd_writes import Plan, Result, Writes
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """An agent whose call is being rebuilt: since when (UTC), from which node; and when
+    (monotonic) that is written down, because it lasts."""
+
+    due: float
+    since: float
+    from_node: str
 
 
 class Calls(Attempts):
     """Adds the callers to the attempts made for them."""
+
+    def __init__(self, desk: Desk, writes: Writes) -> None:
+        super().__init__(desk, writes)
+        self._moved: dict[tuple[str, str], Moved] = {}
+        """Agents of calls that are being rebuilt, by call and name"""
 
     # --- callers -----------------------------------------------------------------------
 
@@ -69,6 +86,7 @@ class Calls(Attempts):
 
     def leave(self, call: str, why: str) -> None:
         """The caller is gone: his place, and whoever was busy with him."""
+        self._forget_moved(call)
         caller = self.callers.pop(call, None)
         if caller is not None:
             caller.leaving = True
@@ -95,6 +113,7 @@ class Calls(Attempts):
 
     def forget(self, call: str) -> None:
         """Another node serves the call: nothing is written, nothing ordered."""
+        self._forget_moved(call)
         self.callers.pop(call, None)
         for attempt in self._attempts_of(call):
             del self.attempts[attempt.attempt]
@@ -118,7 +137,8 @@ class Calls(Attempts):
                 self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
                 continue
             self._resume_attempt(name, agent, alive, talking)
-            self._overlay(call, name, lambda a: recover(a, call, desk.utc, from_node))
+            due = desk.now + desk.settings.recovering_after_s
+            self._moved[call, name] = Moved(due, desk.utc, from_node)
         for lost in [a for a in alive if a not in self.attempts and not talking]:
             desk.order(CancelAttempt(call=call, attempt=lost, agent="", why="lost"))
         for name in talking:
@@ -182,7 +202,27 @@ class Calls(Attempts):
 
         self._submit("overlay", call, name, decide, away="drop")
 
+    def fire(self) -> None:
+        """Attempts whose time is over, and calls that take long to rebuild: people may know."""
+        super().fire()
+        for (call, name), moved in list(self._moved.items()):
+            if moved.due <= self.desk.now:
+                del self._moved[call, name]
+                self._mark(call, name, moved)
+
+    def _mark(self, call: str, name: str, moved: Moved) -> None:
+        self._overlay(call, name, lambda a: recover(a, call, moved.since, moved.from_node))
+
+    def next_time(self) -> float | None:
+        times = [moved.due for moved in self._moved.values()]
+        attempt = super().next_time()
+        return min(times if attempt is None else [*times, attempt], default=None)
+
+    def _forget_moved(self, call: str) -> None:
+        self._moved = {key: moved for key, moved in self._moved.items() if key[0] != call}
+
     def recovered(self, call: str) -> None:
+        self._forget_moved(call)
         for name, agent in self.desk.view.agents():
             mine = agent.attempt is not None and agent.attempt.call == call
             if mine and (agent.recovering is not None or self.writes.has(self.desk.keys.agent(name))):

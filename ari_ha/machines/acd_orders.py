@@ -57,6 +57,8 @@ class AcdSettings:
     acw_max_s: float = 300.0
     resumed_ring_min_s: float = 5.0
     """A phone that rang through a takeover rings at least this much longer."""
+    recovering_after_s: float = 1.0
+    """Agents of a call that moves are marked as recovering when it takes longer than this."""
     clock_step_s: float = 2.0
     clock_hold_s: float = 10.0
     """After the wall clock stepped, no deadline of others is fired for this long."""

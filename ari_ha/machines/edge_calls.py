@@ -62,7 +62,7 @@ class Calls:
         self._dirty: set[str] = set()
         self._writing: set[str] = set()
         self._stored: set[str] = set()
-        self._owner_written: dict[str, bytes] = {}
+        self._written: dict[str, dict[str, bytes]] = {}
         self._deleted: dict[str, None] = {}
         self._after_write: dict[str, list[Callable[[], None]]] = {}
         self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
@@ -514,16 +514,16 @@ class Calls:
         context, keys = self._context, self._context.keys
         waiting = self._after_write.pop(call.call, [])
         dialogs, crypto = hide(encode(call.dialogs_value(self._export)))
-        puts = [
-            Put(keys.dialogs(context.config.vip, call.call), dialogs),
-            Put(keys.media(call.call), encode(call.media_value())),
-        ]
-        owner = encode(self.owner_value(call))
-        if owner != self._owner_written.get(call.call):
-            puts.append(Put(keys.owner(call.call), owner))
+        values = {
+            keys.dialogs(context.config.vip, call.call): dialogs,
+            keys.media(call.call): encode(call.media_value()),
+            keys.owner(call.call): encode(self.owner_value(call)),
+        }
         if crypto:
-            secret = encode(SecretDialogsValue(call=call.call, keys=crypto))
-            puts.append(Put(keys.secret_dialog(context.config.vip, call.call), secret))
+            secret = SecretDialogsValue(call=call.call, keys=crypto)
+            values[keys.secret_dialog(context.config.vip, call.call)] = encode(secret)
+        there = self._written.pop(call.call, {})  # not known until this write is answered
+        puts = tuple(Put(key, value) for key, value in values.items() if there.get(key) != value)
         self._writing.add(call.call)
 
         def written(outcome: Outcome) -> None:
@@ -532,7 +532,7 @@ class Calls:
             ok = isinstance(result, TxnResult) and result.succeeded
             if ok:
                 self._stored.add(call.call)
-                self._owner_written[call.call] = owner
+                self._written[call.call] = values
             elif isinstance(outcome, Done):
                 context.count("edge_writes_fenced")
                 context.note(f"call/{call.call}", "write refused: another edge is active", level="error")
@@ -543,7 +543,7 @@ class Calls:
                 act()
 
         context.count("edge_store_txns")
-        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=tuple(puts))
+        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=puts)
 
     def _delete(self, ident: str, ended: bytes) -> None:
         """Takes the call out of etcd, and in the same transaction leaves what became of
@@ -555,7 +555,7 @@ class Calls:
             self._writing.discard(ident)
             if isinstance(outcome, Done):
                 self._stored.discard(ident)
-                self._owner_written.pop(ident, None)
+                self._written.pop(ident, None)
             else:
                 self._deleted[ident] = ended
                 context.at("flush", context.now + STORE_RETRY_S, self.flush)

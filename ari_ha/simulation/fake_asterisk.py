@@ -222,6 +222,8 @@ class FakeAsterisk(SipProcess):
         self.channels[channel.ident] = channel
         self._emit(ari.ChannelCreated(channel=self._model(channel)))
         channel.headers = (request.get("X-ARI-HA-Verb"), request.get("X-ARI-HA-Fallback"))
+        if kind == "resume":
+            self._answer(channel)
         self._ask_app(channel, kind)
 
     def _ask_app(self, channel: Channel, kind: str) -> None:

@@ -167,10 +167,21 @@ async def test_without_an_app_the_dialplan_asks_again_and_then_says_sorry(bare) 
     assert (await bare.told(sip.LegEnded, "leg")).cause == "bye"
 
 
-@pytest.mark.parametrize("listener", ["node-agent", "node-resume"])
-async def test_other_calls_are_refused_without_an_app(bare, listener: str) -> None:
-    bare.edge.invite("leg", number="1002", listener=listener)
+async def test_other_calls_are_refused_without_an_app(bare) -> None:
+    bare.edge.invite("leg", number="1002", listener="node-agent")
     assert (await bare.told(sip.LegFailed, "leg")).status == 503
+
+
+async def test_a_leg_that_moves_is_answered_before_the_app_sees_it(rig) -> None:
+    channel = await rig.incoming(listener="node-resume")
+    assert (await rig.seen("StasisStart", channel)).channel.state == "Up"
+    await rig.told(sip.LegAnswered, "leg")
+
+
+async def test_a_leg_that_moves_is_ended_without_an_app(bare) -> None:
+    bare.edge.invite("leg", number="1002", listener="node-resume")
+    await bare.told(sip.LegAnswered, "leg")
+    assert (await bare.told(sip.LegEnded, "leg")).cause == "bye"
 
 
 async def test_an_app_that_comes_in_time_gets_the_waiting_call(bare) -> None:

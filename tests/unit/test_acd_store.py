@@ -281,7 +281,7 @@ def test_a_failover_that_counts_a_miss_is_found(cluster: Cluster, monkeypatch: p
     before = c.agents_data()
     c.kill("n1")
     c.take_over("k1", "n2")
-    c.flow()
+    c.advance(1.1)
     assert check_failover(before, c.agents_data())
     assert any("without counting" in line for line in c.findings())
 
