@@ -25,11 +25,13 @@ PAUSE_S = 0.02
 RETRY_S = 0.05
 ANSWER_LIMIT_S = 3.0
 CHECK_LIMIT_S = 0.3
+REPEATED = 20
+"""Writes that a writer repeats on a server that is new to it, as one does that knows of no answer."""
 REPLICA, TWO_WRITERS = "replica", "two-writers"
 TABLES = {True: ("chaos_writes", "UNIQUE KEY"), False: ("chaos_appends", "KEY")}
-"""Name and kind of key, by whether a row may be written again. Where each server follows the other, a row
-that nobody was told yes for may come back from the one that died: written again with the same key, it would
-collide with itself."""
+"""Name and kind of key, by whether a row may be written again. Where both are written to, a row that nobody
+was told yes for may come back from the one that died: written again with the same key, it would collide with
+itself."""
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS {} (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,"
     " run CHAR(8) NOT NULL, writer SMALLINT NOT NULL, n INT NOT NULL,"
@@ -71,11 +73,11 @@ class Target:
     @property
     def table(self) -> str:
         """Where the rows go."""
-        return TABLES[self.shape == REPLICA][0]
+        return TABLES[self.shape != TWO_WRITERS][0]
 
     def schema(self) -> str:
         """Makes that table."""
-        return SCHEMA.format(*TABLES[self.shape == REPLICA])
+        return SCHEMA.format(*TABLES[self.shape != TWO_WRITERS])
 
     def writable(self, turn: int = 0) -> str:
         """The server its watcher calls writable, "" when none does. Where there are two, ``turn`` says which
@@ -173,7 +175,7 @@ class Writers:
         return wrong
 
     def _write(self, writer: int) -> None:
-        n, connection, server = 0, None, ""
+        n, connection, server, before = 0, None, "", ""
         turn = writer % len(self.target.servers) if self.target.shape == TWO_WRITERS else 0
         while not self._stop.is_set():
             if connection is None:
@@ -186,6 +188,9 @@ class Writers:
                     self.errors += 1
                     time.sleep(RETRY_S)
                     continue
+                if before not in ("", server) and self.target.shape != TWO_WRITERS:
+                    n = max(0, n - REPEATED)
+                before = server
             asked = time.time()
             try:
                 with connection.cursor() as cursor:

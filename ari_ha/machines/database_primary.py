@@ -461,7 +461,13 @@ class Primary:
                 self.do("follow_stop", limit_s=10.0),
                 self.do("follow", source=config.peer, host=server.host, port=server.port),
             ]
-        return [*steps, self.do("follow_start"), self.seen("follows", lambda s: s.io != "no", 3.0)]
+        return [*steps, *self.follow_start(), self.seen("follows", lambda s: s.io != "no", 3.0)]
+
+    def follow_start(self) -> list[Step]:
+        """Starts following. Where each follows the other, a row may come twice: written by a server that
+        died before anybody was told, and again, with the same key, on the other one."""
+        tolerate = [self.do("tolerate")] if self._ctx.config.shape == CIRCULAR else []
+        return [*tolerate, self.do("follow_start")]
 
     # -- switchover
 

@@ -250,7 +250,7 @@ class Replica:
         elif seen.source != other:
             self._begin("rejoin", self._rejoin(seen, other), now)
         elif seen.io == "no" or (not seen.applying and not seen.apply_error):
-            self._begin("restart", [self._primary.do("follow_start"), self._seen_following(other)], now)
+            self._begin("restart", [*self._primary.follow_start(), self._seen_following(other)], now)
         elif model.misnumbered:
             self._begin("number", [self._primary.number()], now)
 
@@ -307,7 +307,7 @@ class Replica:
         return [
             *steps,
             self._primary.do("follow", limit_s=10.0, source=other, host=server.host, port=server.port),
-            self._primary.do("follow_start"),
+            *self._primary.follow_start(),
             self._seen_following(other),
         ]
 

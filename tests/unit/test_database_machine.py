@@ -483,6 +483,14 @@ def test_two_writers_open_and_follow_each_other() -> None:
     assert "open" in bench.verbs() and "close" not in bench.verbs()
 
 
+@pytest.mark.parametrize(("shape", "first"), [("replica", "follow_start"), ("circular", "tolerate")])
+def test_where_each_follows_the_other_a_row_may_come_twice(shape: str, first: str) -> None:
+    bench = Bench("db2", replace(REPLICA, io="no", applying=False), shape=shape, mode="async")
+    bench.begin(leader=(leader(process="q"), 1), sync=(sync(standby="", standby_life=""), 0))
+    bench.wait(1.0)
+    assert bench.verbs()[0] == first
+
+
 # --- the process ----------------------------------------------------------------------------
 
 

@@ -472,3 +472,30 @@ def test_a_survivor_that_is_slow_while_it_takes_calls_up_is_not_taken_for_dead(w
     assert call.owner.name == survivor.name and call.move is None and not call.lost
     world.run(timings.silence_s * timings.taking_up_patience)
     assert call.lost or call.move or call.owner.name != survivor.name, "dead after all"
+
+
+def test_only_what_changed_is_written_and_all_of_it_after_a_write_in_doubt(world, monkeypatch):
+    _, call, *_ = talking(world)
+    world.run(1.0)
+    puts: list[set[str]] = []
+    real, fate = world.txn, []
+
+    def watched(effect):
+        puts.append({put.key for put in effect.puts})
+        return fate.pop() if fate else real(effect)
+
+    monkeypatch.setattr(world, "txn", watched)
+    dialogs, media = world.keys.dialogs("pair1", call.call), world.keys.media(call.call)
+
+    def changed() -> None:
+        call.want_request += 1
+        call.tombstones[f"x{call.want_request}"] = "phone"
+        world.edge.calls.touch(call)
+        world.run(0.1)
+
+    changed()
+    assert puts.pop() == {dialogs}
+    fate.append(Unknown("no answer"))
+    changed()
+    world.run(2.0)
+    assert puts[0] == {dialogs} and puts[1] == {dialogs, media, world.keys.owner(call.call)}

@@ -110,6 +110,7 @@ VERBS = {
     "follow_forget": "forget whom to follow, and the relay log with it",
     "follow": "follow `source` by GTID; drops a relay log that is not applied",
     "follow_start": "start receiving and applying",
+    "tolerate": "apply a row that is there already over it, and pass over one that is gone",
     "heartbeat": "write the heartbeat row",
     "number": "set auto_increment `increment` and `offset`",
     "checksum": "checksum of every application table; Done({table: checksum})",

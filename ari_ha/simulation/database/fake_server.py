@@ -502,6 +502,9 @@ class FakeServer(Process):
             self._connect()
         self._do_apply_start(args, settle)
 
+    def _do_tolerate(self, args: Mapping[str, Any], settle: Settle) -> None:
+        settle(Done())  # rows have no keys here: none is there twice
+
     def _do_heartbeat(self, args: Mapping[str, Any], settle: Settle) -> None:
         if not self.writable:
             settle(Refused("read-only", 1290))
