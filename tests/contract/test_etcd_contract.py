@@ -29,6 +29,7 @@ from ari_ha.simulation.fake_etcd import FakeEtcd
 from ari_ha.wire import etcd as wire
 from ari_ha.wire.etcd_proto import messages as pb
 
+READ_TRIES_MAX = 5
 LANE = "test"
 NOISE_S = 5.0
 """How late a loaded machine may run this test's own loop."""
@@ -82,7 +83,11 @@ class Party:
         return outcome.value.revision
 
     async def read(self, key, prefix=False):
-        outcome = await self.rig.do(self, StoreRead(lane=LANE, key=key, prefix=prefix))
+        for _ in range(READ_TRIES_MAX):  # a connection that was just cut may still be found out
+            outcome = await self.rig.do(self, StoreRead(lane=LANE, key=key, prefix=prefix))
+            if not isinstance(outcome, Unreachable):
+                break
+            await self.ready()
         assert isinstance(outcome, Done), outcome
         return outcome.value
 
