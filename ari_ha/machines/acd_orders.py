@@ -64,8 +64,9 @@ class AcdSettings:
     """After the wall clock stepped, no deadline of others is fired for this long."""
     queue_log: bool = False
     """Whether what happens is left in the outbox as lines of a queue_log, for the clerk."""
-    log_backlog_max: int = 10_000
-    """Lines kept while the store is away; what is more is dropped, and counted."""
+    log_backlog_max: int = 5_000
+    """Lines kept while the store is away; what is more is dropped, and counted. All of them may have to go
+    into one transaction, of which etcd takes 1.5 MiB."""
     login_available: bool = True
     """Whether an agent who logs in is available at once, or not ready (``login``)."""
     reasons: Mapping[str, str] = field(
