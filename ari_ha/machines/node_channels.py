@@ -258,8 +258,8 @@ class Channels:
                 self._carry_out(known, entry)
                 return
         arriving = core.resumes.by_call.get(token.call)
-        newest = max(known.epoch if known else NO_EPOCH, arriving.epoch if arriving else NO_EPOCH)
-        if entry.epoch <= newest or entry.epoch < core.records.newest(token.call) or entry.kind == "resume":
+        here, stored = self._newest(token.call)
+        if entry.epoch <= here or entry.epoch < stored or entry.kind == "resume":
             self._turn_away(entry, "stale")
             return
         if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:
@@ -269,6 +269,13 @@ class Channels:
             core.moved(token.call, entry.epoch, f"{core.config.node}, anew")
         call = self._make(entry)
         self._carry_out(call, entry)
+
+    def _newest(self, call: str) -> tuple[Epoch, Epoch]:
+        """The highest epochs of the call: of what is here, served or arriving, and of what is stored."""
+        core = self._core
+        known, arriving = core.calls.get(call), core.resumes.by_call.get(call)
+        here = max(known.epoch if known else NO_EPOCH, arriving.epoch if arriving else NO_EPOCH)
+        return here, core.records.newest(call)
 
     def _consult_leg(self, call: NodeCall, entry: Entry) -> None:
         """The second dialog of a phone in this call. It is answered when its party is."""
@@ -318,12 +325,8 @@ class Channels:
 
     def _resume_leg(self, entry: Entry) -> None:
         core, token = self._core, entry.token
-        known, arriving = core.calls.get(token.call), core.resumes.by_call.get(token.call)
-        newest = max(
-            known.epoch if known else NO_EPOCH, arriving.epoch if arriving else NO_EPOCH,
-            core.records.newest(token.call),
-        )  # fmt: skip
-        if entry.epoch < newest or (known is not None and entry.epoch == known.epoch):
+        known = core.calls.get(token.call)
+        if entry.epoch < max(self._newest(token.call)) or (known is not None and entry.epoch == known.epoch):
             self._turn_away(entry, "stale")
             return
         retired = core.supersede(token.call) if known is not None else []

@@ -76,7 +76,6 @@ MENUS = {
 """The IVR everybody leaves for the queue, some by a step that must not happen twice."""
 SUPERVISOR = "1900"
 """Address of record of a phone nobody is logged in at."""
-WALL_CLOCK_EVERY_S = 1.0
 MEDIA_PING_S = 0.5
 MEDIA_TIMEOUT_S = 60.0
 """rtpengine's own default"""
@@ -232,7 +231,7 @@ class Cluster:
         ]
         self.edge_client = StoreClient(self.store, self.edge, prefixes, LEASE_TTL_S)
         self.edge.post(self._reach())
-        self._tell_time(self.edge)
+        self.edge.tell_time()
         self._ping_media()
         if self.edge.life == 1:
             self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
@@ -242,14 +241,7 @@ class Cluster:
         node.app.start(WallClock(utc_s=node.app.clock.utc()))
         prefixes = [self.keys.prefix(family) for family in NODE_FAMILIES]
         self.clients[node.name] = StoreClient(self.store, node.app, prefixes, LEASE_TTL_S)
-        self._tell_time(node.app)
-
-    def _tell_time(self, process: MachineProcess) -> None:
-        def tell() -> None:
-            process.post(WallClock(utc_s=process.clock.utc()))
-            self.world.after(WALL_CLOCK_EVERY_S, process.in_life(tell))
-
-        self.world.after(WALL_CLOCK_EVERY_S, process.in_life(tell))
+        node.app.tell_time()
 
     def _reach(self) -> MediaReach:
         return MediaReach(reachable=not self.media_away, started=self.relay.started)

@@ -19,7 +19,6 @@ from ari_ha.wire.keyspace import Keys
 CLERKS = ("clerk1", "clerk2")
 LEASE_TTL_S = 4.0
 COMMIT_MIN_S, COMMIT_MAX_S = 0.0005, 0.01
-WALL_CLOCK_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -99,12 +98,7 @@ class Office:
         clerk.start(WallClock(utc_s=clerk.clock.utc()))
         prefixes = [self.keys.prefix(family) for family in ("outbox", "clerk")]
         self._clients[clerk.name] = StoreClient(self.store, clerk, prefixes, LEASE_TTL_S)
-
-        def tell() -> None:
-            clerk.post(WallClock(utc_s=clerk.clock.utc()))
-            self.world.after(WALL_CLOCK_EVERY_S, clerk.in_life(tell))
-
-        self.world.after(WALL_CLOCK_EVERY_S, clerk.in_life(tell))
+        clerk.tell_time()
 
     def _make(self, process: MachineProcess) -> ClerkMachine:
         machine = ClerkMachine(self.cluster, process.name, f"life{process.life}", migrate=True)

@@ -25,12 +25,14 @@ from ari_ha.core.machine import (
     ShellStall,
     Unknown,
 )
+from ari_ha.core.ports.probe import WallClock
 from ari_ha.simulation.world import Clock, Timer, World
 
 MAILBOX_MAX_EVENTS = 20_000
 MAILBOX_RESERVED_EVENTS = 2_000
 LANE_MAX_EFFECTS = 1_000
 STALL_MIN_S = 0.1
+WALL_CLOCK_EVERY_S = 1.0
 DEADLINE_FLOOR_S = 0.001
 SPIN_MAX = 5_000
 """Deadlines in a row without any time passing: the machine is stuck."""
@@ -161,6 +163,15 @@ class MachineProcess(Process):
         for event in first:
             self._enqueue(event)
         self._arm()
+
+    def tell_time(self) -> None:
+        """The machine is told the wall clock's time every second of this life, from the next on."""
+
+        def tell() -> None:
+            self.post(WallClock(utc_s=self.clock.utc()))
+            self.world.after(WALL_CLOCK_EVERY_S, self.in_life(tell))
+
+        self.world.after(WALL_CLOCK_EVERY_S, self.in_life(tell))
 
     def thawed(self, stood_s: float) -> None:
         """The loop notices that it was late; before or after what waits in sockets."""

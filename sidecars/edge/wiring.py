@@ -205,12 +205,7 @@ class EdgeProcess:
             self.store.mirror(prefix)
         self.store.lease(settings.etcd.lease_ttl_s)
         self.store.start()
-        relay = await version_of("rtpengine")
-        report = HostReport(
-            self.store, self.metrics, settings.cluster, settings.edge, HOST_PATHS,
-            lambda: {"rtpengine": relay} if relay else {},
-        )  # fmt: skip
-        self._background.append(asyncio.create_task(report.run()))
+        self._background.append(asyncio.create_task(self._report_host()))
         await self.relay.start()
         if self.guard:
             await self.guard.start(*host_port(settings.guard.listen))
@@ -268,6 +263,15 @@ class EdgeProcess:
         """Serving, or standing by with every call at hand."""
         ready = self.machine.warm if self.guard else self.machine.serving
         return ready, "" if ready else "calls not read from etcd yet"
+
+    async def _report_host(self) -> None:
+        """Beside the rest: a restarted edge's calls do not wait for a program's version."""
+        relay, settings = await version_of("rtpengine"), self.settings
+        report = HostReport(
+            self.store, self.metrics, settings.cluster, settings.edge, HOST_PATHS,
+            lambda: {"rtpengine": relay} if relay else {},
+        )  # fmt: skip
+        await report.run()
 
     async def _tell_time(self) -> None:
         while True:

@@ -56,7 +56,8 @@ class Store:
 async def test_it_is_said_again_whatever_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "EVERY_S", 0.0)
     store = Store(Unreachable("away"), Done(TxnResult(True, 5)))
-    report = host.HostReport(store, Metrics(), "test", "db1", ["/"], dict, lambda: {"db2": -0.0207})
+    more = (lambda: {"mariadb": "11.8"}, lambda: {"db2": -0.0207})
+    report = host.HostReport(store, Metrics(), "test", "db1", ["/"], *more)
     task = asyncio.create_task(report.run())
     await asyncio.wait_for(store.enough.wait(), 30)
     task.cancel()
@@ -64,7 +65,7 @@ async def test_it_is_said_again_whatever_came_of_it(monkeypatch: pytest.MonkeyPa
     value = decode(put.value, HostValue, put.key)
     assert put.key == "/ari-ha/test/v1/hosts/db1" and put.leased
     assert value.clocks_ahead_ms == {"db2": -21}
-    assert "kernel" in value.versions and value.cpus >= 1 and value.disks
+    assert value.versions["mariadb"] == "11.8" and value.cpus >= 1 and value.disks
 
 
 def view_of(**hosts: HostValue) -> View:
