@@ -33,6 +33,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_drain import Drains
+from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
@@ -96,6 +97,8 @@ class EdgeMachine:
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
         self.setup.on_second_call = self.transfers.consult
+        self.replacing = Replacing(self.context, self.calls, self.setup, self.dialling, self.registrar)
+        self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,

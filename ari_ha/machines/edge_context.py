@@ -44,8 +44,12 @@ class EdgeContext:
             listeners["public-tls"] = Listener(
                 "public-tls", "tls", config.public_host, config.public_tls_port
             )
-        dialogs = EndpointSettings(owner_dialog_methods=("SUBSCRIBE",))
-        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=dialogs)
+        settings = EndpointSettings(
+            owner_dialog_methods=("SUBSCRIBE",),
+            extensions=("timer", "replaces"),
+            understood=("timer", "100rel", "replaces"),
+        )
+        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings)
         self.now = 0.0
         self.cause = ""
         self.utc_offset_s: float | None = None

@@ -147,6 +147,8 @@ class PhoneLeg:
     """On a consulting leg: whom it wants to reach"""
     refer: dict[str, str] = field(default_factory=dict)
     """A transfer it asked for and that is not over: id, number, other"""
+    taken: bool = False
+    """Another account's phone has taken it over (RFC 3891)"""
     trunk: str = ""
     """The trunk it leaves by"""
     tried: list[str] = field(default_factory=list)
@@ -238,6 +240,7 @@ class PhoneLeg:
             "of": self.of,
             "number_asked": self.number_asked,
             "refer": self.refer,
+            "taken": self.taken,
             "trunk": self.trunk,
             "tried": self.tried,
             "progress": self.progress,
@@ -251,7 +254,7 @@ class PhoneLeg:
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
-                 "host", "port", "target", "consult", "of", "number_asked", "refer",
+                 "host", "port", "target", "consult", "of", "number_asked", "refer", "taken",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)

@@ -21,7 +21,7 @@ from ari_ha.wire.sip_values import TrunkValue
 
 TRUNKS_TRIED_MAX = 4
 REDIRECTS_MAX = 3
-RELIABLE = {True: (("Supported", "timer, 100rel"),), False: ()}
+RELIABLE = {True: (("Supported", "timer, replaces, 100rel"),), False: ()}
 NEXT_TRUNK = frozenset((408, *range(500, 600)))
 """Answers that speak of the carrier, not of the number."""
 

@@ -47,6 +47,7 @@ class Setup:
         self._watch = watch
         self._registrar = registrar
         self.on_second_call: Callable[[InviteReceived, str, str], bool] = lambda event, user, number: False
+        self.on_replaces: Callable[[InviteReceived, str, str], None] = lambda event, trunk, user: None
         self.on_moving_half_failed: Callable[[EdgeCall, NodeLeg, int, str], None] = self.half_failed
 
     # --- a new call ----------------------------------------------------------------
@@ -60,6 +61,9 @@ class Setup:
             if found is None:
                 return
             trunk, user = self._trunks.of_user(found), found
+        if event.request.has("replaces"):
+            self.on_replaces(event, trunk or "", user)
+            return
         if trunk is None:
             number = identity.user_part(event.request.uri)
             if not self.on_second_call(event, user, number):

@@ -12,12 +12,13 @@ from urllib.parse import unquote
 
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import AudioSide, CodecRefused, EdgeCall, PhoneLeg, answer_lines
+from ari_ha.machines.edge_model import DEVICE, AudioSide, CodecRefused, EdgeCall, PhoneLeg, answer_lines
 from ari_ha.machines.edge_setup import RETRY_AFTER, Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.sip.events import InDialogRequest, InviteReceived
 from ari_ha.sip.message import SipParseError
 from ari_ha.sip.reasons import REASONS
+from ari_ha.sip.replaces import Replaces
 from ari_ha.sip.uri import NameAddr, SipUri
 from ari_ha.wire import link
 
@@ -144,14 +145,13 @@ class Transfers:
     def _replaced(self, call: EdgeCall, text: str) -> PhoneLeg | None:
         """The leg of this call whose dialog a Replaces names (RFC 3891 §3); its tags as
         the asker, or as the one asked, would write them."""
-        call_id, *params = [part.strip() for part in text.split(";")]
-        tags = dict(part.partition("=")[::2] for part in params)
-        wanted = {tags.get("to-tag", ""), tags.get("from-tag", "")}
-        for leg in call.living():
-            dialog = self._context.sip.dialog_of(leg.key)
-            if dialog and dialog[0] == call_id and {dialog[1], dialog[2]} == wanted:
-                return leg
-        return None
+        try:
+            name = Replaces.parse(text)
+        except SipParseError:
+            return None
+        key = self._context.sip.dialog_named(name.call_id, name.to_tag, name.from_tag)
+        found = self._calls.phone(key) if key else None
+        return found[1] if found is not None and found[0] is call and found[1].alive else None
 
     def _notify(self, leg: PhoneLeg, status: int) -> None:
         """The sipfrag that tells how it goes (RFC 3515 §2.4.5)."""
@@ -194,6 +194,11 @@ def _transfer_frame(call: EdgeCall, leg: PhoneLeg) -> link.TransferAsked:
     )  # fmt: skip
 
 
+def taken_frame(call: EdgeCall, leg: PhoneLeg) -> link.LegTaken:
+    """Whose phone the leg is since another took it."""
+    return link.LegTaken(call=call.call, leg=leg.leg, epoch=str(call.epoch), device=DEVICE + leg.aor)
+
+
 def asked_frames(call: EdgeCall) -> list[link.Frame]:
     """What phones have asked for and the app may not have heard yet."""
     frames: list[link.Frame] = []
@@ -206,4 +211,6 @@ def asked_frames(call: EdgeCall) -> list[link.Frame]:
             )
         if leg.refer:
             frames.append(_transfer_frame(call, leg))
+        if leg.taken:
+            frames.append(taken_frame(call, leg))
     return frames

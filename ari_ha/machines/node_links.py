@@ -12,7 +12,7 @@ from ari_ha.machines.node_records import epoch_of
 from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
 
-LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
+LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit | link.LegTaken
 FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial", "drain")
 
 
@@ -146,7 +146,10 @@ class Links:
                 call = self._call(ident, frame.epoch)
                 if call is not None:
                     call.transfers.consult_asked(frame)
-            case link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit():
+            case (
+                link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit()
+                | link.LegTaken()
+            ):  # fmt: skip
                 self._leg(frame)
             case _:
                 self._context.count("node_frames_ignored", type=type(frame).__name__)
@@ -177,6 +180,8 @@ class Links:
                 call.touch()
             case link.LegHeld(held=held):
                 call.phone_held(leg, held)
+            case link.LegTaken(device=device):
+                call.transfers.taken(leg, device)
             case link.LegDigit(digit=digit):
                 if not frame.again:
                     call.note("digit by INFO", leg=leg.leg, digit=digit)

@@ -255,6 +255,26 @@ class Transfers:
             self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
         self._set(left=True)
 
+    def taken(self, leg: Leg, device: str) -> None:
+        """Another phone has the leg now: whoever answered it leaves, and the agent at that phone,
+        if there is one, is in the call."""
+        call, acd = self._call, self._parts.acd
+        agent = self._parts.agent_at(device)
+        if not leg.alive or leg.target == device or (leg.leg == call.head and leg.agent == agent):
+            return
+        call.note("taken over by another phone", leg=leg.leg, device=device, agent=agent)
+        acd.conversation_ended(call.call, leg.agent, "transfer")
+        if leg.attempt in call.attempts:
+            call.attempts[leg.attempt].state = ENDED
+        leg.agent, leg.attempt = "", ""
+        if leg.leg != call.head:
+            leg.target = device
+        if leg.state == UP and agent:
+            leg.agent = agent
+            acd.conversation_state(call.call, agent, "join")
+        call.save()
+        call.touch()
+
     # --- the target ----------------------------------------------------------------
 
     def party_rings(self, leg: Leg) -> None:

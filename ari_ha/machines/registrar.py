@@ -307,6 +307,11 @@ class Registrar:
         account = self._users.get(user)
         return (account.aor if account else "") or user
 
+    def agent_of(self, user: str) -> str:
+        """The agent an account belongs to; empty: none."""
+        account = self._users.get(user)
+        return account.agent if account else ""
+
     # --- where is a phone ----------------------------------------------------------
 
     def binding_of(self, aor: str) -> BindingValue | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import PhoneLeg
 from ari_ha.machines.identity import shown_to_phone, user_part
 from ari_ha.machines.registrar import Registrar
 from ari_ha.sip.dialog import Dialog
@@ -308,9 +309,18 @@ class Subscriptions:
                     initiator = not leg.aor
                     remote = call.did if initiator else shown_to_phone(call.caller, call.identity)
                     state = STATES.get(leg.state, "trying")
-                    item = DialogState(f"{call.call}.{leg.leg}", state, initiator, self._uri(remote))
+                    ident, name = f"{call.call}.{leg.leg}", self._name(leg)
+                    item = DialogState(ident, state, initiator, self._uri(remote), name)
                     found[phone] = (*found.get(phone, ()), item)
         return found
+
+    def _name(self, leg: PhoneLeg) -> tuple[str, str, str] | None:
+        """What a colleague's phone needs to pick up what rings (RFC 3891), where it may."""
+        dialog = self._context.sip.dialog_of(leg.key) if leg.state == "ringing" else None
+        if dialog is None or not leg.target or leg.attempt or not dialog[2]:
+            return None
+        call_id, ours, the_phones = dialog
+        return call_id, the_phones, ours
 
     # --- ends ----------------------------------------------------------------------
 

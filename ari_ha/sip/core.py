@@ -52,6 +52,8 @@ class Core:
         """(Call-ID, local tag) to leg."""
         self.callers: dict[tuple[str, str], Leg] = {}
         """(Call-ID, From tag of the INVITE) of incoming legs: finds merged requests (section 8.2.2.2)."""
+        self.past: dict[tuple[str, str], str] = {}
+        """(Call-ID, local tag) to remote tag of dialogs that ended, the last ones."""
         self.strays: dict[tuple[str, str], bytes] = {}
         """(Call-ID, To tag) of answers to INVITEs of no leg, with the ACK they got."""
 
@@ -76,6 +78,19 @@ class Core:
             return None
         return leg
 
+    def named(self, call_id: str, one: str, other: str) -> str | None:
+        """The key of the leg whose dialog has this Call-ID and these two tags; empty when it ended lately,
+        None when there was none. Either tag may be ours: between two phones stands a B2BUA, and each writes
+        the name as it sees it."""
+        ended = None
+        for local, remote in ((one, other), (other, one)):
+            leg = self.dialogs.get((call_id, local))
+            if leg is not None and leg.dialog.remote_tag == remote:
+                return "" if leg.state == "ending" else leg.key
+            if self.past.get((call_id, local)) == remote:
+                ended = ""
+        return ended
+
     def alive(self, leg: Leg) -> bool:
         """Whether a leg is still in the table."""
         return self.legs.get(leg.key) is leg
@@ -87,6 +102,9 @@ class Core:
         identity = (leg.dialog.call_id, leg.dialog.local_tag)
         if self.dialogs.get(identity) is leg:
             del self.dialogs[identity]
+            self.past[identity] = leg.dialog.remote_tag
+            while len(self.past) > self.stack.settings.past_dialogs_max:
+                del self.past[next(iter(self.past))]
         caller = (leg.dialog.call_id, leg.dialog.remote_tag)
         if self.callers.get(caller) is leg:
             del self.callers[caller]

@@ -288,6 +288,10 @@ class Endpoint:
             return None
         return found.dialog.call_id, found.dialog.local_tag, found.dialog.remote_tag
 
+    def dialog_named(self, call_id: str, one_tag: str, other_tag: str) -> str | None:
+        """The leg whose dialog this is, whichever tag is ours; empty: it ended, None: never heard of."""
+        return self._core.named(call_id, one_tag, other_tag)
+
     def leg_flow(self, leg: str) -> Flow:
         """Where requests of the leg go: where its far side was last heard."""
         return self._known(leg).flow

@@ -53,6 +53,8 @@ class EndpointSettings:
     """TCP connections framed at once; bytes of further ones are dropped and the stream reported broken."""
     stray_answers_max: int = 256
     """BYEs under way at once for answers to INVITEs nobody here remembers; beyond it they are only ACKed."""
+    past_dialogs_max: int = 1_000
+    """Names of ended dialogs kept: a Replaces (RFC 3891) that names one is declined, not unknown."""
     early_dialogs_max: int = 12
     """Forks of one INVITE that are told apart; answers beyond it still get ACK and BYE."""
     symmetric_responses: bool = True

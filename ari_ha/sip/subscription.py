@@ -32,6 +32,8 @@ class DialogState:
     """trying, early, confirmed"""
     initiator: bool
     remote: str = ""
+    name: tuple[str, str, str] | None = None
+    """Call-ID, the phone's tag and the other one; None: not for everybody to know"""
 
 
 def dialog_info(entity: str, version: int, dialogs: Sequence[DialogState]) -> bytes:
@@ -40,8 +42,12 @@ def dialog_info(entity: str, version: int, dialogs: Sequence[DialogState]) -> by
     for item in dialogs:
         direction = "initiator" if item.initiator else "recipient"
         remote = f"<remote><identity>{_text(item.remote)}</identity></remote>" if item.remote else ""
+        named = ""
+        if item.name is not None:
+            pairs = zip(("call-id", "local-tag", "remote-tag"), item.name, strict=True)
+            named = "".join(f" {name}={quoteattr(value)}" for name, value in pairs)
         rows.append(
-            f"<dialog id={quoteattr(item.ident)} direction={quoteattr(direction)}>"
+            f"<dialog id={quoteattr(item.ident)}{named} direction={quoteattr(direction)}>"
             f"<state>{item.state}</state>{remote}</dialog>"
         )
     return (

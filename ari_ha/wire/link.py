@@ -279,6 +279,16 @@ class ConsultAsked(Frame, frozen=True):
     number: str = ""
 
 
+class LegTaken(Frame, frozen=True):
+    """Another phone, ``device:<aor>``, has taken the leg over (INVITE with Replaces); if the
+    leg rang, `LegAnswered` follows. Said again after a move."""
+
+    call: str = ""
+    leg: str = ""
+    epoch: str = ""
+    device: str = ""
+
+
 class LegDigit(Frame, frozen=True):
     """The phone sent a digit by SIP INFO; it went to the other side already. After a move
     the digits typed lately are said once more, those an IVR's Asterisk heard too: the
@@ -329,7 +339,7 @@ NODE_FRAMES: Final = (
 
 EDGE_FRAMES: Final = (
     EdgeHello, EdgeCalls, MediaIs, LegRinging, LegAnswered, LegGone, LegHeld, LegDigit,
-    TransferAsked, ConsultAsked, CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
+    TransferAsked, ConsultAsked, LegTaken, CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
 )  # fmt: skip
 """What an edge says."""
 
@@ -337,7 +347,7 @@ AnyFrame = (
     NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | EndLeg | WantMedia
     | AsteriskGone | ClaimAgent | DigitHeard | Conversations | TransferIs
     | EdgeHello | EdgeCalls | MediaIs | LegRinging | LegAnswered | LegGone | LegHeld | LegDigit
-    | TransferAsked | ConsultAsked
+    | TransferAsked | ConsultAsked | LegTaken
     | CallMoved | Relinquish | ClaimAnswer
     | Ping | Pong
 )  # fmt: skip

@@ -161,6 +161,26 @@ def test_a_busy_lamp_follows_a_call() -> None:
     assert versions == sorted(versions)
 
 
+@pytest.mark.parametrize("attempt", ["", "t1"])
+def test_a_lamp_names_what_may_be_picked_up(attempt: str) -> None:
+    world = world_with("1001", "1002")
+    lamp = Lamp(world, "1001", DIALOG, "1002")
+    lamp.ask()
+    watched = world.register("1002")
+    call, node = served(world)
+    world.dial(node, call, "a1", "1002", attempt=attempt)
+    (invite,) = invites(watched)
+    watched.sip.ring(invite.leg, world.now)
+    world.run(0.5)
+    call_id, local, remote = watched.sip.dialog_of(invite.leg)
+    wanted = [("call-id", call_id), ("local-tag", local), ("remote-tag", remote)]
+    found = re.findall(r'(call-id|local-tag|remote-tag)="([^"]+)"', lamp.last().body.decode())
+    assert found == ([] if attempt else wanted)
+    watched.sip.answer(invite.leg, watched.sdp(), world.now)
+    world.run(0.5)
+    assert b"call-id" not in lamp.last().body
+
+
 def test_a_refresh_tells_again_and_the_end_is_told() -> None:
     world = world_with("1001")
     lamp = Lamp(world, "1001", MESSAGES, "1001")

@@ -329,3 +329,46 @@ def test_a_conference_is_taken_up_with_all_three() -> None:
     channels = bench.resume("k1", "7.2", {"c": "up", "k1": "up", "a2": "up"}, ended={"a1": "app"})
     assert any(m >= set(channels.values()) for m in bench.asterisk.bridges.values())
     assert bench.agent("1001").work == "talking"
+
+
+# --- another phone takes a leg over ------------------------------------------------------
+
+
+def taken(bench: Bench, leg: str = "a1", device: str = "1002") -> None:
+    bench.frame(link.LegTaken("k1", leg, E, f"device:{device}"))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_colleague_takes_the_call_over(times: int) -> None:
+    bench = Bench(agents=("1001", "1002"))
+    customer, agent = talk(bench)
+    for _ in range(times):
+        taken(bench)
+    assert bench.agent("1002").work == "talking" and bench.agent("1001").work == "acw"
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    leg = bench.record().legs["a1"]
+    assert (leg.agent, leg.target) == ("1002", "device:1002")
+    bench.gone("k1", "a1")
+    assert bench.agent("1002").work == "idle", "no queue gave him the call"
+    assert bench.said(link.EndLeg, leg="c")
+
+
+def test_a_colleague_picks_up_what_rings() -> None:
+    bench = Bench(agents=("1001", "1002", "1003"))
+    customer, _ = talk(bench)
+    asks(bench, "1003")
+    (party,) = bench.dialled()
+    bench.ring(party)
+    taken(bench, "a2", "1002")
+    bench.pick_up(party)
+    assert bench.agent("1002").work == "talking" and bench.agent("1003").work == "idle"
+    assert bench.hears(customer) == bench.hears(party) == "people"
+
+
+def test_a_phone_where_nobody_is_logged_in_takes_the_call_over() -> None:
+    bench = Bench(agents=("1001", "1002"))
+    talk(bench)
+    taken(bench, device="1050")
+    assert bench.agent("1001").work == "acw" and bench.record().legs["a1"].agent == ""
+    bench.gone("k1", "a1")
+    assert bench.said(link.EndLeg, leg="c")
