@@ -154,9 +154,7 @@ def _write(schema: str, effect: WriteRows, connection: Connection) -> frozenset[
     return frozenset(str(row[key]) for row in found)
 
 
-def _ended(
-    schema: str, last: int, call: str, since: float, connection: Connection
-) -> list[dict[str, Any]]:
+def _ended(schema: str, last: int, call: str, since: float, connection: Connection) -> list[dict[str, Any]]:
     connection.select_db(schema)
     found = _rows(
         connection,

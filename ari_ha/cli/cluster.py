@@ -153,9 +153,7 @@ class Cluster:
         """Every key that starts with ``prefix``."""
         return self._range({"key": _b64(prefix), "range_end": _b64(_after(prefix))})
 
-    def txn(
-        self, compares: Iterable[Compare], puts: Iterable[Put], deletes: Iterable[str] = ()
-    ) -> TxnResult:
+    def txn(self, compares: Iterable[Compare], puts: Iterable[Put], deletes: Iterable[str] = ()) -> TxnResult:
         """One transaction that compares mod_revisions."""
         compares, puts = list(compares), list(puts)
         names = {"=": "EQUAL", "<": "LESS", ">": "GREATER", "!=": "NOT_EQUAL"}

@@ -41,6 +41,7 @@ _CUT_RULES = f"""table inet {CUT_TABLE} {{
 
 CONTROL_SOCKET = "/run/asterisk/asterisk.ctl"
 
+
 class LabError(Exception):
     """The lab could not do it; the text says why."""
 

@@ -591,7 +591,8 @@ class Calls:
             since=call.started_utc,
             moving=call.move is not None,
             moving_from=str(call.owner) if call.move and call.owner else "",
-            why=call.lost, by_dialplan=call.by_dialplan,
+            why=call.lost,
+            by_dialplan=call.by_dialplan,
         )
 
     def next_epoch(self, call: EdgeCall) -> Epoch:

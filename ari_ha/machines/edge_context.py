@@ -128,9 +128,7 @@ class EdgeContext:
 
     def txn(self, lane: str, then: Then | None = None, **parts: Any) -> None:
         """One etcd transaction."""
-        self.emit(
-            StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts)
-        )
+        self.emit(StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts))
 
     def outcome(self, event: OutcomeOf) -> None:
         """Gives an outcome to whoever waits for it."""

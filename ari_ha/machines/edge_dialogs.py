@@ -290,9 +290,7 @@ class Dialogs:
         digit, home = _digit(event.content_type, event.body), call.home()
         told = call.keep_told(leg.leg, digit, context.utc) if digit else 0
         if digit and home:
-            frame = link.LegDigit(
-                call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit, told=told
-            )
+            frame = link.LegDigit(call=call.call, leg=leg.leg, epoch=str(call.epoch), digit=digit, told=told)
             context.link(home.name, frame)
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:

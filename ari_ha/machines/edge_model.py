@@ -61,7 +61,6 @@ class AudioSide:
             return side
         raise CodecRefused(f"no codec in common, offered {audio.formats}")
 
-
     def answered(self, text: str) -> AudioSide:
         """What to use with the party that answered our offer, or makes a new one: SRTP
         stays SRTP and plain stays plain. Raises CodecRefused."""

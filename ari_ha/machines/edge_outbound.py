@@ -121,9 +121,7 @@ class Outbound:
 
     # --- how it goes ---------------------------------------------------------------
 
-    def failed(
-        self, call: EdgeCall, leg: PhoneLeg, status: int, headers: Sequence[tuple[str, str]]
-    ) -> bool:
+    def failed(self, call: EdgeCall, leg: PhoneLeg, status: int, headers: Sequence[tuple[str, str]]) -> bool:
         """A carrier refused the leg; whether it goes on elsewhere."""
         trunk = self._trunks.table.get(leg.trunk)
         if trunk is None or leg.state != "ringing" or call.ended:

@@ -112,9 +112,7 @@ class Setup:
         context.count("edge_calls_started", kind=kind)
         self.open_phone_media(call, leg, offer, lambda: self.choose_node(call))
 
-    def open_phone_media(
-        self, call: EdgeCall, leg: PhoneLeg, remote: str, then: Callable[[], None]
-    ) -> None:
+    def open_phone_media(self, call: EdgeCall, leg: PhoneLeg, remote: str, then: Callable[[], None]) -> None:
         """Gets the leg its port; with the phone's SDP at hand, tells rtpengine of it."""
         context = self._context
 

@@ -92,7 +92,9 @@ class NodeCall(CallBase):
             wanted.answer = tuple(
                 leg.leg
                 for leg in self.living()
-                if leg.channel is not None and not leg.channel.answered and not leg.channel.dialled
+                if leg.channel is not None
+                and not leg.channel.answered
+                and not leg.channel.dialled
                 and (leg.state == UP or not leg.consult)
             )
         people = self.people() if self.stage == TALKING else []

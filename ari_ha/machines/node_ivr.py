@@ -118,9 +118,7 @@ class CallIvr:
         """The caller is in the IVR no longer."""
         old = self.place
         if old is not None:  # what is counted goes on counting
-            self.place = IvrPlace(
-                "", steps=old.steps, heard=old.heard, told=old.told, plays=old.plays
-            )
+            self.place = IvrPlace("", steps=old.steps, heard=old.heard, told=old.told, plays=old.plays)
         self._due = False
         self._hush()
         self._parts.context.cancel(f"ivr/{self._call.call}")

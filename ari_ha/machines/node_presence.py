@@ -80,7 +80,10 @@ class Presence:
             self._said = said
             self._links.state_to()
             self._context.note(
-                "node", "ready" if value.ready else "not ready", reason=value.reason, cordoned=value.cordoned,
+                "node",
+                "ready" if value.ready else "not ready",
+                reason=value.reason,
+                cordoned=value.cordoned,
                 draining=self._core.draining,
             )
             self._written_at = 0.0

@@ -58,14 +58,10 @@ class Transfers:
     def _say_conversations(self) -> None:
         call = self._call
         consult = {leg.leg: leg.consult for leg in call.living() if leg.consult}
-        call.say(
-            link.Conversations(call=call.call, epoch=str(call.epoch), head=call.head, consult=consult)
-        )
+        call.say(link.Conversations(call=call.call, epoch=str(call.epoch), head=call.head, consult=consult))
 
     def _others(self, leg: Leg) -> list[Leg]:
-        return [
-            o for o in self._call.living() if o is not leg and o.consult == leg.consult and not o.aside
-        ]
+        return [o for o in self._call.living() if o is not leg and o.consult == leg.consult and not o.aside]
 
     # --- consulting ----------------------------------------------------------------
 

@@ -58,10 +58,7 @@ class WatchedNode:
     def usable(self) -> bool:
         """Whether a new call or a survivor's leg may go there now."""
         return (
-            self.state in (UP, UNSEEN)
-            and self.link_up
-            and self.app_ready
-            and not self.asterisk_silent_by_app
+            self.state in (UP, UNSEEN) and self.link_up and self.app_ready and not self.asterisk_silent_by_app
         )
 
     @property

@@ -364,4 +364,3 @@ class Registrar:
             for aor, held in sorted(self._bindings.items())
             for item in held.values()
         ]  # fmt: skip
-

@@ -140,9 +140,7 @@ class Reliable:
         self._prack(leg, out, response, number, now)
         return True
 
-    def _prack(
-        self, leg: Leg, out: OutgoingInvite, response: Response, number: int, now: float
-    ) -> None:
+    def _prack(self, leg: Leg, out: OutgoingInvite, response: Response, number: int, now: float) -> None:
         dialog = leg.dialog
         if not dialog.remote_tag:
             dialog.establish(response)

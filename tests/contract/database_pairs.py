@@ -192,9 +192,7 @@ class RealServer:
             self.sql("SELECT 1", user=user)
 
     def kill(self) -> None:
-        self.shell(
-            "p=$(cat /run/mysqld/pid); kill -9 $p; while kill -0 $p 2>/dev/null; do sleep 0.1; done"
-        )
+        self.shell("p=$(cat /run/mysqld/pid); kill -9 $p; while kill -0 $p 2>/dev/null; do sleep 0.1; done")
         self.life += 1
 
     def close(self) -> None:

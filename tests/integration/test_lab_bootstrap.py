@@ -29,8 +29,9 @@ FAKE_EDGE = PREFIX + "test-edge"
 PYTHON = "/opt/ari-ha/bin/python"
 RESTART_LIMIT_S = 10.0
 
-SIP = textwrap.dedent(
-    """
+SIP = (
+    textwrap.dedent(
+        """
     import json, socket, sys, time
     HOST, NODE = "@EDGE@", "@NODE@"
     def bound(port):
@@ -53,7 +54,10 @@ SIP = textwrap.dedent(
                 f"Contact: <sip:t@{HOST}:5070>", f"Content-Length: {len(body)}", "", body]
         return "\\r\\n".join(head).encode()
     """
-).replace("@EDGE@", EDGE_ADDRESS).replace("@NODE@", NODE_ADDRESS)
+    )
+    .replace("@EDGE@", EDGE_ADDRESS)
+    .replace("@NODE@", NODE_ADDRESS)
+)
 
 
 def docker(*arguments: str, stdin: str | None = None, check: bool = True) -> str:

@@ -33,11 +33,14 @@ def hear_each_other(stage: Stage, one: str, other: str, limit_s: float = 30) -> 
     def look() -> bool:
         end = stage.far.now() - 0.1
         rows = {r["call"]: r for r in stage.far.measure(end - 0.6, end, [one, other])["calls"]}
-        return all(
-            any(h["call"] == theirs and h["received"] > 10 for h in rows[mine]["hears"])
-            for mine, theirs in ((one, other), (other, one))
-            if mine in rows
-        ) and len(rows) == 2
+        return (
+            all(
+                any(h["call"] == theirs and h["received"] > 10 for h in rows[mine]["hears"])
+                for mine, theirs in ((one, other), (other, one))
+                if mine in rows
+            )
+            and len(rows) == 2
+        )
 
     until(f"{one} and {other} hear each other", limit_s, look, 0.2)
 
@@ -66,7 +69,6 @@ def works(stage: Stage, *agents: str) -> set[str]:
 
 def ended(stage: Stage, ident: str) -> dict[str, Any]:
     return until(f"{ident} has ended", 30, lambda: (c := stage.far.call(ident))["state"] == "ended" and c)
-
 
 
 @pytest.mark.parametrize(("number", "owner"), [("1002", "1002"), ("+4930123", "carrier")])
