@@ -43,6 +43,8 @@ _TYPES: dict[str, type[Value]] = {
     "record": Value,
 }
 _KEEP_RAW = frozenset({"agent", "reach", "waiting"})
+GONE = float("-inf")
+"""Stands for the expiry of a binding whose phone answers nothing."""
 
 
 class Stored(NamedTuple):
@@ -144,7 +146,7 @@ class View:
     def _index(self, kind: str, ident: str, key: str, value: Any) -> None:
         if kind == "binding":
             aor, _, contact = ident.rpartition("/")
-            self._bindings.setdefault(aor, {})[contact] = value.expires
+            self._bindings.setdefault(aor, {})[contact] = GONE if value.unreachable else value.expires
         elif kind == "waiting":
             self._places[value.call] = key
 
@@ -289,7 +291,7 @@ class View:
         return self.node_alive(text) and self._tables["node"][NodeId.parse(text).name].value.ready
 
     def device_ok(self, aor: str, utc: float, grace_s: float) -> bool:
-        """Whether ``aor`` has a binding that has not expired (0: never does)."""
+        """Whether ``aor`` has a binding that has not expired (0: never does) and answers."""
         expiries = self._bindings.get(aor, {}).values()
         return any(expires == 0.0 or expires + grace_s > utc for expires in expiries)
 

@@ -40,6 +40,7 @@ from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
+from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.subscriptions import Subscriptions
 from ari_ha.machines.takeover import Takeover
@@ -88,6 +89,7 @@ class EdgeMachine:
         self.doorkeeper = Doorkeeper(
             self.context, lambda host: host in self.registrar.hosts or bool(self.trunks.of_host(host))
         )
+        self.phone_care = PhoneCare(self.context, self.registrar)
         self.registrar.on_failure = self.doorkeeper.failed
         self.registrar.on_flow = self._phone_reconnected
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
@@ -102,7 +104,7 @@ class EdgeMachine:
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
-                               self.subscriptions)  # fmt: skip
+                               self.subscriptions, self.phone_care)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -461,6 +463,7 @@ class EdgeMachine:
         self.drains.start()
         self.registrar.start()
         self.trunk_care.start()
+        self.phone_care.start()
         self.subscriptions.start()
         for node in self.watch.nodes.values():
             if node.link_up:
@@ -558,6 +561,7 @@ class EdgeMachine:
             "etcd": context.store_ok,
             "rtpengine": context.media_ok,
             "calls": len(self.calls.by_id),
+            "phones": self.registrar.counts(),
             "moving": self.takeover.moving_count(),
             "waiting_for_a_node": self.takeover.waiting_count(),
             "banned": self.doorkeeper.banned(),

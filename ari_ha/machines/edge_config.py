@@ -63,6 +63,11 @@ class EdgeTimings:
     """Registration interval granted at most; short, so a lost phone is noticed."""
     registration_min_s: int = 10
     """Shorter ones get 423."""
+    phone_options_s: float = 0.0
+    """Registered phones are asked OPTIONS this often; 0: never. Under the time a NAT forgets
+    (30 s are common) it keeps the way to the phone open."""
+    phone_options_missed_max: int = 3
+    """So many OPTIONS in a row without any answer make a phone unreachable."""
     orphan_limit_s: float = 600.0
     """How long leftovers on a lost node are remembered, to be ended when it
     answers again."""

@@ -24,6 +24,7 @@ from ari_ha.machines.edge_model import (
 )
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers
+from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.subscriptions import Subscriptions
 from ari_ha.machines.takeover import Takeover
@@ -43,8 +44,9 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
-        subscriptions: Subscriptions,
+        subscriptions: Subscriptions, phones: PhoneCare,
     ) -> None:  # fmt: skip
+        self._phones = phones
         self._care = care
         self._subscriptions = subscriptions
         self._context = context
@@ -105,12 +107,16 @@ class Dialogs:
     def _response(self, event: sip.ResponseReceived) -> None:
         if self._care.owns(event.key):
             self._care.answered(event)
+        elif self._phones.owns(event.key):
+            self._phones.heard(event.key, answered=True)
         elif self._subscriptions.owns(event.key):
             self._subscriptions.answered(event)
 
     def _no_response(self, event: sip.RequestFailed) -> None:
         if self._care.owns(event.key):
             self._care.unanswered(event)
+        elif self._phones.owns(event.key):
+            self._phones.heard(event.key, answered=False)
         elif self._subscriptions.owns(event.key):
             self._subscriptions.answered(event)
 

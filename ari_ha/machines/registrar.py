@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
 from ari_ha.machines.edge_context import EdgeContext
@@ -62,6 +64,8 @@ class Registrar:
         """Called with the address a wrong digest came from, and whether there is no such user."""
         self.on_flow: Callable[[str, Flow], None] = lambda aor, flow: None
         """Called with the flow of every registration over a connection."""
+        self.on_registered: Callable[[str, str], None] = lambda aor, ident: None
+        """Called with the binding every time it is registered."""
 
     # --- what etcd says ------------------------------------------------------------
 
@@ -261,6 +265,7 @@ class Registrar:
         )
         held[ident] = Held(value, written=False)
         self.hosts.add(flow.host)
+        self.on_registered(aor, ident)
         if flow.conn:
             self.on_flow(aor, flow)
         return ident
@@ -314,15 +319,38 @@ class Registrar:
 
     # --- where is a phone ----------------------------------------------------------
 
+    def contacts(self) -> list[tuple[str, str]]:
+        """Every living binding of this pair: address of record and hash."""
+        pair, utc = self._context.config.vip, self._context.utc
+        return [
+            (aor, ident)
+            for aor, held in self._bindings.items()
+            for ident, item in held.items()
+            if item.value.pair == pair and item.value.expires + BINDING_GRACE_S > utc
+        ]
+
+    def contact(self, aor: str, ident: str) -> BindingValue | None:
+        """One binding."""
+        held = self._bindings.get(aor, {}).get(ident)
+        return held.value if held else None
+
+    def mark(self, aor: str, ident: str, unreachable: float) -> None:
+        """Since when (UTC) the phone answers nothing; 0: it answers."""
+        held = self._bindings.get(aor, {}).get(ident)
+        if held:
+            value = msgspec.structs.replace(held.value, unreachable=unreachable)
+            self._bindings[aor][ident] = Held(value, written=False)
+            self._write(aor, ident)
+
     def binding_of(self, aor: str) -> BindingValue | None:
-        """The newest living contact of an address of record."""
+        """The newest living contact of an address of record; one that answers, where there is any."""
         now = self._context.utc
         living = [
             held.value
             for held in self._bindings.get(aor, {}).values()
             if held.value.expires + BINDING_GRACE_S > now
         ]
-        return max(living, key=lambda value: value.expires, default=None)
+        return max(living, key=lambda value: (not value.unreachable, value.expires), default=None)
 
     def route(self, binding: BindingValue) -> tuple[Flow, str]:
         """How to reach a contact: the flow it registered over, which is open through
@@ -356,11 +384,17 @@ class Registrar:
         self.hosts = {item.value.host for held in self._bindings.values() for item in held.values()}
         self.start()
 
+    def counts(self) -> dict[str, int]:
+        """How many phones are registered at this pair, and how many of them answer nothing."""
+        living = [self.contact(*who) for who in self.contacts()]
+        silent = sum(1 for value in living if value and value.unreachable)
+        return {"registered": len(living), "unreachable": silent}
+
     def snapshot(self) -> list[dict[str, object]]:
         """Bindings for people."""
         return [
             {"aor": aor, "contact": item.value.contact, "expires": item.value.expires,
-             "from": f"{item.value.host}:{item.value.port}"}
+             "from": f"{item.value.host}:{item.value.port}", "unreachable": item.value.unreachable}
             for aor, held in sorted(self._bindings.items())
             for item in held.values()
         ]  # fmt: skip

@@ -382,6 +382,8 @@ class BindingValue(Value):
     """Name of the connection it registered over, known to its edge process only."""
     pair: str = ""
     edge: str = ""
+    unreachable: float = 0.0
+    """Since when it answers no OPTIONS; 0: it does, or is not asked."""
 
 
 class AttemptOfAgent(Value):

@@ -36,6 +36,7 @@ EXAMPLES = [
     link.TransferIs("k1", "a1", "7.1", "t9", 200),
     link.TransferAsked("k1", "a1", "7.1", "t9", "1002", "k1"),
     link.ConsultAsked("k1", "k1", "7.1", "a1", "1002"),
+    link.LegTaken("k1", "a1", "7.1", "device:1002"),
     link.Ping(1.25),
     link.Pong(1.25),
 ]
