@@ -60,7 +60,8 @@ def device_of(own: str) -> tuple[str, int, bytes]:
 
 
 class HostAddresses:
-    """The pair's addresses on this host. ``wanted``: pairs of shared and own address."""
+    """The pair's addresses on this host. ``wanted``: pairs of shared and own address; none
+    where no address moves."""
 
     def __init__(self, wanted: Sequence[tuple[str, str]]) -> None:
         self.shared = tuple(SharedAddress(address, *device_of(own)) for address, own in wanted)
@@ -68,7 +69,7 @@ class HostAddresses:
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._netlink.settimeout(ANSWER_LIMIT_S)
         self._netlink.bind((0, 0))
-        self._packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW) if self.shared else None
 
     def up(self) -> None:
         """All of them are on this host. Raises OSError."""
@@ -83,14 +84,15 @@ class HostAddresses:
     def announce(self) -> None:
         """Gratuitous ARP on every network, as request and as reply (RFC 5227 §3): some
         neighbours take the one, some the other. Raises OSError."""
-        for one in self.shared:
+        for one in self.shared if self._packet else ():
             for operation in (ARP_REQUEST, ARP_REPLY):
                 self._packet.sendto(arp_frame(one.hardware, one.address, operation), (one.device, 0))
 
     def close(self) -> None:
         """Gives the sockets back; addresses stay as they are."""
         self._netlink.close()
-        self._packet.close()
+        if self._packet:
+            self._packet.close()
 
     def _change(self, kind: int, flags: int, one: SharedAddress, fine: Sequence[int]) -> None:
         self._serial += 1

@@ -22,8 +22,8 @@ class RelayControlSettings:
 
     cli: tuple[str, int]
     """rtpengine's --listen-cli."""
-    store: tuple[str, int]
-    """The local valkey."""
+    store: tuple[str, int] | None
+    """The local valkey; None: rtpengine keeps nothing outside itself."""
     password: str
     database: int
     restart: Sequence[str]
@@ -55,9 +55,10 @@ class RelayControl:
     async def clean(self) -> Outcome:
         """Empties the store, then kills rtpengine: while it stands by it writes nothing,
         so the store stays empty, and a life that begins finds only the peer's calls."""
-        emptied = await self.store("FLUSHDB")
-        if not isinstance(emptied, Done):
-            return emptied
+        if self._settings.store:
+            emptied = await self.store("FLUSHDB")
+            if not isinstance(emptied, Done):
+                return emptied
         try:
             return await run_command(self._settings.restart, STEP_LIMIT_S)
         except (OSError, TimeoutError) as error:
@@ -76,6 +77,8 @@ class RelayControl:
     async def store(self, *words: str) -> Outcome:
         """One command to valkey in the relay's database; Done(the last line it answered)."""
         settings = self._settings
+        if settings.store is None:
+            return Refused("there is no store")
         commands = [("AUTH", settings.password)] if settings.password else []
         commands += [("SELECT", str(settings.database)), words]  # type: ignore[list-item]
         try:

@@ -33,6 +33,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_drain import Drains
+from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
@@ -102,9 +103,10 @@ class EdgeMachine:
         self.replacing = Replacing(self.context, self.calls, self.setup, self.dialling, self.registrar)
         self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
+        self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover)
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
-                               self.subscriptions, self.phone_care)  # fmt: skip
+                               self.subscriptions, self.phone_care, self.rehome)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
@@ -238,6 +240,7 @@ class EdgeMachine:
                 old = sip.leg_flow(leg.key)
                 if not old.conn and (old.host, old.transport) == (flow.host, flow.transport):
                     sip.move_flow(leg.key, flow)
+                    self.rehome.reconnected(call, leg)
 
     # --- nodes ---------------------------------------------------------------------
 
@@ -491,7 +494,7 @@ class EdgeMachine:
                 value = decode(show(raw, crypto), DialogsValue, key)
                 owner = self._stored_value(keys.owner(value.call), OwnerValue)
                 media = self._stored_value(keys.media(value.call), MediaValue)
-                restore_call(context, self.calls, self.takeover, value, owner, media)
+                restore_call(context, self.calls, self.takeover, self.rehome, value, owner, media)
                 call = self.calls.by_id.get(value.call)
                 for leg in call.living() if call else ():
                     if call and leg.state == "ringing" and leg.target:

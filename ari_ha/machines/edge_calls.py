@@ -234,8 +234,7 @@ class Calls:
 
     def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
         """The far end of ``tag`` has this SDP; rtpengine is told until it confirms."""
-        call.media.remote[tag] = sdp
-        call.media.taught.pop(tag, None)
+        call.media.far_end(tag, sdp)
         self.apply_media(call)
 
     def media_back(self) -> None:
@@ -513,7 +512,7 @@ class Calls:
     def _write(self, call: EdgeCall) -> None:
         context, keys = self._context, self._context.keys
         waiting = self._after_write.pop(call.call, [])
-        dialogs, crypto = hide(encode(call.dialogs_value(self._export)))
+        dialogs, crypto = hide(encode(call.dialogs_value(self._export, context.config.public_host)))
         values = {
             keys.dialogs(context.config.vip, call.call): dialogs,
             keys.media(call.call): encode(call.media_value()),

@@ -68,6 +68,9 @@ class EdgeTimings:
     (30 s are common) it keeps the way to the phone open."""
     phone_options_missed_max: int = 3
     """So many OPTIONS in a row without any answer make a phone unreachable."""
+    rehome_limit_s: float = 60.0
+    """A call of an edge with another address: a phone or carrier that has not accepted ours
+    by then is lost. Long, because a phone on TCP has to notice first that its connection leads nowhere."""
     orphan_limit_s: float = 600.0
     """How long leftovers on a lost node are remembered, to be ended when it
     answers again."""

@@ -172,6 +172,14 @@ class Dialling:
         self.limit_ringing(call, leg)
         self._calls.touch(call)
 
+    def ring_again(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """The phone rings for an edge at another address, which its answer would go to: it
+        is asked to stop, and rung from here. The node notices nothing."""
+        self._context.sip.hangup(leg.key, self._context.now)
+        self._calls.rekey(call, leg, self._context.new_id())
+        leg.elsewhere, leg.sdp_version = False, 1
+        self._setup.open_phone_media(call, leg, "", lambda: self._ring_phone(call, leg))
+
     def limit_ringing(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone rings for a named time at most, whatever becomes of its app."""
         name = f"ring/{call.call}/{leg.leg}"

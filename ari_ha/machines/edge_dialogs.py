@@ -22,6 +22,7 @@ from ari_ha.machines.edge_model import (
     answer_lines,
     narrowed,
 )
+from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers
 from ari_ha.machines.phone_care import PhoneCare
@@ -44,10 +45,11 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
-        subscriptions: Subscriptions, phones: PhoneCare,
+        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome,
     ) -> None:  # fmt: skip
         self._phones = phones
         self._care = care
+        self._rehome = rehome
         self._subscriptions = subscriptions
         self._context = context
         self._calls = calls
@@ -68,6 +70,8 @@ class Dialogs:
             sip.LegEnded: self._leg_ended,
             sip.ReinviteReceived: self._reinvite,
             sip.ReinviteAcked: self._reinvite_acked,
+            sip.ReinviteAnswered: self._changed_answer,
+            sip.ReinviteFailed: self._change_refused,
             sip.InfoReceived: self._info,
             sip.InDialogRequest: self._in_dialog,
             sip.StreamBroken: lambda event: context.emit(CloseSip(flow=event.flow)),
@@ -245,6 +249,23 @@ class Dialogs:
         """Nothing of it is open any more: a successor must not think so."""
         if found := self._calls.phone(event.leg):
             self._calls.touch(found[0])
+
+    def _changed_answer(self, event: sip.ReinviteAnswered) -> None:
+        """A far end accepted a re-INVITE of ours, perhaps from another address than before."""
+        if found := self._calls.phone(event.leg):
+            call, leg = found
+            self._rehome.phone_answered(call, leg)
+            if event.sdp:
+                self._answered_late(call, leg, event.sdp)
+        elif half := self._calls.half(event.leg):
+            self._rehome.node_answered(*half)
+            self._setup.learn_node_media(*half, event.sdp)
+
+    def _change_refused(self, event: sip.ReinviteFailed) -> None:
+        if found := self._calls.phone(event.leg):
+            self._rehome.phone_refused(*found, event.status)
+        elif half := self._calls.half(event.leg):
+            self._rehome.node_refused(*half, event.status)
 
     def _changed_offer(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> None:
         """Hold, unhold or a new address. Media goes through Asterisk before a hold is

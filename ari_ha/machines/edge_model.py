@@ -128,8 +128,13 @@ class PhoneLeg:
     agent: str = ""
     """Whose phone it is, as the node that rang it said"""
     host: str = ""
-    """rtpengine's address and port towards this phone: they never change."""
+    """rtpengine's address and port towards this phone: they change only with the edge's
+    own address (`edge_rehome`)."""
     port: int = 0
+    origin: str = ""
+    """The address our first SDP to it was from, where that was another edge's"""
+    elsewhere: bool = False
+    """It still sends its words and its audio to the address of another edge."""
     side: AudioSide = field(default_factory=AudioSide)
     key_line: str = ""
     """Our SRTP key towards this phone (``inline:…``), made by rtpengine"""
@@ -206,6 +211,7 @@ class PhoneLeg:
             self.side.telephone_event,
             direction,
             f"{self.side.crypto_tag} {self.side.suite} {self.key_line}" if self.side.suite else "",
+            self.origin,
         )
         if len(self.media_lines) < 2:
             return audio
@@ -227,6 +233,8 @@ class PhoneLeg:
             "agent": self.agent,
             "host": self.host,
             "port": self.port,
+            "origin": self.origin,
+            "elsewhere": self.elsewhere,
             "payload": self.side.payload,
             "telephone_event": self.side.telephone_event,
             "suite": self.side.suite,
@@ -253,7 +261,8 @@ class PhoneLeg:
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
-                 "host", "port", "target", "consult", "of", "number_asked", "refer", "taken",
+                 "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
+                 "taken",
                  "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
@@ -277,18 +286,26 @@ class NodeLeg:
     """Ended by us as well: its tag has been given back"""
     host: str = ""
     port: int = 0
+    origin: str = ""
+    """As of a `PhoneLeg`"""
+    elsewhere: bool = False
+    """As of a `PhoneLeg`"""
+    sdp_version: int = 1
     side: AudioSide = field(default_factory=AudioSide)
 
-    def local_sdp(self, direction: str = "sendrecv") -> str:
-        """Our SDP to the node."""
+    def local_sdp(self, direction: str = "sendrecv", bump: bool = False) -> str:
+        """Our SDP to the node. ``bump`` raises the version (RFC 3264 §8)."""
+        if bump:
+            self.sdp_version += 1
         return build_audio_sdp(
             1,
-            1,
+            self.sdp_version,
             self.host,
             self.port,
             [(self.side.payload, f"{self.side.codec}/8000")],
             self.side.telephone_event,
             direction,
+            origin=self.origin,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,6 +320,9 @@ class NodeLeg:
             "state": self.state,
             "host": self.host,
             "port": self.port,
+            "origin": self.origin,
+            "elsewhere": self.elsewhere,
+            "sdp_version": self.sdp_version,
             "payload": self.side.payload,
             "telephone_event": self.side.telephone_event,
         }
@@ -320,6 +340,9 @@ class NodeLeg:
             state=data.get("state", "up"),
             host=data.get("host", ""),
             port=data.get("port", 0),
+            origin=data.get("origin", ""),
+            elsewhere=data.get("elsewhere", False),
+            sdp_version=data.get("sdp_version", 1),
             side=AudioSide(data.get("payload", 8), data.get("telephone_event", 101)),
         )
 
@@ -491,12 +514,14 @@ class EdgeCall:
         base, _, n = tag.rpartition(".")
         self.tag_numbers.get(base, set()).discard(int(n))
 
-    def dialogs_value(self, export: Any) -> DialogsValue:
-        """The stored form; ``export`` turns a SIP key into its record, or None."""
+    def dialogs_value(self, export: Any, at: str) -> DialogsValue:
+        """The stored form; ``export`` turns a SIP key into its record, or None. ``at``: the
+        address by which people know this edge."""
         legs = {leg.leg: {**leg.to_dict(), "sip": export(leg.key)} for leg in self.living()}
         halves = {half.leg: {**half.to_dict(), "sip": export(half.key)} for half in self.halves.values()}
         return DialogsValue(
             call=self.call,
+            at=at,
             started=self.started_utc,
             trunk=self.trunk,
             caller=self.caller,

@@ -6,6 +6,7 @@ from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, wanted_graph
 from ari_ha.machines.takeover import Takeover
 from ari_ha.wire.keyspace import DialogsValue, MediaValue, OwnerValue
@@ -18,13 +19,35 @@ def restore_call(
     context: EdgeContext,
     calls: Calls,
     takeover: Takeover,
+    rehome: Rehome,
     value: DialogsValue,
     owner: OwnerValue | None,
     media: MediaValue | None,
 ) -> None:
     """Rebuilds one call. Raises KeyError, ValueError or TypeError on a record that
     makes no sense; nothing of it is kept then."""
-    call = EdgeCall(
+    call = _stored_call(value, media)
+    moved = value.at not in ("", context.config.public_host)
+    _import_legs(context, call, value, moved)
+    if owner:
+        call.epoch = Epoch.parse(owner.epoch)
+        call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
+        call.by_dialplan = owner.by_dialplan
+    if call.primary is None:
+        calls.by_id[call.call] = call
+        calls.finish(call)
+        return
+    calls.adopt(call)
+    if not moved:
+        _assume_media(call)
+    context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
+    rehome.refuse_unanswered(call)
+    if not call.ended:
+        _go_on(context, calls, takeover, rehome, call, owner)
+
+
+def _stored_call(value: DialogsValue, media: MediaValue | None) -> EdgeCall:
+    return EdgeCall(
         value.call,
         value.kind,
         value.started,
@@ -41,47 +64,57 @@ def restore_call(
         served=list(value.served),
         agents=list(value.agents),
     )
+
+
+def _import_legs(context: EdgeContext, call: EdgeCall, value: DialogsValue, moved: bool) -> None:
+    """``moved``: the record was written at another address, which its far ends know."""
+    sip, now = context.sip, context.now
     for data in value.legs.values():
         leg = PhoneLeg.from_dict(data)
+        leg.elsewhere |= moved
         if data.get("sip"):
             credentials = context.trunk_credentials(leg.trunk)
-            context.sip.import_leg(leg.key, data["sip"], context.now, credentials=credentials)
+            sip.import_leg(leg.key, data["sip"], now, credentials=credentials, moved=leg.elsewhere)
             call.legs[leg.leg] = leg
         elif leg.target and not leg.aor:
             # it may ring at the carrier or not: it is not dialled again
             call.tombstones[leg.leg] = "lost"
     for data in value.node_legs.values():
         half = NodeLeg.from_dict(data)
+        half.elsewhere |= moved
         base, _, n = half.tag.rpartition(".")
         call.tag_numbers.setdefault(base, set()).add(int(n))
         if data.get("sip") and (half.state == "up" or (half.calls_us and half.state == "calling")):
-            context.sip.import_leg(half.key, data["sip"], context.now)
-            if context.sip.leg_state(half.key) in ("answered", "confirmed"):
+            sip.import_leg(half.key, data["sip"], now, moved=half.elsewhere)
+            if sip.leg_state(half.key) in ("answered", "confirmed"):
                 half.state = "up"
             call.halves[half.leg] = half
-    if owner:
-        call.epoch = Epoch.parse(owner.epoch)
-        call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
-        call.by_dialplan = owner.by_dialplan
-    if call.primary is None:
-        calls.by_id[call.call] = call
-        calls.finish(call)
-        return
-    calls.adopt(call)
-    _assume_media(call)
-    context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
+
+
+def _go_on(
+    context: EdgeContext,
+    calls: Calls,
+    takeover: Takeover,
+    rehome: Rehome,
+    call: EdgeCall,
+    owner: OwnerValue | None,
+) -> None:
+    """From where the call was: answered, moving, talking, or not yet any of it."""
     for leg in [leg for leg in call.up() if context.sip.unanswered(leg.key)]:
         # it was written that it is answered, and the process died before it said so
         context.note(f"call/{call.call}", "answered now, as it was decided", leg=leg.leg)
         context.sip.answer(leg.key, leg.local_sdp(), context.now)
-    if call.primary.state == "trying":
+    away = any(side.elsewhere for side in (*call.living(), *call.halves.values()))
+    if call.primary and call.primary.state == "trying":
         # nobody has answered, and the node's answer to the old process is nobody's
         why = "edge restarted before the answer"
         context.at(f"afresh/{call.call}", context.now + AFRESH_AFTER_S, lambda: takeover.lose(call, why))
     elif owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
         takeover.lose(call, owner.why if owner and owner.why else "edge restarted during a move")
-    else:
+    elif not away:
         calls.apply_media(call)
+    if away:
+        rehome.begin(call)
 
 
 def _whole(call: EdgeCall) -> bool:

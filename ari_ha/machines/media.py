@@ -94,6 +94,11 @@ class CallMedia:
         """rtpengine has confirmed a `-`."""
         self.leftover.discard(hears)
 
+    def far_end(self, tag: str, sdp: str) -> None:
+        """Where the far end of ``tag`` is; rtpengine has to be told."""
+        self.remote[tag] = sdp
+        self.taught.pop(tag, None)
+
     def untaught(self) -> list[tuple[str, str]]:
         """Far ends rtpengine has to be told of (again); they count as told from now."""
         due = [(tag, sdp) for tag, sdp in self.remote.items() if self.taught.get(tag) != sdp]

@@ -320,10 +320,13 @@ class Endpoint:
         now: float,
         cseq_margin: int = 10,
         credentials: Credentials | None = None,
+        moved: bool = False,
     ) -> None:
-        """Go on with a leg another process has exported."""
+        """Go on with a leg another process has exported. `moved`: the far side knows that process by an
+        address we do not have. It learns ours by `reinvite`; an INVITE of its own that is unanswered can be
+        refused, one of ours cancelled."""
         self._stack.now = now
-        self._handover.take(leg, record, now, cseq_margin, credentials)
+        self._handover.take(leg, record, now, cseq_margin, credentials, moved)
 
     # outside dialogs
 

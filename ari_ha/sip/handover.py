@@ -23,10 +23,18 @@ class Handover:
         self.outgoing = outgoing
 
     def take(
-        self, key: str, record: dict[str, Any], now: float, cseq_margin: int, credentials: Credentials | None
+        self,
+        key: str,
+        record: dict[str, Any],
+        now: float,
+        cseq_margin: int,
+        credentials: Credentials | None,
+        moved: bool,
     ) -> None:
         """Go on with a leg. Local CSeq jumps by the margin, so that requests the old process sent after the
         record was written do not collide with ours."""
+        if moved:
+            record = _without_way_back(record)
         leg = import_plain(key, record, cseq_margin)
         leg.credentials = credentials
         leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
@@ -81,3 +89,19 @@ class Handover:
         self.core.arm_session(leg, timer, now)
         if timer is not None and timer.refresher == "local" and leg.state in ("answered", "confirmed"):
             self.core.start(leg, "session", now + timer.interval_s / 4 * (0.5 + self.stack.rand() / 2))
+
+
+def _without_way_back(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a leg whose far side knows us by an address we do not have. Responses go where the Via
+    says, and the ACK of a 2xx to its Contact: what is under way that way is never heard of again. Our INVITE
+    can only be cancelled (its own Via names it, section 9.1), a change of ours is dropped, and a 2xx of ours
+    counts as acknowledged: whether it was, the next request shows."""
+    out, inc = record.get("out"), record.get("inc")
+    changed: dict[str, Any] = {"waiting": None}
+    if out is not None:
+        invite = out["purpose"] == "invite"
+        changed["out"] = {**out, "provisional": True} if invite else None
+    if inc is not None and inc.get("accepted"):
+        changed["inc"] = None
+        changed["state"] = "confirmed" if record["state"] == "answered" else record["state"]
+    return {**record, **changed}

@@ -323,9 +323,11 @@ def build_audio_sdp(
     telephone_event_pt: int | None = 101,
     direction: str = "sendrecv",
     crypto: str = "",
+    origin: str = "",
 ) -> str:
     """A description of one audio stream; `codecs` are payload type and encoding in order of preference.
-    `crypto` is the value of an a=crypto line (RFC 4568) and makes the stream RTP/SAVP."""
+    `crypto` is the value of an a=crypto line (RFC 4568) and makes the stream RTP/SAVP. `origin` is the
+    address in o= where the stream has moved since: that line keeps its address (RFC 3264 section 8)."""
     family = "IP6" if ":" in ip else "IP4"
     numbers = [pt for pt, _ in codecs]
     lines = [f"a=rtpmap:{pt} {name}" for pt, name in codecs]
@@ -336,7 +338,7 @@ def build_audio_sdp(
     return "\r\n".join(
         [
             "v=0",
-            f"o=- {session_id} {version} IN {family} {ip}",
+            f"o=- {session_id} {version} IN {family} {origin or ip}",
             "s=-",
             f"c=IN {family} {ip}",
             "t=0 0",

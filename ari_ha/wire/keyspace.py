@@ -334,6 +334,9 @@ class DialogsValue(Value):
 
     call: str
     started: float
+    at: str = ""
+    """The public address of the edge that wrote it: one with another address has to tell
+    the far ends its own."""
     trunk: str = ""
     caller: str = ""
     did: str = ""

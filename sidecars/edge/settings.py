@@ -45,6 +45,9 @@ class Public:
 
     host: str
     """Address listened on and advertised in Via, Contact and SDP."""
+    advertised: str = ""
+    """Advertised instead, where a NAT in front maps it to `host` port by port (a cloud's
+    public address); rtpengine needs it too: `--interface=public/HOST!ADVERTISED`."""
     port: int = 5060
     """UDP and TCP port."""
     tls: Tls = Tls()

@@ -60,7 +60,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         edge=settings.edge,
         vip=settings.vip,
         realm=settings.realm,
-        public_host=settings.public.host,
+        public_host=settings.public.advertised or settings.public.host,
         public_port=settings.public.port,
         public_tls_port=settings.public.tls.port if settings.public.tls.cert_file else 0,
         srtp_to_phones=settings.public.srtp_to_phones,

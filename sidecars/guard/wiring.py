@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from ari_ha import __version__
-from ari_ha.adapters.addresses import HostAddresses, nonlocal_bind
+from ari_ha.adapters.addresses import HostAddresses, device_of, nonlocal_bind
 from ari_ha.adapters.datagrams import WordSocket
-from ari_ha.adapters.fence import Fence, FenceError
+from ari_ha.adapters.fence import Fence, Fenced, FenceError
 from ari_ha.adapters.relay_control import RelayControl, RelayControlSettings
 from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.core.machine import Done, Effect, Outcome, Refused
@@ -78,7 +78,9 @@ class GuardProcess:
             log=log,
             instant=INSTANT,
         )
-        if not nonlocal_bind():
+        networks = settings.networks.values()
+        moving = [network for network in networks if network.shared]
+        if settings.address_moves and not nonlocal_bind():
             raise SettingsError(
                 "net.ipv4.ip_nonlocal_bind is 0: edge process and rtpengine could not listen on an "
                 "address this host does not have yet. Set it to 1 (sysctl.d) before they start."
@@ -86,14 +88,15 @@ class GuardProcess:
         key = Path(settings.key_file).read_bytes().strip()
         self.beats = [
             (network.own, WordSocket(key, (network.peer, settings.beat_port), self.shell.post))
-            for network in settings.networks.values()
+            for network in networks
         ]
         self.words = WordSocket(key, host_port(settings.edge_words), self.shell.post)
         try:
-            self.addresses = HostAddresses([(n.shared, n.own) for n in settings.networks.values()])
+            self.addresses = HostAddresses([(n.shared, n.own) for n in moving])
+            fenced = [Fenced(n.shared or n.own, device_of(n.own)[0], n.ports) for n in networks]
         except OSError as error:
             raise SettingsError(f"networks: {error}") from error
-        self.fence = Fence(self.addresses.shared)
+        self.fence = Fence(fenced)
         self._open_relay(settings)
         etcd = EtcdSettings(
             endpoints=settings.etcd.endpoints,
@@ -111,7 +114,7 @@ class GuardProcess:
         self.control = RelayControl(
             RelayControlSettings(
                 cli=host_port(relay.cli),
-                store=host_port(store.address),
+                store=host_port(store.address) if store.address else None,
                 password=Path(store.password_file).read_text().strip() if store.password_file else "",
                 database=store.database,
                 restart=relay.restart,
@@ -180,7 +183,7 @@ class GuardProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(self._leave()))
         self.fence.build()
-        if complaint := await self.control.complaint():
+        if settings.address_moves and (complaint := await self.control.complaint()):
             raise SettingsError(f"relay.store: {complaint}")
         shell.post(WallClock(utc_s=time.time()))
         for own, socket in self.beats:

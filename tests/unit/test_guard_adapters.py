@@ -22,7 +22,7 @@ from ari_ha.adapters.addresses import (
     device_of,
 )
 from ari_ha.adapters.datagrams import WordSocket
-from ari_ha.adapters.fence import opening, rules
+from ari_ha.adapters.fence import Fenced, opening, rules
 from ari_ha.adapters.relay_control import RelayControl, RelayControlSettings
 from ari_ha.core.machine import Done, Refused, Unreachable
 from ari_ha.runtime.settings import SettingsError, build
@@ -87,12 +87,21 @@ def test_a_device_is_found_by_its_first_address() -> None:
 
 
 def test_the_fence_covers_arp_and_ip_both_ways() -> None:
-    text = rules([SHARED])
+    text = rules([Fenced(SHARED.address, SHARED.device)])
     for needed in ("hook ingress device eth7", "hook egress device eth7", "arp daddr ip", "arp saddr ip",
-                   "ip daddr { 192.0.2.10 } ip daddr != @alive drop", "ip saddr"):  # fmt: skip
+                   "ip daddr 192.0.2.10 ip daddr != @alive drop", "ip saddr"):  # fmt: skip
         assert needed in text
     add, delete, again = opening([SHARED.address], 0.25).splitlines()
     assert add == again and "timeout 250ms" in add and delete.startswith("delete element")
+
+
+def test_of_an_address_that_stays_only_the_ports_are_fenced() -> None:
+    text = rules([Fenced("192.0.2.11", "eth7", ("5060", "30000-34999"))])
+    for protocol in ("udp", "tcp"):
+        for side, port in (("daddr", "dport"), ("saddr", "sport")):
+            ports = f"{protocol} {port} {{ 5060, 30000-34999 }}"
+            assert f"ip {side} 192.0.2.11 ip {side} != @alive {ports} drop;" in text
+    assert "arp" not in text, "its host must be found while it stands by"
 
 
 async def test_words_go_both_ways_and_strangers_are_not_heard() -> None:
@@ -181,6 +190,10 @@ async def test_a_relay_that_is_away_is_an_outcome() -> None:
     assert await control.complaint() == ""
 
 
+MOVES = {"shared": "10.0.0.10", "own": "10.0.0.11", "peer": "10.0.0.12"}
+STAYS = {"own": "10.0.0.11", "peer": "10.0.0.12", "ports": ["5060", "30000-34999"]}
+
+
 def settings(**changes: Any) -> GuardSettings:
     given = {
         "cluster": "c", "edge": "edge1", "peer": "edge2", "vip": "pair1",
@@ -195,7 +208,12 @@ def settings(**changes: Any) -> GuardSettings:
     [
         ({"peer": "edge1"}, "its own name"),
         ({"networks": {}}, "no address"),
-        ({"networks": {"core": {"shared": "10.0.0.10", "own": "10.0.0.10", "peer": "10.0.0.12"}}}, "three"),
+        ({"networks": {"core": {**MOVES, "own": "10.0.0.10"}}}, "different"),
+        ({"networks": {"core": {"own": "10.0.0.11", "peer": "10.0.0.11", "ports": ["5060"]}}}, "different"),
+        ({"networks": {"core": {"own": "10.0.0.11", "peer": "10.0.0.12"}}}, "ports"),
+        ({"networks": {"core": {"own": "10.0.0.11", "peer": "10.0.0.12", "ports": ["6-5"]}}}, "'6-5'"),
+        ({"networks": {"core": {**MOVES, "ports": ["5060"]}}}, "as a whole"),
+        ({"networks": {"core": MOVES, "public": STAYS}}, "either every"),
         ({"timings": {"fence_ttl_s": 0.4}}, "frozen owner"),
         ({"timings": {"fence_ttl_s": 0.1}}, "living calls"),
     ],
@@ -204,6 +222,11 @@ def test_settings_that_could_do_harm_are_refused(changes: dict[str, Any], why: s
     assert settings().timings.detect_s == pytest.approx(0.3)
     with pytest.raises(SettingsError, match=why):
         settings(**changes)
+
+
+def test_a_pair_without_an_address_that_moves() -> None:
+    both = settings(networks={"core": STAYS, "public": {**STAYS, "own": "10.1.0.11"}})
+    assert not any(network.shared for network in both.networks.values())
 
 
 def test_the_example_can_be_used() -> None:

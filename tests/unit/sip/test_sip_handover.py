@@ -14,6 +14,7 @@ from ari_ha.sip.events import (
     LegAnswered,
     LegCancelled,
     LegEnded,
+    LegFailed,
     LegRinging,
     ReinviteAcked,
     ReinviteAnswered,
@@ -271,3 +272,95 @@ def test_a_reinvite_without_its_answer_is_asked_again(trio: tuple[World, Party, 
     world.transfer()
     assert a.take(ReinviteAnswered) and b.take(ReinviteAcked).leg == leg
     finish(world, a, b, leg)
+
+
+def rehomed(world: World, party: Party, leg: str) -> Party:
+    """The process is gone with its address; one at another address has the record."""
+    world.collect()
+    record = json.loads(json.dumps(party.agent.export_leg(leg)))
+    world.wire = [item for item in world.wire if party not in item[:2]]
+    del world.parties[party.name]
+    new = world.party("10.0.0.9")
+    new.agent.import_leg(leg, record, world.now, moved=True)
+    return new
+
+
+@pytest.mark.parametrize("side", ["caller", "callee"])
+def test_a_far_side_learns_another_address_by_reinvite(trio: tuple[World, Party, Party], side: str) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    gone, ours, stays, theirs = (a, "a", b, leg) if side == "caller" else (b, leg, a, "a")
+    dialog = stays.agent.dialog_of(theirs)
+    new = rehomed(world, gone, ours)
+    new.agent.reinvite(ours, sdp(new.name, 2), world.now)
+    world.transfer()
+    assert new.name in new.messages("INVITE")[0].get("Contact")
+    stays.take(ReinviteReceived)
+    stays.agent.accept_reinvite(theirs, sdp(stays.name, 2), world.now)
+    world.transfer()
+    assert new.take(ReinviteAnswered) and stays.agent.dialog_of(theirs) == dialog
+    stays.seen.clear()
+    stays.agent.hangup(theirs, world.now)
+    world.transfer()
+    assert new.take(LegEnded).cause == "bye"
+
+
+@pytest.mark.parametrize("rung", [False, True])
+def test_an_invite_whose_answer_has_no_way_back_is_cancelled(
+    trio: tuple[World, Party, Party], rung: bool
+) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    if rung:
+        b.agent.ring(leg, world.now)
+        world.transfer()
+    new = rehomed(world, a, "a")
+    world.advance(1)
+    assert not new.messages("INVITE")
+    new.agent.hangup("a", world.now)
+    world.transfer()
+    assert b.take(LegCancelled) == LegCancelled(leg)
+    world.advance(100)
+    assert new.take(LegEnded).cause == "local" and new.agent.deadline() is None
+
+
+def test_an_unanswered_caller_can_be_refused_from_another_address(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    new = rehomed(world, b, leg)
+    new.agent.reject(leg, 503, world.now)
+    world.transfer()
+    assert a.take(LegFailed).status == 503
+
+
+def test_what_was_open_at_the_old_address_is_not_waited_for(trio: tuple[World, Party, Party]) -> None:
+    """A change of ours, and a 2xx whose ACK went there: the next request shows what became of them."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.collect()
+    callee = json.loads(json.dumps(b.agent.export_leg(leg)))
+    world.transfer()
+    a.agent.reinvite("a", sdp(a.name, 2), world.now)
+    world.collect()
+    assert callee["state"] == "answered" and a.agent.export_leg("a")["out"]
+    world.wire.clear()
+    other = world.party("10.0.0.8")
+    other.agent.import_leg(leg, callee, world.now, moved=True)
+    assert other.agent.leg_state(leg) == "confirmed"
+    new = rehomed(world, a, "a")
+    world.advance(100)
+    assert new.agent.leg_state("a") == "confirmed" and not new.messages("INVITE")
+    assert not other.messages(200) and other.agent.leg_state(leg) == "confirmed"

@@ -1,0 +1,201 @@
+"""Calls that another edge had at another address: their far ends are told ours.
+
+Where no address can move (no layer 2 in common, most clouds) the edge that takes a pair's
+calls over has the dialogs, and neither the address nor the ports their far ends know. It
+opens ports at its own rtpengine and sends a re-INVITE (RFC 3261 §14.1) in every stored
+dialog, to phones, carriers and nodes at once: new Contact, new SDP. From then on the call
+is as it was. What was under way at the old address has no way back: a caller without an
+answer is refused, a phone that rings is asked to stop and rung from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ari_ha.core.machine import Outcome
+from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_dialling import Dialling
+from ari_ha.machines.edge_model import MIRRORED, CodecRefused, EdgeCall, NodeLeg, PhoneLeg, narrowed
+from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.takeover import Takeover
+from ari_ha.sip.events import LocalError
+from ari_ha.sip.sdp import SdpError, SessionDescription
+
+AGAIN_S = 1.0
+"""A far end that refused, or had no way to it, is asked again after this."""
+LOST = "lost"
+"""Who ended a leg whose far end did not come along"""
+
+
+class Rehome:
+    """Brings restored calls to this edge's address."""
+
+    def __init__(
+        self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover
+    ) -> None:
+        self._context = context
+        self._calls = calls
+        self._setup = setup
+        self._dialling = dialling
+        self._takeover = takeover
+        self._until: dict[str, float] = {}
+        """SIP key of a phone's leg -> when it counts as lost"""
+
+    def refuse_unanswered(self, call: EdgeCall) -> None:
+        """A caller without an answer waits for it from the other address, where his CANCEL
+        would go, too. He gets 503: a carrier that takes it from us tries its next way at
+        once, others when their own patience ends. What rings at a carrier's customer is
+        taken back: it is not dialled a second time."""
+        for leg in call.living():
+            if not leg.elsewhere:
+                continue
+            if leg.waits or self._context.sip.unanswered(leg.key) or (leg.number and leg.state != "up"):
+                self._calls.end_leg(call, leg, LOST, "34", 503)
+
+    def begin(self, call: EdgeCall) -> None:
+        """Every far end that knows the other address is told ours. Media flows as each of
+        them answers; rtpengine is told who hears whom when all ports are there."""
+        away = [leg for leg in call.living() if leg.elsewhere]
+        legs = [leg for leg in away if leg.state == "up"]
+        halves = [] if call.lost else [half for half in call.halves.values() if half.elsewhere]
+        opening = {side.key for side in (*legs, *halves)}
+        context = self._context
+        context.note(f"call/{call.call}", "comes from another address: its far ends are told ours",
+                     phones=len(away), nodes=len(halves))  # fmt: skip
+        context.count("edge_calls_rehomed")
+
+        def opened(key: str) -> None:
+            opening.discard(key)
+            if not opening and not call.ended:
+                call.media.doubtful = True  # said before there was a port, it may count for nothing
+                self._calls.apply_media(call)
+
+        for leg in legs:
+            self._until[leg.key] = context.now + context.timings.rehome_limit_s
+            self._phone(call, leg, opened)
+        for half in halves:
+            self._node(call, half, opened)
+        for leg in away:
+            if leg.state != "up":
+                self._dialling.ring_again(call, leg)
+
+    # --- phones and carriers -------------------------------------------------------
+
+    def _phone(self, call: EdgeCall, leg: PhoneLeg, opened: Callable[[str], None]) -> None:
+        origin = leg.origin or leg.host
+
+        def done(outcome: Outcome) -> None:
+            if call.ended or not leg.alive:
+                return
+            if self._setup.take_port(outcome, leg):
+                leg.origin = origin
+                self._far_end(call, leg.leg, leg)
+                self._ask(call, leg)
+                opened(leg.key)
+            else:
+                self._later(call, leg, lambda: self._phone(call, leg, opened))
+
+        body = self._setup.create_body(leg.leg, leg.side, self._context.config.public_interface)
+        self._setup.create(call, body, done)
+
+    def _ask(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """Who holds us goes on holding us (RFC 6337 §5.3)."""
+        sip, remote = self._context.sip, self._context.sip.remote_sdp(leg.key)
+        try:
+            direction = SessionDescription.parse(remote or "").direction
+        except SdpError:
+            direction = "sendrecv"
+        sdp = leg.local_sdp(MIRRORED.get(direction, "sendrecv"), bump=True)
+        try:
+            sip.reinvite(leg.key, sdp, self._context.now)
+        except LocalError:  # something else is open in its dialog
+            self._later(call, leg, lambda: self._ask(call, leg))
+
+    def _later(self, call: EdgeCall, leg: PhoneLeg, act: Callable[[], None]) -> None:
+        now = self._context.now
+        if now < self._until.get(leg.key, now):
+            self._context.at(f"rehome/{leg.key}", now + AGAIN_S, lambda: self._if_away(call, leg, act))
+            return
+        self._context.note(f"call/{call.call}", "a far end did not take our address", level="warning",
+                           leg=leg.leg)  # fmt: skip
+        self._calls.end_leg(call, leg, LOST, "41")
+
+    @staticmethod
+    def _if_away(call: EdgeCall, leg: PhoneLeg, act: Callable[[], None]) -> None:
+        if leg.alive and leg.elsewhere and not call.ended:
+            act()
+
+    def phone_answered(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """It has accepted a re-INVITE of ours: it speaks to us from now on."""
+        if not leg.elsewhere:
+            return
+        leg.elsewhere = False
+        self._until.pop(leg.key, None)
+        self._context.note(f"call/{call.call}", "a far end has our address", leg=leg.leg)
+        self._calls.touch(call)
+
+    def phone_refused(self, call: EdgeCall, leg: PhoneLeg, status: int) -> None:
+        """Not now, or there was no way to it. An end of the dialog is told otherwise."""
+        if leg.elsewhere:
+            self._context.count("edge_rehome_refused", status=str(status))
+            self._later(call, leg, lambda: self._ask(call, leg))
+
+    def reconnected(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """A phone on TCP or TLS has found its way to us."""
+        if leg.elsewhere and leg.state == "up":
+            self._ask(call, leg)
+
+    # --- nodes ---------------------------------------------------------------------
+
+    def _node(self, call: EdgeCall, half: NodeLeg, opened: Callable[[str], None]) -> None:
+        origin = half.origin or half.host
+
+        def done(outcome: Outcome) -> None:
+            if call.ended or half.state == "ended":
+                return
+            if not self._setup.take_port(outcome, half):
+                self.node_refused(call, half, 503)
+                return
+            half.origin = origin
+            self._far_end(call, half.tag, half)
+            if half.state == "up":
+                self._ask_node(call, half)
+            else:  # the node rings a phone: its INVITE gets our address with its answer
+                half.elsewhere = False
+            opened(half.key)
+
+        body = self._setup.create_body(half.tag, half.side, self._context.config.core_interface)
+        self._setup.create(call, body, done)
+
+    def _ask_node(self, call: EdgeCall, half: NodeLeg) -> None:
+        try:
+            self._context.sip.reinvite(half.key, half.local_sdp(bump=True), self._context.now)
+        except LocalError:
+            self.node_refused(call, half, 491)
+
+    def node_answered(self, call: EdgeCall, half: NodeLeg) -> None:
+        """The node's Asterisk speaks to us from now on."""
+        if half.elsewhere:
+            half.elsewhere = False
+            self._calls.touch(call)
+
+    def node_refused(self, call: EdgeCall, half: NodeLeg, status: int) -> None:
+        """The leg is made anew, there or elsewhere, as after any loss of one."""
+        leg = call.legs.get(half.leg)
+        if not half.elsewhere or call.lost or call.halves.get(half.leg) is not half:
+            return
+        self._context.count("edge_rehome_refused", status=str(status))
+        if call.by_dialplan and leg:  # nobody could take it up
+            self._calls.end_leg(call, leg, LOST, "41")
+            return
+        self._takeover.lose(call, f"its node did not take our address: {status}")
+        self._takeover.pump()
+
+    def _far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:
+        """rtpengine here has never heard of it."""
+        try:
+            known = narrowed(self._context.sip.remote_sdp(side.key) or "", side.side)
+        except (CodecRefused, SdpError):
+            return
+        call.media.far_end(tag, known)

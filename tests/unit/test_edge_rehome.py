@@ -1,0 +1,315 @@
+"""Two edges at two addresses: the second takes the calls over, and tells every far end its own."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ari_ha.core.machine import Note
+from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.store import StoreReach
+from ari_ha.machines.edge import EdgeMachine
+from ari_ha.machines.edge_config import EdgeConfig
+from ari_ha.sip import events as sip
+from ari_ha.sip.message import Request, parse_message
+from ari_ha.sip.sdp import SessionDescription
+from ari_ha.wire import link
+from ari_ha.wire.keyspace import DialogsValue, decode
+from tests.support.edge_world import EDGE_CORE, EDGE_PUBLIC, Node, kill
+from tests.unit.test_edge_machine import talking
+from tests.unit.test_edge_role import Pair
+
+PUBLIC_2, CORE_2, RELAY_2 = "10.0.1.12", "10.0.2.12", "10.0.9.12"
+"""The second edge's own, and its rtpengine's"""
+
+
+class TwoAddresses(Pair):
+    """The second edge has other addresses and a relay that knows nothing."""
+
+    def __init__(self) -> None:
+        self.second = False
+        self.accepted: dict[int, Any] = {}
+        super().__init__()
+
+    def config(self) -> EdgeConfig:
+        config = super().config()
+        started = hasattr(self, "first")
+        return replace(config, public_host=PUBLIC_2, core_host=CORE_2) if started else config
+
+    def edge_address(self, listener: str) -> tuple[str, int]:
+        host, port = super().edge_address(listener)
+        return (CORE_2 if host == EDGE_CORE else PUBLIC_2, port) if self.second else (host, port)
+
+    def arrive(self, party: Any, data: bytes, flow: Any) -> None:
+        """Only what is sent to the living edge's addresses gets there."""
+        here = (PUBLIC_2, CORE_2) if self.second else (EDGE_PUBLIC[0], EDGE_CORE)
+        if flow.host in here:
+            super().arrive(party, data, replace(flow, host=EDGE_CORE) if flow.host == CORE_2 else flow)
+
+    def settle(self) -> None:
+        """Everybody accepts a change of the edge's address."""
+        for _ in range(5):
+            super().settle()
+            for party in (self.carrier, *self.phones.values(), *self.nodes.values()):
+                for event in [e for e in party.of(sip.ReinviteReceived) if id(e) not in self.accepted]:
+                    self.accepted[id(event)] = event
+                    party.sip.accept_reinvite(event.leg, party.sdp(), self.now)
+
+    def relay(self, command: NgCommand) -> Any:
+        done = super().relay(command)
+        if self.second and command.command == "create":
+            done.value["sdp"] = done.value["sdp"].replace("10.0.9.9", RELAY_2)
+        return done
+
+    def take_over(self) -> None:
+        """The first edge's host is gone, with its relay."""
+        self.mirror()
+        self.second = True
+        self.hears.clear()
+        self.tag_ports.clear()
+        self.ports = itertools.count(40_000, 2)
+        self.ng.clear()
+        super().take_over()
+        for node in self.nodes.values():
+            self.link_up(node)
+        self.run(0.2)
+
+    def requests(self, host: str, method: str, since: float) -> list[Request]:
+        """What the edge sent to a host."""
+        found = [parse_message(data) for at, _, to, data in self.sip_log if to == host and at >= since]
+        return [m for m in found if isinstance(m, Request) and m.method == method]
+
+
+@pytest.fixture
+def pair() -> TwoAddresses:
+    return TwoAddresses()
+
+
+def audio_of(request: Request) -> tuple[str, str]:
+    """Origin and connection address of a request's SDP."""
+    text = request.body.decode()
+    session = SessionDescription.parse(text)
+    return text.split("o=")[1].split("\r\n")[0].split()[-1], session.connection or ""
+
+
+def test_both_ends_and_the_node_are_told_the_new_address(pair: TwoAddresses) -> None:
+    caller, call, node, phone, leg = talking(pair)
+    dialog = pair.carrier.sip.dialog_of(caller)
+    since = pair.now
+    pair.now += 1
+    pair.take_over()
+    for host, count in ((pair.carrier.host, 1), (phone.host, 1), (node.host, 2)):
+        asked = pair.requests(host, "INVITE", since + 0.5)
+        assert len(asked) == count, host
+        for request in asked:
+            assert audio_of(request) == ("10.0.9.9", RELAY_2), "same origin, new place (RFC 3264 §8)"
+            assert (CORE_2 if host == node.host else PUBLIC_2) in request.get("Contact")
+    here = pair.edge.calls.by_id[call.call]
+    assert pair.carrier.sip.dialog_of(caller) == dialog and here.epoch == call.epoch
+    assert not [side for side in (*here.living(), *here.halves.values()) if side.elsewhere]
+    n = node.name
+    assert pair.hears[call.call] == {("c", "a1"), ("a1", "c"), (f"c@{n}.1", "c"), (f"a1@{n}.1", "a1")}
+    taught = [c.body["from-tag"] for c in pair.ng if c.command == "create answer"]
+    assert set(taught) == {"c", "a1", f"c@{n}.1", f"a1@{n}.1"}
+    assert not node.got(link.CallMoved) and here.owner == call.owner
+
+
+@pytest.mark.parametrize("who", ["caller", "agent"])
+def test_either_end_can_still_end_it(pair: TwoAddresses, who: str) -> None:
+    caller, call, node, phone, leg = talking(pair)
+    pair.take_over()
+    if who == "caller":
+        pair.carrier.sip.hangup(caller, pair.now)
+    else:
+        phone.sip.hangup(leg, pair.now)
+    pair.settle()
+    pair.run(0.5)
+    here = pair.edge.calls.by_id.get(call.call)
+    assert here is None or who == "agent"
+    if here:
+        pair.say(node, link.EndLeg(call=call.call, leg="c", epoch=str(here.epoch), cause="16"))
+        pair.run(0.5)
+    assert pair.carrier.of(sip.LegEnded) and phone.of(sip.LegEnded) and not pair.edge.calls.by_id
+
+
+def test_who_does_not_know_the_dialog_any_more_is_gone(pair: TwoAddresses) -> None:
+    caller, call, node, phone, leg = talking(pair)
+    phone.sip.forget(leg)
+    pair.take_over()
+    here = pair.edge.calls.by_id[call.call]
+    assert here.tombstones == {"a1": "phone"} and [leg.leg for leg in here.living()] == ["c"]
+    gone = [frame for frame in node.got(link.LegGone) if frame.leg == "a1"]
+    assert gone and gone[-1].cause == "gone"
+
+
+def test_a_far_end_that_is_silent_is_lost_and_not_before_its_time(pair: TwoAddresses) -> None:
+    _, call, _, phone, _ = talking(pair)
+    phone.silent = True
+    pair.take_over()
+    pair.run(20, step=0.1)
+    assert {leg.leg for leg in pair.edge.calls.by_id[call.call].living()} == {"c", "a1"}
+    pair.run(20, step=0.1)
+    here = pair.edge.calls.by_id.get(call.call)
+    assert here is None or "a1" in here.tombstones
+
+
+def test_who_refuses_for_now_is_asked_again(pair: TwoAddresses) -> None:
+    caller, call, _, phone, leg = talking(pair)
+    pair.mirror()
+    answering = phone.sip.receive
+    refused: list[bytes] = []
+
+    def refuse_once(data: bytes, flow: Any, now: float) -> None:
+        if data.startswith(b"INVITE") and not refused:
+            refused.append(data)
+            request = parse_message(data)
+            head = [f"{name}: {value}" for name, value in request.headers
+                    if name in ("Via", "From", "To", "Call-ID", "CSeq")]  # fmt: skip
+            text = "\r\n".join(["SIP/2.0 500 Not now", *head, "Content-Length: 0", "", ""])
+            pair.later = lambda: pair.arrive(phone, text.encode(), flow)
+            return
+        answering(data, flow, now)
+
+    phone.sip.receive = refuse_once
+    pair.take_over()
+    pair.later()
+    assert pair.edge.calls.by_id[call.call].legs["a1"].elsewhere
+    pair.run(1.5)
+    here = pair.edge.calls.by_id[call.call]
+    assert not here.legs["a1"].elsewhere and refused
+
+
+def test_a_held_call_stays_held(pair: TwoAddresses) -> None:
+    _, call, node, phone, leg = talking(pair)
+    phone.sip.reinvite(leg, phone.sdp().replace("a=sendrecv", "a=sendonly"), pair.now)
+    pair.settle()
+    pair.run(0.2)
+    since = pair.now
+    pair.now += 1
+    phone_sdp = phone.sdp().replace("a=sendrecv", "a=sendonly")
+    phone.sdp = lambda *_: phone_sdp
+    pair.take_over()
+    asked = pair.requests(phone.host, "INVITE", since + 0.5)[-1]
+    assert SessionDescription.parse(asked.body.decode()).direction == "recvonly"
+    here = pair.edge.calls.by_id[call.call]
+    assert here.legs["a1"].held and not here.legs["a1"].elsewhere
+    assert here.media.state == "through"
+
+
+def test_a_phone_that_rings_is_rung_from_here(pair: TwoAddresses) -> None:
+    phone = pair.register("1001")
+    _, call = pair.call_in()
+    node = pair.nodes[call.owner.name]
+    dialled = pair.dial(node, call, "a1", "1001")
+    first = phone.of(sip.InviteReceived)[-1]
+    phone.sip.ring(first.leg, pair.now)
+    pair.settle()
+    pair.take_over()
+    assert phone.of(sip.LegCancelled) and len(phone.of(sip.InviteReceived)) == 2
+    second = phone.of(sip.InviteReceived)[-1]
+    assert PUBLIC_2 in second.request.get("Contact") and audio_of(second.request) == (RELAY_2, RELAY_2)
+    assert not node.got(link.LegGone)
+    phone.sip.answer(second.leg, phone.sdp(), pair.now)
+    pair.settle()
+    pair.run(0.2)
+    here = pair.edge.calls.by_id[call.call]
+    assert here.legs["a1"].state == "up"
+    answered = [event for event in node.of(sip.LegAnswered) if event.leg == dialled]
+    assert answered and RELAY_2 in (answered[-1].sdp or "")
+
+
+def test_a_caller_without_an_answer_is_refused(pair: TwoAddresses) -> None:
+    for node in pair.nodes.values():
+        node.auto_answer_new = False
+    _, call = pair.call_in()
+    assert call.legs["c"].waits
+    pair.take_over()
+    assert not pair.edge.calls.by_id and pair.carrier.of(sip.LegFailed)[-1].status == 503
+
+
+def test_a_node_that_does_not_know_its_leg_gets_a_new_one(pair: TwoAddresses) -> None:
+    _, call, node, _, _ = talking(pair)
+    for key in list(node.tokens):
+        node.sip.forget(key)
+    epoch = call.epoch
+    pair.take_over()
+    pair.run(1)
+    here = pair.edge.calls.by_id[call.call]
+    assert here.epoch > epoch and not here.lost and here.move is None
+    assert not [side for side in (*here.living(), *here.halves.values()) if side.elsewhere]
+    s = here.owner.name
+    assert {("c", "a1"), ("a1", "c")} <= pair.hears[call.call]
+    assert {listener for listener, _ in pair.hears[call.call]} >= {f"c@{s}.1", f"a1@{s}.1"} or s == node.name
+
+
+def test_a_node_that_died_with_the_edge(pair: TwoAddresses) -> None:
+    """The people talk directly at once, and a survivor takes the call up."""
+    _, call, node, _, _ = talking(pair)
+    kill(pair, node.name)
+    _revive(pair, node)
+    pair.take_over()
+    node.gone = True
+    pair.run(2)
+    here = pair.edge.calls.by_id[call.call]
+    assert here.owner.name != node.name and not here.lost
+
+
+def _revive(pair: TwoAddresses, node: Node) -> None:
+    node.gone = False
+    pair.link_up(node)
+    pair.run(0.5)
+
+
+def test_the_second_edge_restarts_in_the_middle(pair: TwoAddresses) -> None:
+    """What is already at its address stays, the rest is asked again."""
+    _, call, _, phone, _ = talking(pair)
+    phone.silent = True
+    pair.take_over()
+    value = decode(pair.store[pair.keys.dialogs("pair1", call.call)].value, DialogsValue, "")
+    assert value.at == PUBLIC_2
+    assert value.legs["a1"]["elsewhere"] and not value.legs["c"]["elsewhere"]
+    phone.silent = False
+    since = pair.now
+    pair.now += 1
+    pair.edge = EdgeMachine(replace(pair.config(), edge="edge2", guarded=True, process="p3"), pair.new_id)
+    pair.post(WallClock(utc_s=1_800_000_000 + pair.now))
+    pair.post(StoreReach(reachable=True))
+    pair.snapshots()
+    pair.post(pair.named("edge2", "p3"))
+    pair.settle()
+    pair.run(1)
+    assert len(pair.requests(phone.host, "INVITE", since + 0.5)) >= 1
+    assert not pair.requests(pair.carrier.host, "INVITE", since + 0.5)
+    assert not pair.edge.calls.by_id[call.call].legs["a1"].elsewhere
+
+
+def test_the_same_address_asks_nobody_anything(pair: TwoAddresses) -> None:
+    """A restart in place: no far end hears of it."""
+    _, call, node, phone, _ = talking(pair)
+    since = pair.now
+    pair.now += 1
+    pair.config = super(TwoAddresses, pair).config  # type: ignore[method-assign]
+    pair.boot()
+    pair.run(0.5)
+    for host in (pair.carrier.host, phone.host, node.host):
+        assert not pair.requests(host, "INVITE", since + 0.5)
+
+
+def test_an_older_record_is_taken_for_ours(pair: TwoAddresses) -> None:
+    """It does not say where its far ends were: nobody is asked."""
+    value = decode(b'{"schema":1,"call":"k","started":1.0}', DialogsValue, "")
+    assert value.at == ""
+
+
+def notes(pair: TwoAddresses) -> list[Note]:
+    return [note for note in pair.notes if "address" in note.text]
+
+
+def test_it_is_told(pair: TwoAddresses) -> None:
+    talking(pair)
+    pair.take_over()
+    assert [note.text for note in notes(pair)].count("a far end has our address") == 2
