@@ -47,7 +47,7 @@ class EdgeContext:
         settings = EndpointSettings(
             owner_dialog_methods=("SUBSCRIBE",),
             extensions=("timer", "replaces"),
-            understood=("timer", "100rel", "replaces"),
+            understood=("timer", "100rel", "replaces", "path"),
         )
         self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings)
         self.now = 0.0

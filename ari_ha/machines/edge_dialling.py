@@ -155,7 +155,7 @@ class Dialling:
         if binding is None:
             self._calls.end_leg(call, leg, "edge", "20", 480)
             return
-        flow, target = self._registrar.route(binding)
+        flow, target, routes = self._registrar.route(binding)
         caller = identity.shown_to_phone(call.caller, call.identity)
         context.sip.invite(
             leg.key,
@@ -164,6 +164,7 @@ class Dialling:
             from_=f"<sip:{caller}@{config.public_host}>",
             to=f"<sip:{leg.aor}@{config.realm}>",
             sdp=leg.local_sdp(),
+            headers=routes,
             session_expires=context.timings.session_expires_s,
             now=context.now,
         )

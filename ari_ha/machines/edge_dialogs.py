@@ -13,6 +13,7 @@ from ari_ha.core.ports.sip import CloseSip
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
+from ari_ha.machines.edge_messages import ALLOW_OUTSIDE, Messages
 from ari_ha.machines.edge_model import (
     MIRRORED,
     CodecRefused,
@@ -48,6 +49,7 @@ class Dialogs:
         subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome,
     ) -> None:  # fmt: skip
         self._phones = phones
+        self._messages = Messages(context, calls)
         self._care = care
         self._rehome = rehome
         self._subscriptions = subscriptions
@@ -106,7 +108,7 @@ class Dialogs:
             case "SUBSCRIBE" | "PUBLISH":
                 context.sip.respond(event.txn, 489, context.now)
             case _:
-                context.sip.respond(event.txn, 405, context.now)
+                context.sip.respond(event.txn, 405, context.now, headers=ALLOW_OUTSIDE)
 
     def _response(self, event: sip.ResponseReceived) -> None:
         if self._care.owns(event.key):
@@ -321,9 +323,12 @@ class Dialogs:
             context.link(home.name, frame)
 
     def _in_dialog(self, event: sip.InDialogRequest) -> None:
-        """Transfers; subscriptions are not served yet: said so, never ignored."""
+        """Transfers and text; subscriptions are not served in a call: said so, never ignored."""
         if event.request.method == "REFER":
             self._transfers.refer(event)
+            return
+        if event.request.method == "MESSAGE":
+            self._messages.in_dialog(event)
             return
         answers = {"SUBSCRIBE": 489, "NOTIFY": 489, "OPTIONS": 200}
         status = answers.get(event.request.method, 405)

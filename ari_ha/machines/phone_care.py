@@ -56,7 +56,7 @@ class PhoneCare:
         context, value = self._context, self._registrar.contact(*who)
         if value is None:
             return
-        flow, target = self._registrar.route(value)
+        flow, target, routes = self._registrar.route(value)
         key = f"{KEY}{context.serial()}"
         self._asked[key] = who
         context.sip.request(
@@ -66,7 +66,7 @@ class PhoneCare:
             target=target,
             from_=f"<sip:ping@{context.config.realm}>",
             to=f"<sip:{value.aor}@{context.config.realm}>",
-            headers=(("Contact", context.sip.contact(flow)), ("Accept", "application/sdp")),
+            headers=(*routes, ("Contact", context.sip.contact(flow)), ("Accept", "application/sdp")),
             now=context.now,
         )
         context.at(f"{key}/missed", context.now + ANSWER_LIMIT_S, lambda: self.heard(key, False))

@@ -33,6 +33,8 @@ from ari_ha.wire.keyspace import (
 
 REAP_INTERVAL_S = 5.0
 BINDINGS_PER_AOR_MAX = 8
+PATH_MAX = 8
+"""Proxies between a phone and us."""
 BINDING_WRITE_LIMIT_S = 0.3
 BINDING_GRACE_S = 5.0
 """A binding is kept this long after its expiry: refreshes run late on bad days."""
@@ -181,6 +183,9 @@ class Registrar:
             contacts = [NameAddr.parse(value) for value in request.values("contact") if value != "*"]
             wildcard = "*" in request.values("contact")
             cseq = request.cseq[0]
+            path = request.values("path")
+            if len(path) > PATH_MAX or any(not NameAddr.parse(hop).sip_uri.host for hop in path):
+                raise SipParseError("path", 400)
         except SipParseError:
             context.sip.respond(event.txn, 400, context.now)
             return
@@ -262,6 +267,7 @@ class Registrar:
             conn=flow.conn,
             pair=context.config.vip,
             edge=context.config.edge,
+            path=list(request.values("path")),
         )
         held[ident] = Held(value, written=False)
         self.hosts.add(flow.host)
@@ -299,13 +305,15 @@ class Registrar:
             context.txn(f"binding/{aor}", compares=self._fence(), deletes=deletes)
 
     def _accept(self, event: RequestReceived, aor: str) -> None:
-        """200 with the bindings as they are (§10.3 step 8)."""
+        """200 with the bindings as they are (§10.3 step 8), and the way the request came
+        (RFC 3327 §5.3)."""
         context = self._context
         headers = tuple(
             ("Contact", f"<{held.value.contact}>;expires={max(0, int(held.value.expires - context.utc))}")
             for held in self._bindings.get(aor, {}).values()
         )
-        context.sip.respond(event.txn, 200, context.now, headers=headers)
+        path = tuple(("Path", hop) for hop in event.request.values("path"))
+        context.sip.respond(event.txn, 200, context.now, headers=(*headers, *path))
 
     def aor_of(self, user: str) -> str:
         """The address of record of an account's phone."""
@@ -352,11 +360,11 @@ class Registrar:
         ]
         return max(living, key=lambda value: (not value.unreachable, value.expires), default=None)
 
-    def route(self, binding: BindingValue) -> tuple[Flow, str]:
+    def route(self, binding: BindingValue) -> tuple[Flow, str, tuple[tuple[str, str], ...]]:
         """How to reach a contact: the flow it registered over, which is open through
-        its NAT, and the URI it gave."""
+        its NAT (a proxy's: the first of its path), the URI it gave, and the path as Route headers."""
         flow = Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
-        return flow, binding.contact
+        return flow, binding.contact, tuple(("Route", hop) for hop in binding.path)
 
     def flow_closed(self, flow: Flow) -> None:
         """A connection is gone: nobody is reached over it any more. The binding stays: the

@@ -387,6 +387,8 @@ class BindingValue(Value):
     edge: str = ""
     unreachable: float = 0.0
     """Since when it answers no OPTIONS; 0: it does, or is not asked."""
+    path: list[str] = []
+    """Proxies on the way to it, the nearest first (RFC 3327); requests to it carry them as Route."""
 
 
 class AttemptOfAgent(Value):
