@@ -17,10 +17,10 @@ HEARD_MAX_RECORDS = 32_768
 """About ten minutes of one voice."""
 SENT_MAX_RECORDS = 32_768
 
-_COUNTS = struct.Struct("<QQ")
 _HEARD = struct.Struct("<qIIII")
 _SENT = struct.Struct("<q")
-_HEARD_AT = _COUNTS.size
+COUNTS_BYTES = 16
+_HEARD_AT = COUNTS_BYTES
 _SENT_AT = _HEARD_AT + HEARD_MAX_RECORDS * _HEARD.size
 LOG_BYTES = _SENT_AT + SENT_MAX_RECORDS * _SENT.size
 
@@ -40,7 +40,10 @@ class StreamLog:
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, LOG_BYTES)
-        self._heard, self._sent = _COUNTS.unpack_from(self._memory)
+        # One store of eight bytes each. `struct` clears a field before it fills it: a reader in between would
+        # see a stream that has heard nothing.
+        self._counts = memoryview(self._memory)[:COUNTS_BYTES].cast("Q")
+        self._heard, self._sent = self._counts
 
     @staticmethod
     def make_fd() -> int:
@@ -51,6 +54,7 @@ class StreamLog:
 
     def close(self) -> None:
         """Lets go of the memory."""
+        self._counts.release()
         self._memory.close()
 
     # --- the writer's side ---
@@ -60,20 +64,20 @@ class StreamLog:
         slot = self._heard % HEARD_MAX_RECORDS
         _HEARD.pack_into(self._memory, _HEARD_AT + slot * _HEARD.size, at_ns, kind, source, number, extra)
         self._heard += 1
-        _COUNTS.pack_into(self._memory, 0, self._heard, self._sent)
+        self._counts[0] = self._heard
 
     def add_sent(self, at_ns: int) -> None:
         """The next number was sent."""
         slot = self._sent % SENT_MAX_RECORDS
         _SENT.pack_into(self._memory, _SENT_AT + slot * _SENT.size, at_ns)
         self._sent += 1
-        _COUNTS.pack_into(self._memory, 0, self._heard, self._sent)
+        self._counts[1] = self._sent
 
     # --- the reader's side ---
 
     def heard(self, since_ns: int = 0, until_ns: int = 1 << 62) -> Iterator[Heard]:
         """Packets that arrived in the window, oldest first."""
-        count, _ = _COUNTS.unpack_from(self._memory)
+        count = self.heard_total()
         first = max(0, count - HEARD_MAX_RECORDS + 64)
         for index in range(self._first_since(first, count, since_ns), count):
             record = Heard(
@@ -100,11 +104,11 @@ class StreamLog:
 
     def heard_total(self) -> int:
         """Packets heard since the stream began."""
-        return int(_COUNTS.unpack_from(self._memory)[0])
+        return self._counts[0]
 
     def sent_total(self) -> int:
         """Numbers sent since the stream began: the last number used."""
-        return int(_COUNTS.unpack_from(self._memory)[1])
+        return self._counts[1]
 
     def sent_at(self, number: int) -> int | None:
         """When ``number`` was sent; None when it was not, or too long ago to be known."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -214,3 +216,31 @@ def test_what_is_no_rtp_is_foreign(packet: bytes) -> None:
 def test_alaw_matches_known_values() -> None:
     # ITU-T G.711: zero is 0xD5, the largest positive value 0xAA, the largest negative one 0x2A.
     assert [rtp.alaw(value) for value in (0, 32_767, -32_767)] == [0xD5, 0xAA, 0x2A]
+
+
+_WRITER = """
+import sys
+from ari_ha.farend.streamlog import StreamLog
+log = StreamLog(int(sys.argv[1]))
+print("ready", flush=True)
+for number in range(int(sys.argv[2])):
+    log.add_heard(number, 1, 1, number, 0)
+    log.add_sent(number)
+"""
+
+
+def test_a_reader_never_sees_fewer_packets_than_before() -> None:
+    fd = StreamLog.make_fd()
+    log, packets = StreamLog(fd), 150_000
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(fd), str(packets)], pass_fds=[fd], stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None and writer.stdout.readline()
+        heard = sent = looks = 0
+        while writer.poll() is None:
+            now_heard, now_sent = log.heard_total(), log.sent_total()
+            assert now_heard >= heard and now_sent >= sent
+            heard, sent, looks = now_heard, now_sent, looks + 1
+    assert log.heard_total() == log.sent_total() == packets and looks > 100
+    log.close()
+    os.close(fd)
