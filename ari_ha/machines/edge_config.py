@@ -42,7 +42,7 @@ class EdgeTimings:
     move_limit_s: float = 2.5
     """A survivor that has not bridged a call by then: another try elsewhere."""
     move_retry_s: float = 0.2
-    """Pause before the next try when no survivor is ready."""
+    """Pause before the next try when no survivor, or no node for a new call, is ready."""
     direct_first_s: float = 0.03
     """When people who talked through a lost node are being connected directly, the moves to a
     survivor begin this much later: 20 such calls take rtpengine and us about that long."""
@@ -50,6 +50,8 @@ class EdgeTimings:
     """Calls being taken over together; more only slow each other (two cores)."""
     setup_tries_max: int = 4
     """Nodes tried for a new call before the caller hears 503."""
+    setup_patience_s: float = 2.0
+    """A new call for which no node is ready waits this long for one before the caller hears 503."""
     app_absent_limit_s: float = 20.0
     """A node app away for longer: its calls are moved while they still run."""
     ring_limit_s: float = 180.0

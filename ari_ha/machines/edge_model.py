@@ -393,6 +393,8 @@ class EdgeCall:
     prefer: str = ""
     """The node an operator wants it moved to"""
     tries: int = 0
+    unserved_since: float = 0.0
+    """When a node was first looked for and none was ready; 0: one was."""
     by_dialplan: bool = False
     """No app was there: its node's dialplan serves the call by itself, and nobody moves it."""
     refused_by: set[str] = field(default_factory=set)

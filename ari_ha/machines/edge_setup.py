@@ -187,6 +187,8 @@ class Setup:
         call.by_dialplan = node is None and call.kind == "trunk"
         if call.by_dialplan:
             node = self._without_app(call.refused_by)
+        if node is None and self._waits_for_a_node(call):
+            return
         if node is None or call.tries >= self._context.timings.setup_tries_max:
             why = "no node is ready" if node is None else "every node tried refused"
             self._context.note(f"call/{call.call}", f"cannot be served: {why}", level="error")
@@ -204,6 +206,21 @@ class Setup:
         call.owner, call.lost = node.id, ""
         self._calls.touch(call)
         self.invite_node(call, leg, node, call.epoch, "trunk" if call.kind == "trunk" else "agent")
+
+    def _waits_for_a_node(self, call: EdgeCall) -> bool:
+        """No node is ready, but one may be in a moment (silent, or just starting): the caller is kept
+        waiting for it rather than turned away."""
+        hoped_for = [
+            node for node in self._watch.nodes.values()
+            if not node.cordoned and not node.draining and node.config.name not in call.refused_by
+        ]  # fmt: skip
+        context = self._context
+        call.unserved_since = call.unserved_since or context.now
+        if not hoped_for or context.now >= call.unserved_since + context.timings.setup_patience_s:
+            return False
+        again = context.now + context.timings.move_retry_s
+        context.at(f"setup/{call.call}", again, lambda: self.choose_node(call))
+        return True
 
     def least_loaded(self, leave_out: Set[str] = frozenset()) -> WatchedNode | None:
         """The node for the next call: one that takes calls, least load counting the

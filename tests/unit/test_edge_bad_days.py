@@ -12,6 +12,7 @@ from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.probe import ProbeRefused
 from ari_ha.core.ports.sip import SipBytes
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.machines.node_watch import SILENT
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import ha1
 from ari_ha.sip.flow import Flow
@@ -188,8 +189,26 @@ def test_a_full_edge(world):
 def test_no_node_at_all(world):
     for name in world.nodes:
         kill(world, name)
+    world.call_in()
+    assert not world.carrier.of(sip.LegFailed)  # a node may be back in a moment
+    world.run(2.5)
+    assert world.carrier.of(sip.LegFailed)[-1].status == 503 and not world.edge.calls.by_id
+
+
+def test_a_caller_waits_for_a_node_that_is_silent_for_a_moment(world):
+    for node in world.edge.watch.nodes.values():
+        node.state = SILENT
     _, call = world.call_in()
-    assert call is None and world.carrier.of(sip.LegFailed)[-1].status == 503
+    assert call.owner is None and not world.carrier.of(sip.LegFailed)
+    world.run(0.5)
+    assert world.carrier.of(sip.LegAnswered)
+
+
+def test_nobody_waits_for_nodes_that_are_wanted_empty(world):
+    for node in world.edge.watch.nodes.values():
+        node.cordoned = True
+    world.call_in()
+    assert world.carrier.of(sip.LegFailed)[-1].status == 503
 
 
 def test_a_node_that_is_not_ready_yet_is_passed_over(world):
