@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,39 @@ def chaos(words: Sequence[str], file: Path) -> bool:
     return passed
 
 
-def conditions(reports: Sequence[dict[str, Any]]) -> str:
-    """When, on what machine and with which versions the reports were made."""
-    versions = reports[-1]["versions"]
-    days = sorted({run["at"][:10] for report in reports for run in report["runs"]})
-    names = ", ".join(
-        f"{name} {text.split(': ')[-1].removeprefix('Asterisk ')}" for name, text in versions.items()
-    )
+def origin(report: dict[str, Any]) -> dict[str, Any]:
+    """When, on what machine and with which versions a report was made."""
+    return {
+        "days": sorted({run["at"][:10] for run in report["runs"]}),
+        "machine": report["machine"].split(", load")[0],
+        "versions": {
+            name: text.split(": ")[-1].removeprefix("Asterisk ") for name, text in report["versions"].items()
+        },
+    }
+
+
+def kept(table: str, fresh: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """What docs/measured has of a table, by key, each entry with its `origin`. With ``fresh`` those take the
+    place of what was there, and the file is written. Reports stay on the machine that made them: with this
+    file a table goes on elsewhere."""
+    file = ROOT / "docs" / "measured" / f"{table}.json"
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    if fresh:
+        found = dict(sorted({**found, **fresh}.items()))
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def conditions(entries: Iterable[Mapping[str, Any]]) -> str:
+    """When, on what machines and with which versions the entries of a table were measured."""
+    origins = [entry["origin"] for entry in entries]
+    days = sorted({day for each in origins for day in each["days"]})
+    machines = sorted({each["machine"] for each in origins})
+    versions = max(origins, key=lambda each: each["days"])["versions"]
     when = " to ".join(sorted({days[0], days[-1]}))
-    return f"Measured {when} on {reports[-1]['machine'].split(', load')[0]}; {names}."
+    names = ", ".join(f"{name} {text}" for name, text in versions.items())
+    return f"Measured {when} on {' and '.join(machines)}; {names}."
 
 
 def put(file: Path, mark: str, lines: Iterable[str]) -> None:
