@@ -50,13 +50,13 @@ def simulate(
 ) -> None:
     """Run seeds of the simulated cluster: random faults, then everything must come
     together. Nothing of it is real: no container, no network, no Asterisk."""
-    from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, Odds
+    from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, REHOME_KINDS, Odds
     from ari_ha.simulation.run import Plan
 
     if demo:
         _demo(seed or 1, as_json)
         return
-    known = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS)
+    known = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *REHOME_KINDS)
     unknown = set(only.split(",")) - {"", *known}
     if unknown:
         fail(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(known)}", as_json, 2)

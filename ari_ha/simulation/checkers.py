@@ -39,6 +39,8 @@ DISAGREE_MAX_S = 10.0
 twice; an app that was frozen meanwhile begins anew (9 s seen, from the first disagreement)."""
 TWO_RINGS_MAX_S = 4.5
 """A lost CANCEL is repeated by then (RFC 3261 timer E)."""
+TELLING_MAX_S = 5.0
+"""Phones may be told an edge's other address for so long."""
 SPEAKING = (link.Bridged, link.EndLeg, link.WantMedia)
 
 
@@ -196,11 +198,13 @@ class Checkers:
             del self._since[key]
 
     def _untouched(self) -> None:
-        """No phone hears of a takeover: re-INVITEs from the edge are never needed."""
+        """No phone hears of a takeover: re-INVITEs from the edge are never needed, but to say
+        that it has another address."""
         for phones in (self.cluster.carrier, self.cluster.phones):
             for talk in phones.talks.values():
                 for at, method in talk.requests:
-                    if method != "BYE":
+                    told = any(0 <= at - moved < TELLING_MAX_S for moved in self.cluster.rehomed)
+                    if method != "BYE" and not (method == "INVITE" and told):
                         self.problem("phones are left alone", f"{talk.leg} got {method} at {at:.3f}")
 
     # -- endings

@@ -50,10 +50,10 @@ from ari_ha.wire.keyspace import (
 
 CLUSTER = "sim"
 VIP, EDGE = "pair1", "edge1"
-EDGE_PUBLIC, EDGE_CORE = "192.0.2.11", "10.0.0.11"
+EDGE_HOSTS = (("192.0.2.11", "10.0.0.11"), ("192.0.2.12", "10.0.0.12"))
+"""Public and core address of each host the edge may be on"""
 CARRIER, PHONES = "192.0.2.50", "192.0.2.60"
-EDGE_PORTS = {"public-udp": (EDGE_PUBLIC, 5060), "node-trunk": (EDGE_CORE, 5070),
-              "node-agent": (EDGE_CORE, 5072), "node-resume": (EDGE_CORE, 5074)}  # fmt: skip
+EDGE_PORTS = {"public-udp": 5060, "node-trunk": 5070, "node-agent": 5072, "node-resume": 5074}
 HEADER_KEY = b"simulated header key"
 QUEUE, NUMBER, IVR_NUMBER = "support", "6000", "6200"
 REALM, PASSWORD = "sim", "simulated"
@@ -126,7 +126,11 @@ class Cluster:
         self.wire = Wire(world, self.network)
         self.store = Store(world, self.network)
         self.keys = Keys(CLUSTER)
-        self.relay = FakeRtpengine({"public": EDGE_PUBLIC, "core": EDGE_CORE})
+        self.edge_host = 0
+        """Which of `EDGE_HOSTS` the edge is on"""
+        self.rehomed: list[float] = []
+        """When its host died, and the other took over with its own addresses"""
+        self.relays = [self._new_relay(host) for host in range(len(EDGE_HOSTS))]
         self.media_away = False
         self.media_slow_s = 0.0
         """rtpengine's answers take up to this."""
@@ -144,15 +148,28 @@ class Cluster:
         self.clients: dict[str, StoreClient] = {}
         self.nodes = [self._node(n) for n in range(1, shape.nodes + 1)]
         self.by_name = {node.name: node for node in self.nodes}
-        self.carrier = Phones(world, self.wire, "carrier", CARRIER, (EDGE_PUBLIC, 5060))
-        self.phones = Phones(world, self.wire, "phones", PHONES, (EDGE_PUBLIC, 5060))
+        self.carrier = Phones(world, self.wire, "carrier", CARRIER, self.edge_at("public-udp"))
+        self.phones = Phones(world, self.wire, "phones", PHONES, self.edge_at("public-udp"))
         self.ears = Ears(
-            [self.relay], [node.asterisk for node in self.nodes], [self.carrier, self.phones],
+            self.relays, [node.asterisk for node in self.nodes], [self.carrier, self.phones],
             self.network, EDGE,
         )  # fmt: skip
         self.agents = [f"{1001 + n}" for n in range(shape.agents)]
 
     # -- building
+
+    def _new_relay(self, host: int) -> FakeRtpengine:
+        public, core = EDGE_HOSTS[host]
+        return FakeRtpengine({"public": public, "core": core})
+
+    @property
+    def relay(self) -> FakeRtpengine:
+        """The media relay beside the edge."""
+        return self.relays[self.edge_host]
+
+    def edge_at(self, listener: str) -> tuple[str, int]:
+        """Address and port of one of the edge's listeners, where it is now."""
+        return EDGE_HOSTS[self.edge_host][listener != "public-udp"], EDGE_PORTS[listener]
 
     def _process(self, name: str, host: str, make: Any, perform: Any, perform_now: Any) -> MachineProcess:
         process = MachineProcess(
@@ -186,8 +203,10 @@ class Cluster:
             f"ast{n}": EdgeNode(f"ast{n}", f"10.0.0.{30 + n}", 5060) for n in range(1, self.shape.nodes + 1)
         }
         config = EdgeConfig(
-            cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM, public_host=EDGE_PUBLIC, public_port=5060,
-            core_host=EDGE_CORE, trunk_port=5070, agent_port=5072, resume_port=5074, nodes=nodes,
+            cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM,
+            public_host=self.edge_at("public-udp")[0], public_port=5060,
+            core_host=self.edge_at("node-trunk")[0], trunk_port=5070, agent_port=5072, resume_port=5074,
+            nodes=nodes,
             trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER, IVR_NUMBER]}}, header_key=HEADER_KEY,
             process=f"life{process.life}", call_records=True,
         )  # fmt: skip
@@ -200,7 +219,7 @@ class Cluster:
         number = int(process.name.removeprefix("ast"))
         config = NodeConfig(
             cluster=CLUSTER, node=process.name, sip=f"10.0.0.{30 + number}:5060", link="link",
-            edges=((EDGE, f"{EDGE_CORE}:5070"),), header_key=HEADER_KEY,
+            edges=((EDGE, f"{EDGE_HOSTS[0][1]}:5070"),), header_key=HEADER_KEY,
             acd=AcdSettings(queue_log=True),
         )  # fmt: skip
         machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
@@ -223,8 +242,8 @@ class Cluster:
 
     def start_edge(self) -> None:
         """The edge process starts on its host; rtpengine there is another process."""
-        for name, (address, port) in EDGE_PORTS.items():
-            self.wire.listen(self.edge, address, port, self._sip_in(name), self._sip_refused(name))
+        for name in EDGE_PORTS:
+            self.wire.listen(self.edge, *self.edge_at(name), self._sip_in(name), self._sip_refused(name))
         self.edge.start(WallClock(utc_s=self.edge.clock.utc()))
         prefixes = [
             f"{self.keys.prefix(f)}{VIP}/" if f == "dialogs" else self.keys.prefix(f) for f in EDGE_FAMILIES
@@ -235,6 +254,18 @@ class Cluster:
         self._ping_media()
         if self.edge.life == 1:
             self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
+
+    def rehome_edge(self) -> None:
+        """The edge's host is gone with its addresses and its relay. The next life of the edge is
+        on the other host, and far ends that try both addresses find it there."""
+        self.edge.kill()
+        self.wire.gone |= set(EDGE_HOSTS[self.edge_host])
+        self.relays[self.edge_host] = self._new_relay(self.edge_host)
+        self.edge_host = 1 - self.edge_host
+        self.wire.gone -= set(EDGE_HOSTS[self.edge_host])
+        self.relays[self.edge_host] = self._new_relay(self.edge_host)
+        self.carrier.edge = self.phones.edge = self.edge_at("public-udp")
+        self.rehomed.append(self.world.now)
 
     def start_app(self, node: Node) -> None:
         """The node app starts beside its Asterisk."""
@@ -349,7 +380,7 @@ class Cluster:
     def _edge_now(self, process: MachineProcess, effect: Effect) -> None:
         if isinstance(effect, SendSip):
             flow = effect.flow
-            self.wire.send(EDGE_PORTS[flow.listener], (flow.host, flow.port), effect.data)
+            self.wire.send(self.edge_at(flow.listener), (flow.host, flow.port), effect.data)
         elif isinstance(effect, SendLink):
             node = self.by_name.get(effect.peer)
             if node:

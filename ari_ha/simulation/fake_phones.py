@@ -167,7 +167,8 @@ class Phones(SipProcess):
             case sip.ReinviteReceived(sdp=sdp):
                 talk.requests.append((now, "INVITE"))
                 talk.remote = _rtp_of(sdp) or talk.remote
-                self.sip.accept_reinvite(talk.leg, self._sdp(talk, "sendrecv"), self.mono)
+                direction = "sendonly" if talk.held else "sendrecv"
+                self.sip.accept_reinvite(talk.leg, self._sdp(talk, direction), self.mono)
             case sip.ReinviteAnswered(sdp=sdp):
                 talk.remote, talk.busy = _rtp_of(sdp) or talk.remote, False
             case sip.ReinviteFailed():

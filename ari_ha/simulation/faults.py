@@ -28,6 +28,8 @@ HARD_KINDS = (
     "relay-slow", "etcd-slow", "compaction-behind", "two-nodes", "all-nodes", "survivor-kill", "host-crash",
 )  # fmt: skip
 """Faults of the hard plan: slow servers, and more than one thing at a time."""
+REHOME_KINDS = ("edge-rehome",)
+"""Faults of a pair in which no address moves."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
 DRAINED_WITHIN_S = 3.0
@@ -295,6 +297,19 @@ class Faults:
                 self.cluster.start_edge()
 
         self._later(0.1, 1.5, back)
+
+    def _edge_rehome(self, node: Node) -> None:
+        """The edge's host dies; another one takes over, at its own addresses."""
+        cluster = self.cluster
+        if cluster.edge.state == DEAD or not self._etcd_safe():
+            return
+        cluster.rehome_edge()
+
+        def back() -> None:
+            if cluster.edge.state == DEAD:
+                cluster.start_edge()
+
+        self._later(0.3, 0.6, back)
 
     def _edge_freeze(self, node: Node) -> None:
         self.cluster.edge.freeze()

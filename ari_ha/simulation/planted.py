@@ -18,7 +18,7 @@ from ari_ha.machines.node import NodeMachine
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_model import NORMAL, Leg
 from ari_ha.simulation.cluster import Cluster
-from ari_ha.simulation.faults import Odds
+from ari_ha.simulation.faults import REHOME_KINDS, Odds
 from ari_ha.simulation.run import Plan
 from ari_ha.wire import link
 from ari_ha.wire.ivr import IvrMenuValue
@@ -160,7 +160,20 @@ def _unread_row(cluster: Cluster) -> None:
     cluster.office.on_clerk.append(change)
 
 
+def _kept_address(cluster: Cluster) -> None:
+    """An edge at another address goes on as if far ends found it there by themselves."""
+
+    def change(machine: EdgeMachine) -> None:
+        machine.rehome.begin = lambda call: machine.calls.apply_media(call)  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
 PLANTED = {
+    "kept-address": Planted(
+        "far ends are not told the edge's other address", _kept_address, REHOME_KINDS,
+        ("people hear each other", "only people end calls"),
+    ),
     "unread-row": Planted(
         "a row whose commit is in doubt is taken to be there", _unread_row, ("app-kill",),
         ("every call has its record", "the queue log tells one story"), doubt=0.3,

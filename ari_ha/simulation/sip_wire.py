@@ -26,6 +26,8 @@ class Wire:
         self.network = network
         self.host_of: dict[str, str] = {}
         self.hosts_down: set[str] = set()
+        self.gone: set[str] = set()
+        """Addresses nobody has"""
         self._sockets: dict[tuple[str, int], tuple[Process, Receive, Refused]] = {}
         self._buffered: dict[tuple[str, int], int] = {}
         self.taps: list[Callable[[str, int, str, int, bytes], None]] = []
@@ -46,7 +48,7 @@ class Wire:
     def _arrive(
         self, source: tuple[str, int], to: tuple[str, int], data: bytes, here: str, there: str
     ) -> None:
-        if there in self.hosts_down:
+        if there in self.hosts_down or to[0] in self.gone:
             return
         socket = self._sockets.get(to)
         if socket is None or socket[0].state == DEAD:

@@ -94,13 +94,13 @@ class Handover:
 def _without_way_back(record: dict[str, Any]) -> dict[str, Any]:
     """The record of a leg whose far side knows us by an address we do not have. Responses go where the Via
     says, and the ACK of a 2xx to its Contact: what is under way that way is never heard of again. Our INVITE
-    can only be cancelled (its own Via names it, section 9.1), a change of ours is dropped, and a 2xx of ours
-    counts as acknowledged: whether it was, the next request shows."""
+    can only be ended, by CANCEL (its own Via names it, section 9.1) and BYE, a change of ours is dropped, and
+    a 2xx of ours counts as acknowledged: whether it was, the next request shows."""
     out, inc = record.get("out"), record.get("inc")
     changed: dict[str, Any] = {"waiting": None}
     if out is not None:
         invite = out["purpose"] == "invite"
-        changed["out"] = {**out, "provisional": True} if invite else None
+        changed["out"] = {**out, "provisional": True, "unheard": True} if invite else None
     if inc is not None and inc.get("accepted"):
         changed["inc"] = None
         changed["state"] = "confirmed" if record["state"] == "answered" else record["state"]

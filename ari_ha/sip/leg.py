@@ -59,6 +59,8 @@ class OutgoingInvite:
     authenticated: bool = False
     rseqs: dict[str, int] = field(default_factory=dict)
     """To tag of an early dialog -> RSeq of its last reliable response (RFC 3262)."""
+    unheard: bool = False
+    """Its responses go to an address we do not have: it may have been answered."""
 
     @property
     def cseq(self) -> int:

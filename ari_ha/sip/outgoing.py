@@ -211,6 +211,9 @@ class Outgoing:
         out.cancel = "sent"
         cancel = build_cancel(out.request, leg.reason_header)
         self.stack.open_client(cancel, out.txn.branch, out.txn.flow, "none", leg, now)
+        if out.unheard and leg.dialog.remote_tag:
+            # Section 15: BYE ends an early dialog, and one of which we do not know that it is confirmed.
+            self.core.send(leg, "BYE", "none", now)
         self.core.start(leg, "cancel", now + 64 * self.stack.settings.t1_s)
 
     def cancel_unheard(self, leg: Leg, now: float) -> None:
@@ -235,6 +238,7 @@ class Outgoing:
         out.authenticated = bool(record.get("authenticated"))
         rseqs = record.get("rseqs") or {}
         out.rseqs = {str(tag): int(number) for tag, number in rseqs.items()}  # type: ignore[attr-defined]
+        out.unheard = bool(record.get("unheard"))
         leg.out = out
         txn.resume(data, out.provisional, now)
         if out.cancel == "sent":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.cli.simulate import replay
-from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, Odds
+from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, REHOME_KINDS, Odds
 from ari_ha.simulation.run import Plan, Result, run_seed
 
 SWARM_SEEDS = 200
@@ -65,6 +65,22 @@ def test_what_operators_do_while_nothing_else_goes_wrong(kind: str) -> None:
     bad = [result for result in results if not result.good]
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
     assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
+
+
+REHOME_SEEDS = 40
+
+
+@pytest.mark.parametrize("first", range(0, REHOME_SEEDS, SEEDS_PER_BLOCK))
+def test_swarm_of_a_pair_without_an_address_that_moves(first: int) -> None:
+    """The edge's host dies and the other has its own addresses; in every second block alone,
+    else among all the rest."""
+    often = Plan(kinds=REHOME_KINDS, odds=Odds(kinds=REHOME_KINDS, pause_s=4.0))
+    plan = Plan(kinds=(*KINDS, *REHOME_KINDS)) if first % (2 * SEEDS_PER_BLOCK) else often
+    results = [run_seed(seed, plan) for seed in range(first, first + SEEDS_PER_BLOCK)]
+    bad = [result for result in results if not result.good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+    assert any(set(REHOME_KINDS) & set(result.faults) for result in results)
+    assert sum(result.talked for result in results) > 0
 
 
 def test_what_operators_do_in_the_swarm() -> None:

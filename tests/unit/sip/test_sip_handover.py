@@ -330,6 +330,22 @@ def test_an_invite_whose_answer_has_no_way_back_is_cancelled(
     assert new.take(LegEnded).cause == "local" and new.agent.deadline() is None
 
 
+def test_an_answer_that_has_no_way_back_is_ended(trio: tuple[World, Party, Party]) -> None:
+    """It rang when the record was written, and was answered at nobody's address."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    new = rehomed(world, a, "a")
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    new.agent.hangup("a", world.now)
+    world.transfer()
+    assert b.take(LegEnded).cause == "bye" and not b.agent.legs()
+
+
 def test_an_unanswered_caller_can_be_refused_from_another_address(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
     a.call(b)
