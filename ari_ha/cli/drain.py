@@ -151,7 +151,7 @@ def write(cluster: Cluster, node: str, **how: Any) -> None:
     key = cluster.keys.drain(node)
     found = cluster.get(key)
     value = encode(DrainValue(node=node, by="operator", since=time.time(), **how))
-    value = merge_unknown(found.value, value) if found else value
+    value = merge_unknown(found.value, value, DrainValue) if found else value
     if not cluster.txn([Compare(key, found.mod_revision if found else 0)], [Put(key, value)]).succeeded:
         raise ClusterError(f"somebody else has just changed the drain of {node}: look again")
 

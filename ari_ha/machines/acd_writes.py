@@ -245,7 +245,7 @@ class Writes:
             return None
         stored = self.desk.view.stored(key)
         data = encode(value)
-        return merge_unknown(stored.raw, data) if stored is not None and stored.raw else data
+        return merge_unknown(stored.raw, data, type(value)) if stored is not None and stored.raw else data
 
     @staticmethod
     def _tag(op: Op, what: str) -> str:

@@ -176,7 +176,7 @@ class EdgeMachine:
         for data, flow in sip.output():
             name = self.trunks.name_at(flow) if flow.transport == "tls" else ""
             context.emit(SendSip(data=data, flow=flow, name=name))
-        self.calls.flush()
+        self.calls.store.flush()
 
     def deadline(self) -> Instant | None:
         """When something of ours is due."""
@@ -491,11 +491,18 @@ class EdgeMachine:
             try:
                 secret = self._read["secret"].get(keys.secret_dialog(parts[1], parts[2]))
                 crypto = decode(secret, SecretDialogsValue, key).keys if secret else []
-                value = decode(show(raw, crypto), DialogsValue, key)
+                raw = show(raw, crypto)
+                value = decode(raw, DialogsValue, key)
                 owner = self._stored_value(keys.owner(value.call), OwnerValue)
                 media = self._stored_value(keys.media(value.call), MediaValue)
                 restore_call(context, self.calls, self.takeover, self.rehome, value, owner, media)
                 call = self.calls.by_id.get(value.call)
+                if call:
+                    there = self._read["calls"]
+                    beside = {
+                        k: there[k] for k in (keys.owner(call.call), keys.media(call.call)) if k in there
+                    }
+                    self.calls.store.found(call.call, {key: raw, **beside})
                 for leg in call.living() if call else ():
                     if call and leg.state == "ringing" and leg.target:
                         self.dialling.limit_ringing(call, leg)

@@ -1,6 +1,6 @@
-"""The calls of an edge: their media, their endings, their copy in etcd.
+"""The calls of an edge: their media, their endings.
 
-Setting a call up is edge_setup's, moving it to another node takeover's.
+Setting a call up is edge_setup's, moving it to another node takeover's, its copy in etcd edge_store's.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from ari_ha.core.ids import Epoch, NodeId
+from ari_ha.core.ids import Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
-from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_ended import ended_call
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_store import CallStore
 from ari_ha.machines.media import (
     COACH,
     DIRECT,
@@ -25,16 +25,13 @@ from ari_ha.machines.media import (
     teaching,
     wanted_graph,
 )
-from ari_ha.sip.events import LocalError
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, SecretDialogsValue, decode, encode
-from ari_ha.wire.media_keys import hide
+from ari_ha.wire.keyspace import BadValue, RecordValue, decode
 
 MEDIA_RETRY_S = 0.1
 MEDIA_RETRY_MAX_S = 2.0
 MEDIA_FAILURES_TOLD = 10
 DELETE_TRIES_MAX = 50
-STORE_RETRY_S = 0.5
 CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
 
@@ -59,12 +56,7 @@ class Calls:
         """SIP key of a phone leg or of a node half -> (call, leg)"""
         self.device_of: dict[str, tuple[str, str]] = {}
         """Address of record -> the one (call, leg) that has the device"""
-        self._dirty: set[str] = set()
-        self._writing: set[str] = set()
-        self._stored: set[str] = set()
-        self._written: dict[str, dict[str, bytes]] = {}
-        self._deleted: dict[str, None] = {}
-        self._after_write: dict[str, list[Callable[[], None]]] = {}
+        self.store = CallStore(context, self.by_id)
         self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
         self.on_changed: Callable[[], None] = lambda: None
@@ -82,7 +74,6 @@ class Calls:
     def adopt(self, call: EdgeCall) -> None:
         """A call read back from etcd."""
         self.by_id[call.call] = call
-        self._stored.add(call.call)
         for leg in call.living():
             self.index(call, leg)
         for half in call.halves.values():
@@ -360,15 +351,12 @@ class Calls:
         for leg in call.legs.values():
             self.by_key.pop(leg.key, None)
         self.by_id.pop(call.call, None)
-        self._dirty.discard(call.call)
-        for act in self._after_write.pop(call.call, []):
-            act()
-        self._deleted[call.call] = ended_call(call, context) if context.config.call_records else b""
+        self.store.ended(call.call, ended_call(call, context) if context.config.call_records else b"")
         context.note(f"call/{call.call}", "ended", tombstones=dict(call.tombstones))
         context.count("edge_calls_ended")
         self.on_finished(call)
         self.on_changed()
-        self.flush()
+        self.store.flush()
 
     def _delete_media(self, ident: str, tried: int = 0) -> None:
         """Gives the call's ports back; asked again until rtpengine has answered."""
@@ -462,137 +450,11 @@ class Calls:
             call.digits.append({**entry, "at_utc": self._context.utc})
             del call.digits[:-DIGITS_KEPT_MAX]
 
-    # --- the copy in etcd ----------------------------------------------------------
-
     def touch(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
-        """The call changed: it is written at the end of this event, and again while
-        it keeps changing. ``then`` runs when this state is in etcd, or after a limit,
-        or at once while etcd is away."""
-        if call.ended:
-            return
-        call.keep_times(self._context.utc)
-        self.on_changed()
-        self._dirty.add(call.call)
-        if then is None:
-            return
-        if not self._context.store_ok:
-            then()
-            return
-        done = [False]
-
-        def once() -> None:
-            if not done[0]:
-                done[0] = True
-                then()
-
-        self._after_write.setdefault(call.call, []).append(once)
-        name = f"persist/{call.call}/{self._context.serial()}"
-        self._context.at(name, self._context.now + self._context.timings.persist_limit_s, once)
-
-    def flush(self) -> None:
-        """Writes what changed; called once at the end of every event."""
-        context = self._context
-        if not context.store_ok or not context.edge_revision:
-            return
-        for ident in list(self._deleted):
-            if ident not in self._writing:
-                self._delete(ident, self._deleted.pop(ident))
-        for ident in [ident for ident in self._dirty if ident not in self._writing]:
-            self._dirty.discard(ident)
-            call = self.by_id.get(ident)
-            if call:
-                self._write(call)
-
-    def _fence(self) -> tuple[Compare, ...]:
-        """Writes count only while our vip key is untouched: an edge that was
-        replaced writes nothing (design: authority)."""
-        context = self._context
-        return (Compare(context.keys.vip(context.config.vip), context.edge_revision),)
-
-    def _write(self, call: EdgeCall) -> None:
-        context, keys = self._context, self._context.keys
-        waiting = self._after_write.pop(call.call, [])
-        dialogs, crypto = hide(encode(call.dialogs_value(self._export, context.config.public_host)))
-        values = {
-            keys.dialogs(context.config.vip, call.call): dialogs,
-            keys.media(call.call): encode(call.media_value()),
-            keys.owner(call.call): encode(self.owner_value(call)),
-        }
-        if crypto:
-            secret = SecretDialogsValue(call=call.call, keys=crypto)
-            values[keys.secret_dialog(context.config.vip, call.call)] = encode(secret)
-        there = self._written.pop(call.call, {})  # not known until this write is answered
-        puts = tuple(Put(key, value) for key, value in values.items() if there.get(key) != value)
-        self._writing.add(call.call)
-
-        def written(outcome: Outcome) -> None:
-            self._writing.discard(call.call)
-            result = outcome.value if isinstance(outcome, Done) else None
-            ok = isinstance(result, TxnResult) and result.succeeded
-            if ok:
-                self._stored.add(call.call)
-                self._written[call.call] = values
-            elif isinstance(outcome, Done):
-                context.count("edge_writes_fenced")
-                context.note(f"call/{call.call}", "write refused: another edge is active", level="error")
-            else:
-                self._dirty.add(call.call)
-                context.at("flush", context.now + STORE_RETRY_S, self.flush)
-            for act in waiting:
-                act()
-
-        context.count("edge_store_txns")
-        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=puts)
-
-    def _delete(self, ident: str, ended: bytes) -> None:
-        """Takes the call out of etcd, and in the same transaction leaves what became of
-        it (``ended``; empty: nothing) for the clerk."""
-        context, keys = self._context, self._context.keys
-        self._writing.add(ident)
-
-        def deleted(outcome: Outcome) -> None:
-            self._writing.discard(ident)
-            if isinstance(outcome, Done):
-                self._stored.discard(ident)
-                self._written.pop(ident, None)
-            else:
-                self._deleted[ident] = ended
-                context.at("flush", context.now + STORE_RETRY_S, self.flush)
-
-        context.count("edge_store_txns")
-        context.txn(
-            f"store/{ident}",
-            deleted,
-            compares=self._fence(),
-            puts=(Put(keys.cdr(ident), ended),) if ended else (),
-            deletes=(
-                Delete(keys.call(ident), prefix=True),
-                Delete(keys.dialogs(context.config.vip, ident)),
-                Delete(keys.secret_dialog(context.config.vip, ident)),
-            ),
-        )
-
-    def _export(self, key: str) -> dict[str, object] | None:
-        try:
-            return self._context.sip.export_leg(key)
-        except LocalError:
-            return None
-
-    def owner_value(self, call: EdgeCall) -> OwnerValue:
-        """Who serves the call, as nodes and monitoring read it."""
-        node = call.owner or (call.move.to if call.move else NodeId("", ""))
-        return OwnerValue(
-            call=call.call,
-            node=str(node),
-            epoch=str(call.epoch),
-            edge=self._context.config.edge,
-            vip=self._context.config.vip,
-            since=call.started_utc,
-            moving=call.move is not None,
-            moving_from=str(call.owner) if call.move and call.owner else "",
-            why=call.lost,
-            by_dialplan=call.by_dialplan,
-        )
+        """The call changed: see `CallStore.touch`."""
+        if not call.ended:
+            self.on_changed()
+            self.store.touch(call, then)
 
     def next_epoch(self, call: EdgeCall) -> Epoch:
         """The call's next epoch under this edge."""

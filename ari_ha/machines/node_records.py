@@ -226,7 +226,7 @@ class Records:
     def _raw(self, call: str, value: RecordValue) -> bytes:
         stored = self._stored.get(call)
         data = encode(value)
-        return merge_unknown(stored.raw, data) if stored else data
+        return merge_unknown(stored.raw, data, RecordValue) if stored else data
 
     def _write(self, call: str, pen: _Pen) -> None:
         context = self._context

@@ -30,7 +30,7 @@ from ari_ha.sip.subscription import (
     dialog_info,
     message_summary,
 )
-from ari_ha.wire.keyspace import BadValue, decode, encode
+from ari_ha.wire.keyspace import BadValue, decode, encode, merge_unknown
 from ari_ha.wire.sip_values import MailboxValue, SubscriptionValue
 
 SUBSCRIPTIONS_MAX = 10_000
@@ -65,6 +65,8 @@ class Held:
     """A NOTIFY is under way"""
     again: bool = False
     told_at: float = -1.0
+    found: bytes = b""
+    """As it was read: a newer edge may have written more than this version knows"""
 
 
 class Subscriptions:
@@ -97,7 +99,7 @@ class Subscriptions:
                 if item is None:
                     self._held.pop(parts[2], None)
                 else:
-                    self._held[parts[2]] = Held(decode(item.value, SubscriptionValue, key))
+                    self._held[parts[2]] = Held(decode(item.value, SubscriptionValue, key), found=item.value)
         except BadValue as error:
             self._context.note("edge", "unreadable subscription kept out", level="error", error=error)
 
@@ -349,7 +351,8 @@ class Subscriptions:
             return
 
         key = context.keys.subscription(context.config.vip, ident)
-        puts = (Put(key, encode(held.value)),)
+        data = encode(held.value)
+        puts = (Put(key, merge_unknown(held.found, data, SubscriptionValue) if held.found else data),)
         context.txn(f"subscription/{ident}", compares=self._fence(), puts=puts)
 
     def _fence(self) -> tuple[Compare, ...]:

@@ -1,0 +1,183 @@
+"""The copy in etcd of an edge's calls: all a standby or a restarted edge needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ari_ha.core.ids import NodeId
+from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
+from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_model import EdgeCall
+from ari_ha.sip.events import LocalError
+from ari_ha.wire.keyspace import (
+    OwnerValue,
+    SecretDialogsValue,
+    Value,
+    encode,
+    merge_unknown,
+)
+from ari_ha.wire.media_keys import hide
+
+STORE_RETRY_S = 0.5
+
+
+class CallStore:
+    """Writes the calls of ``calls`` whenever they changed, and deletes those that ended."""
+
+    def __init__(self, context: EdgeContext, calls: Mapping[str, EdgeCall]) -> None:
+        self._context = context
+        self._calls = calls
+        self._dirty: dict[str, None] = {}
+        self._writing: set[str] = set()
+        self._written: dict[str, dict[str, bytes]] = {}
+        self._deleted: dict[str, bytes] = {}
+        self._after_write: dict[str, list[Callable[[], None]]] = {}
+        self._found: dict[str, dict[str, bytes]] = {}
+        """call -> key -> what another process had written there (media keys shown): a newer
+        one may say more than this version knows, and that is kept"""
+
+    def found(self, call: str, values: Mapping[str, bytes]) -> None:
+        """A call that was read back: its values, as they were."""
+        self._found[call] = dict(values)
+
+    def ended(self, ident: str, entry: bytes) -> None:
+        """The call is over: its keys go, and ``entry`` comes for the clerk."""
+        self._dirty.pop(ident, None)
+        self._found.pop(ident, None)
+        for act in self._after_write.pop(ident, []):
+            act()
+        self._deleted[ident] = entry
+
+    def touch(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
+        """The call changed: it is written at the end of this event, and again while
+        it keeps changing. ``then`` runs when this state is in etcd, or after a limit,
+        or at once while etcd is away."""
+        call.keep_times(self._context.utc)
+        self._dirty[call.call] = None
+        if then is None:
+            return
+        if not self._context.store_ok:
+            then()
+            return
+        done = [False]
+
+        def once() -> None:
+            if not done[0]:
+                done[0] = True
+                then()
+
+        self._after_write.setdefault(call.call, []).append(once)
+        name = f"persist/{call.call}/{self._context.serial()}"
+        self._context.at(name, self._context.now + self._context.timings.persist_limit_s, once)
+
+    def flush(self) -> None:
+        """Writes what changed; called once at the end of every event."""
+        context = self._context
+        if not context.store_ok or not context.edge_revision:
+            return
+        for ident in list(self._deleted):
+            if ident not in self._writing:
+                self._delete(ident, self._deleted.pop(ident))
+        for ident in [ident for ident in self._dirty if ident not in self._writing]:
+            self._dirty.pop(ident, None)
+            call = self._calls.get(ident)
+            if call:
+                self._write(call)
+
+    def _fence(self) -> tuple[Compare, ...]:
+        """Writes count only while our vip key is untouched: an edge that was
+        replaced writes nothing (design: authority)."""
+        context = self._context
+        return (Compare(context.keys.vip(context.config.vip), context.edge_revision),)
+
+    def _write(self, call: EdgeCall) -> None:
+        context, keys = self._context, self._context.keys
+        waiting = self._after_write.pop(call.call, [])
+        said: dict[str, Value] = {
+            keys.dialogs(context.config.vip, call.call): call.dialogs_value(
+                self._export, context.config.public_host
+            ),
+            keys.media(call.call): call.media_value(),
+            keys.owner(call.call): self._owner_value(call),
+        }
+        values = {key: self._bytes(call.call, key, value) for key, value in said.items()}
+        dialogs = keys.dialogs(context.config.vip, call.call)
+        values[dialogs], crypto = hide(values[dialogs])
+        if crypto:
+            secret = SecretDialogsValue(call=call.call, keys=crypto)
+            values[keys.secret_dialog(context.config.vip, call.call)] = encode(secret)
+        there = self._written.pop(call.call, {})  # not known until this write is answered
+        puts = tuple(Put(key, value) for key, value in values.items() if there.get(key) != value)
+        self._writing.add(call.call)
+
+        def written(outcome: Outcome) -> None:
+            self._writing.discard(call.call)
+            result = outcome.value if isinstance(outcome, Done) else None
+            ok = isinstance(result, TxnResult) and result.succeeded
+            if ok:
+                self._written[call.call] = values
+            elif isinstance(outcome, Done):
+                context.count("edge_writes_fenced")
+                context.note(f"call/{call.call}", "write refused: another edge is active", level="error")
+            else:
+                self._dirty[call.call] = None
+                context.at("flush", context.now + STORE_RETRY_S, self.flush)
+            for act in waiting:
+                act()
+
+        context.count("edge_store_txns")
+        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=puts)
+
+    def _bytes(self, call: str, key: str, value: Value) -> bytes:
+        before = self._found.get(call, {}).get(key)
+        return merge_unknown(before, encode(value), type(value)) if before else encode(value)
+
+    def _delete(self, ident: str, ended: bytes) -> None:
+        """Takes the call out of etcd, and in the same transaction leaves what became of
+        it (``ended``; empty: nothing) for the clerk."""
+        context, keys = self._context, self._context.keys
+        self._writing.add(ident)
+
+        def deleted(outcome: Outcome) -> None:
+            self._writing.discard(ident)
+            if isinstance(outcome, Done):
+                self._written.pop(ident, None)
+            else:
+                self._deleted[ident] = ended
+                context.at("flush", context.now + STORE_RETRY_S, self.flush)
+
+        context.count("edge_store_txns")
+        context.txn(
+            f"store/{ident}",
+            deleted,
+            compares=self._fence(),
+            puts=(Put(keys.cdr(ident), ended),) if ended else (),
+            deletes=(
+                Delete(keys.call(ident), prefix=True),
+                Delete(keys.dialogs(context.config.vip, ident)),
+                Delete(keys.secret_dialog(context.config.vip, ident)),
+            ),
+        )
+
+    def _export(self, key: str) -> dict[str, object] | None:
+        try:
+            return self._context.sip.export_leg(key)
+        except LocalError:
+            return None
+
+    def _owner_value(self, call: EdgeCall) -> OwnerValue:
+        """Who serves the call, as nodes and monitoring read it."""
+        node = call.owner or (call.move.to if call.move else NodeId("", ""))
+        return OwnerValue(
+            call=call.call,
+            node=str(node),
+            epoch=str(call.epoch),
+            edge=self._context.config.edge,
+            vip=self._context.config.vip,
+            since=call.started_utc,
+            moving=call.move is not None,
+            moving_from=str(call.owner) if call.move and call.owner else "",
+            why=call.lost,
+            by_dialplan=call.by_dialplan,
+        )
