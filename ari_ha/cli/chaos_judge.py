@@ -11,9 +11,11 @@ TRANSFER, CONSULT, CONFERENCE, RINGING_OUT = "transfer", "consult", "conference"
 SUPERVISED = {"supervised": "listen", "whispered": "whisper", "barged": "barge"}
 """States with a supervisor, and his mode. Where his voice is mixed in, packets carry no numbers: what they
 lost is not measured."""
+MIXED = "mixed"
+"""Calls in several of the other states at once"""
 STATES = (
     "ringing", "queued", "talking", "through", "held", "ivr", TRANSFER, CONSULT, CONFERENCE, RINGING_OUT,
-    *SUPERVISED,
+    *SUPERVISED, MIXED,
 )  # fmt: skip
 RINGING_STATES = ("ringing", TRANSFER)
 """States in which the caller hears music and somebody's phone rings for him."""

@@ -12,6 +12,7 @@ from typing import Any
 from ari_ha.cli import chaos_after as after
 from ari_ha.cli import chaos_inside as inside
 from ari_ha.cli import chaos_judge as judge
+from ari_ha.cli import chaos_mixed as mixed
 from ari_ha.cli import chaos_party as party
 from ari_ha.cli import chaos_records as rows
 from ari_ha.cli.agents import ask_a_node
@@ -20,6 +21,7 @@ from ari_ha.cli.chaos_judge import (
     ALONE_STATES,
     CONFERENCE,
     CONSULT,
+    MIXED,
     RINGING_STATES,
     SERVED,
     SILENT_STATES,
@@ -104,16 +106,18 @@ class Run:
         self.host = self._victim()
         say(f"placing {self.count} calls")
         stage.only(NODES[self.serial % len(NODES)])
-        rings = stage.ring_long(RING_LONG_MS) if self.state == "ringing" else {}
+        rings = stage.ring_long(RING_LONG_MS) if self.state in ("ringing", MIXED) else {}
         try:
             place = stage.place
             if self.state in party.PARTY_STATES:
                 place = partial(party.place, stage)
+            elif self.state == MIXED:
+                place = partial(mixed.place, stage)
             self.pairs = place(self.count, self.state, self.serial % 1_000)
             stage.uncordon(NODES)
             until("all nodes take calls", 20, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
             stage.refresh(self.pairs)
-            if self.state == "queued":
+            if self.state in ("queued", MIXED):
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
@@ -382,90 +386,94 @@ class Run:
     def _act(self) -> None:
         """What people do next works: digits, unhold, answering."""
         self.stage.say("acting: what people do next must work")
-        actions = {"held": self._unhold, "ringing": self._answer, "queued": self._serve,
-                   "ivr": self._choose, **dict.fromkeys(party.PARTY_STATES, self._go_on),
-                   **dict.fromkeys(SUPERVISED, self._unsupervise)}  # fmt: skip
-        actions.get(self.state, lambda: None)()
-        if self.state not in ALONE_STATES:
-            self._digits_both_ways()
+        actions: dict[str, Callable[[Sequence[Verdict]], None]] = {
+            "held": self._unhold, "ringing": self._answer, "queued": self._serve, "ivr": self._choose,
+            **dict.fromkeys(party.PARTY_STATES, self._go_on), **dict.fromkeys(SUPERVISED, self._unsupervise),
+        }  # fmt: skip
+        living: dict[str, list[Verdict]] = {}
+        for verdict in self._living():
+            living.setdefault(verdict.pair.state, []).append(verdict)
+        for state, verdicts in living.items():
+            if state in actions:
+                actions[state](verdicts)
+        self._digits_both_ways([v for v in self._living() if v.pair.state not in ALONE_STATES])
 
     def _living(self) -> list[Verdict]:
         calls = self.stage.far_calls()
         return [v for v in self.verdicts.values() if calls[v.pair.customer]["state"] != "ended"]
 
-    def _unhold(self) -> None:
-        for verdict in self._living():
+    def _unhold(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
             try:
                 self.stage.far.order(verdict.pair.agent_call, "unhold")
             except FarEndError as error:
                 verdict.against.append(f"unhold: {error}")
-        self._expect_talking(5)
+        self._expect_talking(verdicts, 5)
 
-    def _answer(self) -> None:
-        for verdict in self._living():
+    def _answer(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
             try:
                 self.stage.far.order(verdict.pair.agent_call, "answer")
             except FarEndError as error:
                 verdict.against.append(f"answering: {error}")
-        self._expect_talking(10)
+        self._expect_talking(verdicts, 10)
         last = self.stage.heard_lately(self.pairs)
-        for verdict in self._living():
+        for verdict in verdicts:
             pair = verdict.pair
             verdict.same_agent = judge.hears_now(last.get(pair.customer), pair.agent_call, 1.0)
 
-    def _expect_talking(self, limit_s: float) -> None:
+    def _expect_talking(self, verdicts: Sequence[Verdict], limit_s: float) -> None:
         """Everybody hears the other within the limit, and goes on for a second."""
-        living = self._living()
         try:
-            until("they talk", limit_s, lambda: self.stage.talking([v.pair for v in living]), 0.1)
+            until("they talk", limit_s, lambda: self.stage.talking([v.pair for v in verdicts]), 0.1)
         except StageError:
             pass  # judged below, call by call
         time.sleep(1.2)
         last = self.stage.heard_lately(self.pairs)
-        for verdict in living:
+        for verdict in verdicts:
             judge.judge_talking(verdict, last, 1.0)
 
-    def _serve(self) -> None:
+    def _serve(self, verdicts: Sequence[Verdict]) -> None:
         """Agents come: callers are connected in the order they had in the queue before the fault."""
         stage = self.stage
         stage.far.manner(mode="answer", after_s=0.1)
         view = stage.view()
-        free = {queue: iter(agents) for queue, agents in AGENTS.items()}
-        for verdict in self._living():
+        there = {n for n, value in view.agents.items() if value.get("intent", "logged_out") != "logged_out"}
+        free = {queue: iter([a for a in agents if a not in there]) for queue, agents in AGENTS.items()}
+        for verdict in verdicts:
             pair = verdict.pair
             agent = next(free[pair.queue])
             ask_a_node(stage.cluster, view, agent, "login", {"device": agent})
             if expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)
-        self._expect_talking(5)
+        self._expect_talking(verdicts, 5)
 
-    def _go_on(self) -> None:
-        party.go_on(self.stage, self._living())
-        self._expect_talking(10)
+    def _go_on(self, verdicts: Sequence[Verdict]) -> None:
+        party.go_on(self.stage, verdicts)
+        self._expect_talking(verdicts, 10)
 
-    def _choose(self) -> None:
+    def _choose(self, verdicts: Sequence[Verdict]) -> None:
         """The menu still knows what was typed; then as any caller who waits."""
-        leave_menu(self.stage, self._living())
-        self._serve()
+        leave_menu(self.stage, verdicts)
+        self._serve(verdicts)
 
-    def _unsupervise(self) -> None:
+    def _unsupervise(self, verdicts: Sequence[Verdict]) -> None:
         """The supervisor is sent away; the people talk on as before."""
-        for verdict in self._living():
+        for verdict in verdicts:
             self.stage.supervise(verdict.pair, "stop")
             other = verdict.pair.supervisor_call
             gone = f"{other} is ended"
             expect(verdict, gone, 10, lambda other=other: ended(self.stage, other, "them"))  # type: ignore[misc]
             verdict.pair.state = "talking"
-        self._expect_talking(10)
+        self._expect_talking(verdicts, 10)
 
     def _phone_up(self, agent: str) -> str:
         call = self.stage.far.phone(agent)["call"]
         return call["call"] if call and call["state"] == "up" else ""
 
-    def _digits_both_ways(self) -> None:
+    def _digits_both_ways(self, living: Sequence[Verdict]) -> None:
         stage = self.stage
         since = stage.far.now()
-        living = self._living()
         stage.far.digits(
             {v.pair.customer: "7" for v in living}
             | {v.pair.agent_call: "8" for v in living if v.pair.agent_call}

@@ -250,11 +250,12 @@ class Stage:
 
     # --- agents ---
 
-    def agents_in(self, wanted: Sequence[str]) -> None:
-        """Exactly these agents are logged in, idle and available; the first few log in by dialling."""
+    def agents_in(self, wanted: Sequence[str], busy: Sequence[str] = ()) -> None:
+        """Exactly these agents are logged in, idle and available, besides the busy ones; the first few log in
+        by dialling."""
         view = self.view()
         for name, value in view.agents.items():
-            if name not in wanted and value.get("intent", "logged_out") != "logged_out":
+            if name not in (*wanted, *busy) and value.get("intent", "logged_out") != "logged_out":
                 ask_a_node(self.cluster, view, name, "logout", {})
         for name in wanted:
             value = view.agents.get(name, {})
@@ -265,20 +266,23 @@ class Stage:
                     self.far.phone_order(name, "dial", number="*21")
                 else:
                     ask_a_node(self.cluster, view, name, "login", {"device": name})
-        until(f"{len(wanted)} agents are free", 30, lambda: self._free(wanted), 0.1)
+        until(f"{len(wanted)} agents are free", 30, lambda: self._free(wanted, busy), 0.1)
         self._phones_on_hook(wanted)
 
     def _phones_on_hook(self, agents: Sequence[str]) -> None:
         """Waits for the short calls of feature codes to end; hangs up the phone where that takes long."""
-        try:
-            until("no agent's phone is in a call", 3, lambda: not self.far.calls(living="1"))
-        except StageError:
-            for call in self.far.calls(living="1"):
-                if call["owner"] in agents:
-                    self.far.order(call["call"], "hangup")
-            until("no agent's phone is in a call", 5, lambda: not self.far.calls(living="1"))
 
-    def _free(self, wanted: Sequence[str]) -> bool:
+        def off_hook() -> list[str]:
+            return [call["call"] for call in self.far.calls(living="1") if call["owner"] in agents]
+
+        try:
+            until("no agent's phone is in a call", 3, lambda: not off_hook())
+        except StageError:
+            for call in off_hook():
+                self.far.order(call, "hangup")
+            until("no agent's phone is in a call", 5, lambda: not off_hook())
+
+    def _free(self, wanted: Sequence[str], busy: Sequence[str]) -> bool:
         agents = self.view().agents
         free = [
             n for n, v in agents.items() if v.get("intent") == "available" and v.get("work", "idle") == "idle"
@@ -286,7 +290,7 @@ class Stage:
         leaving = [
             n
             for n, v in agents.items()
-            if n not in wanted
+            if n not in (*wanted, *busy)
             and (v.get("intent", "logged_out"), v.get("work", "idle")) != ("logged_out", "idle")
         ]
         delayed = [n for n in wanted if agents[n].get("delay_until", 0.0) > time.time()]
@@ -334,29 +338,29 @@ class Stage:
         else:
             self.agents_in([*SUPPORT[:support], *SALES[:sales]])
         self.far.manner(mode="ring" if state == "ringing" else "answer", after_s=0.3)
-        media = "through" if state == "through" else "hitless"
-        pairs: list[Pair] = []
-        for queue, number in (("support", support), ("sales", sales)):
-            if number:
-                first = f"1555{serial:03}{len(pairs) // 40}"
-                idents = self.far.place(
-                    IVR_DID if state == "ivr" else DIDS[queue][media],
-                    first,
-                    number,
-                    spacing_ms=CALL_SPACING_MS,
-                    codec=self.codec,
-                )
-                callers = [first] if number == 1 else [f"{first}{n:03}" for n in range(number)]
-                pairs += [
-                    Pair(ident, caller, state, queue=queue)
-                    for ident, caller in zip(idents, callers, strict=True)
-                ]
-        until(f"{count} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)
+        pairs = self.dial("support", support, state, f"1555{serial:03}0")
+        pairs += self.dial("sales", sales, state, f"1555{serial:03}{support // 40}")
+        self.bring(pairs, state)
+        return pairs
+
+    def dial(self, queue: str, count: int, state: str, first: str) -> list[Pair]:
+        """So many customers call the queue's number for ``state``, one after the other."""
+        if not count:
+            return []
+        number = IVR_DID if state == "ivr" else DIDS[queue]["through" if state == "through" else "hitless"]
+        idents = self.far.place(number, first, count, spacing_ms=CALL_SPACING_MS, codec=self.codec)
+        callers = [first] if count == 1 else [f"{first}{n:03}" for n in range(count)]
+        return [
+            Pair(ident, caller, state, queue=queue) for ident, caller in zip(idents, callers, strict=True)
+        ]
+
+    def bring(self, pairs: Sequence[Pair], state: str) -> None:
+        """Waits until calls just placed are in ``state``."""
+        until(f"{len(pairs)} calls are {state}", STATE_LIMIT_S, lambda: self.reached(pairs), 0.2)
         if state == "held":
             self._hold(pairs)
         if state in SUPERVISED:
             self._supervise(pairs)
-        return pairs
 
     def reached(self, pairs: Sequence[Pair]) -> bool:
         """Whether every call is where it should be; fills in who is connected to whom."""
