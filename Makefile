@@ -75,7 +75,7 @@ chaos: $(VENV)/.made ## every fault against every state of a call, into docs/mat
 ifneq ($(FAULT)$(STATE)$(CALLS),)
 	@$(RUN)/ari-ha chaos run $(if $(FAULT),--fault $(FAULT)) $(if $(STATE),--state $(STATE)) $(if $(CALLS),--calls $(CALLS)) --json reports/chaos.json
 else
-	@status=0; tools/chaos-matrix run || status=$$?; tools/chaos-matrix write && exit $$status
+	@status=0; $(RUN)/python tools/chaos-matrix run || status=$$?; $(RUN)/python tools/chaos-matrix write && exit $$status
 endif
 
 bench: $(VENV)/.made ## measure, and write a report with machine and versions

@@ -33,6 +33,7 @@ from ari_ha.cli.chaos_menu import leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import FAULTS, NODES, LabError, Struck
+from ari_ha.cli.lab_faults import STARVED_S
 from ari_ha.farend.client import FarEndError
 
 MOVING = (
@@ -60,9 +61,13 @@ MEND_AFTER_S = {
     "edge-freeze": 4.0,
     "edge-cut": 4.0,
     "edge-heartbeats-lost": 4.0,
+    "disk-full": 5.0,
+    "edge-starved": STARVED_S + 1.0,
+    "node-starved": STARVED_S + 1.0,
 }
 """Faults that are mended while the run still watches, after this long."""
-STAYING = ("app-kill", "app-freeze")
+APP_FAULTS = ("app-kill", "app-freeze")
+STAYING = (*APP_FAULTS, "disk-full", "edge-starved", "node-starved")
 """Faults that are over before a call need move."""
 COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")
 """Faults whose node wakes up with calls it has lost."""
@@ -121,7 +126,7 @@ class Run:
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
-            then = after.before(stage, self.host if self.fault in STAYING else "")
+            then = after.before(stage, self.host if self.fault in APP_FAULTS else "")
             at = time.time()
             self._strike_and_watch(then)
             self._end()
@@ -173,7 +178,7 @@ class Run:
     # --- the fault ---
 
     def _strike_and_watch(self, then: after.Before) -> None:
-        stage = self.stage
+        stage, edge = self.stage, self.stage.active_edge()
         stage.say(f"striking: {self.fault} {self.host}")
         struck = FAULTS[self.fault](stage.lab, self.host)
         try:
@@ -203,6 +208,9 @@ class Run:
         after.judge_places(stage, self.verdicts.values(), then)
         if self.fault in STAYING:
             after.judge_stayed(stage, self.verdicts.values())
+        if self.fault in STAYING and stage.active_edge() != edge:
+            self.left.append(f"{edge} was replaced by {stage.active_edge()}")
+            self.after["needless_switchovers"] = 1
         self._act()
 
     def _strike_again(self) -> None:
@@ -228,7 +236,7 @@ class Run:
 
     def _judge_app(self, then: after.Before) -> None:
         """A hung app must have been replaced by now, not woken up by us."""
-        if self.fault in STAYING and self.stage.lab.child_pid(self.host, "app") == then.app_pid:
+        if self.fault in APP_FAULTS and self.stage.lab.child_pid(self.host, "app") == then.app_pid:
             for verdict in self.verdicts.values():
                 verdict.against.append("the hung app was not killed and started again")
 

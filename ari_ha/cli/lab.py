@@ -263,6 +263,7 @@ class Lab:
                 self.node_heal(node)
                 mended.append(f"{node} connected")
             self.thaw(node)
+            lab_faults.disk_mend(self, node)
         return mended
 
     # --- looking ---
@@ -328,6 +329,9 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "node-cut-out": lab_faults.node_cut_out,
     "node-loss": lab_faults.node_loss,
     "compaction": lab_faults.compaction,
+    "disk-full": lab_faults.disk_full,
+    "edge-starved": lab_faults.host_starved,
+    "node-starved": lab_faults.host_starved,
 }
 """Every fault by name; the second argument is the host it strikes."""
 

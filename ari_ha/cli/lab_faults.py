@@ -16,6 +16,13 @@ LOSS_SHARE = 5
 """Packets in a hundred that a bad network loses, each way."""
 ETCD_STOPPED_S, ETCD_RUNS_S = 0.7, 0.5
 """Rhythm in which all members of a slow etcd stand still: a transaction takes up to a second."""
+STARVED_S = 60
+"""How long a host is starved of processor time."""
+STARVED_LOOPS = 8
+"""Busy processes beside those of the host: of two cores they leave it a share of a fifth."""
+DISKS = ("/var/log/asterisk", "/var/lib/asterisk", "/var/spool/asterisk")
+"""What a node's Asterisk writes to: small file systems of their own in the lab."""
+FILLER = ".chaos-filler"
 COMPACT = (
     "r=$(etcdctl endpoint status -w json | sed 's/.*\"revision\":\\([0-9]*\\).*/\\1/') "
     '&& etcdctl compaction --physical "$r"'
@@ -139,6 +146,38 @@ def compaction(lab: Lab, node: str) -> Struck:
     lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", str(struck.at))
     lab.run(ETCD[0], "sh", "-c", COMPACT)
     return struck
+
+
+def disk_full(lab: Lab, node: str) -> Struck:
+    """No byte can be written any more where the node's Asterisk writes."""
+    from ari_ha.cli.lab import LabError, Struck
+
+    at = time.time()
+    for disk in DISKS:
+        kind = lab.run(node, "stat", "-f", "-c", "%T", disk).strip()
+        if kind != "tmpfs":
+            raise LabError(f"{disk} of {node} is not a file system of its own ({kind}): not filled")
+        lab.run(node, "sh", "-c", f"cat /dev/zero > {disk}/{FILLER} 2>/dev/null; true")
+        if lab.run(node, "stat", "-f", "-c", "%f", disk).strip() != "0":
+            raise LabError(f"{disk} of {node} is not full")
+    return Struck(at, lambda: disk_mend(lab, node))
+
+
+def disk_mend(lab: Lab, node: str) -> None:
+    """There is space again."""
+    lab.run(node, "rm", "-f", *(f"{disk}/{FILLER}" for disk in DISKS))
+
+
+def host_starved(lab: Lab, host: str) -> Struck:
+    """Other processes of the host take nearly all of its processor time for a minute."""
+    from ari_ha.cli.lab import PREFIX, Struck
+
+    at = time.time()
+    loops = (
+        f"for n in $(seq {STARVED_LOOPS}); do timeout {STARVED_S} sh -c 'while :; do :; done' & done; wait"
+    )
+    lab.docker("exec", "-d", PREFIX + host, "sh", "-c", loops)
+    return Struck(at)
 
 
 def database_kill(lab: Lab, _: str) -> Struck:
