@@ -38,6 +38,7 @@ from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_sweep import RelaySweep
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
@@ -96,6 +97,7 @@ class EdgeMachine:
         self.setup = Setup(self.context, self.calls, self.watch, self.registrar, self.trunks)
         self.takeover = Takeover(self.context, self.calls, self.setup)
         self.drains = Drains(self.context, self.calls, self.watch, self.takeover)
+        self.sweep = RelaySweep(self.context, self.calls)
         self.setup.on_moving_half_failed = self.takeover.half_failed
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
@@ -464,6 +466,7 @@ class EdgeMachine:
         self.serving = True
         self.watch.start()
         self.drains.start()
+        self.sweep.start()
         self.registrar.start()
         self.trunk_care.start()
         self.phone_care.start()

@@ -126,6 +126,15 @@ class EdgeContext:
             )
         )
 
+    def relay(self, command: str, body: dict[str, object], then: Then) -> None:
+        """One rtpengine command about no call in particular."""
+        self.emit(
+            NgCommand(
+                lane="media", cause=self.cause, limit_s=NG_LIMIT_S, command=command, body=body,
+                tag=self._tag(then),
+            )
+        )  # fmt: skip
+
     def txn(self, lane: str, then: Then | None = None, **parts: Any) -> None:
         """One etcd transaction."""
         self.emit(StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts))

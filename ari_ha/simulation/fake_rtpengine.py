@@ -71,6 +71,8 @@ class FakeRtpengine:
         """One NG command."""
         if command == "ping":
             return Done({"result": "pong"})
+        if command == "list":
+            return Done({"result": "ok", "calls": [*self.calls][: int(body.get("limit", 32))]})
         ident = str(body.get("call-id", ""))
         act = getattr(self, "_" + command.replace(" ", "_"), None)
         if act is None:

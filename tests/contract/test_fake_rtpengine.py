@@ -385,3 +385,12 @@ async def test_delete_with_one_tag_ends_the_whole_call(rig) -> None:
     assert isinstance(await rig.do("delete", from_tag="c"), Done)
     await rig.shows()
     assert isinstance(await rig.plus("a1", "a1@ast1.1"), Refused)
+
+
+async def test_list_names_the_calls_there_are_up_to_a_limit(rig) -> None:
+    listed = await rig.perform("list", {"limit": 1000})
+    assert isinstance(listed, Done) and rig.call in listed.value["calls"]
+    assert isinstance(await rig.do("delete"), Done)
+    listed = await rig.perform("list", {"limit": 1000})
+    assert isinstance(listed, Done) and rig.call not in listed.value["calls"]
+    assert (await rig.perform("list", {"limit": 0})).value["calls"] == []

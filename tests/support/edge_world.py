@@ -190,6 +190,8 @@ class EdgeWorld:
         self.ng.append(command)
         if self.ng_refuse(command):
             return Unreachable("test")
+        if command.command == "list":
+            return Done({"result": "ok", "calls": list(self.hears)})
         call, tag = str(command.body["call-id"]), str(command.body.get("from-tag", ""))
         graph = self.hears.setdefault(call, set())
         pair = (str(command.body.get("to-tag", "")), tag)

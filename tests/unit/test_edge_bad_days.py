@@ -518,3 +518,16 @@ def test_only_what_changed_is_written_and_all_of_it_after_a_write_in_doubt(world
     changed()
     world.run(2.0)
     assert puts[0] == {dialogs} and puts[1] == {dialogs, media, world.keys.owner(call.call)}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_the_relay_holds_and_nobody_knows_is_deleted(world, answers):
+    call = talking(world)[1]
+    world.hears["left-over"] = set()
+    world.ng_refuse = lambda command: command.command == "list" and not answers
+    world.boot()
+    world.run(6.0)
+    assert ("left-over" in world.hears) is not answers
+    world.ng_refuse = lambda command: False
+    world.run(6.0)
+    assert "left-over" not in world.hears and call.call in world.hears
