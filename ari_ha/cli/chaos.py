@@ -53,7 +53,8 @@ def run(
     during: Annotated[
         str,
         typer.Option(
-            "--during", help="What people do in the gap: hangup-caller, hangup-agent or hold-agent."
+            "--during",
+            help="What is done in the gap: hangup-caller, hangup-agent, hold-agent or refer-agent.",
         ),
     ] = "",
     json_file: Annotated[str, typer.Option("--json", help="Write the report here; '-': print it.")] = "",
@@ -108,9 +109,9 @@ def list_() -> None:
 
 def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: str) -> list[tuple[str, str]]:
     """Fault and state of every run; words separated by commas count as several."""
-    from ari_ha.cli.chaos_inside import DURING, HANGUP_AGENT, HOLD_AGENT
+    from ari_ha.cli.chaos_inside import ACTS_OF_AGENT, DURING, HOLD_AGENT, REFER_AGENT
     from ari_ha.cli.chaos_judge import ALONE_STATES, STATES
-    from ari_ha.cli.chaos_stage import CALLS_MAX
+    from ari_ha.cli.chaos_stage import CALLS_MAX, SALES
     from ari_ha.cli.lab import FAULTS
 
     chosen_faults = [word for text in faults for word in text.split(",")] or list(PLAN_FAULTS)
@@ -120,10 +121,12 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
             fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
     if calls > CALLS_MAX:
         fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
-    if during in (HANGUP_AGENT, HOLD_AGENT) and {*ALONE_STATES} & {*chosen_states}:
+    if during in ACTS_OF_AGENT and {*ALONE_STATES} & {*chosen_states}:
         fail("a queued call has no agent who could do that", status=2)
-    if during == HOLD_AGENT and {*chosen_states} - {"talking"}:
-        fail("only people who talk can be put on hold", status=2)
+    if during in (HOLD_AGENT, REFER_AGENT) and {*chosen_states} - {"talking"}:
+        fail("only people who talk can be put on hold or be transferred", status=2)
+    if during == REFER_AGENT and calls > len(SALES):
+        fail(f"there are {len(SALES)} phones to transfer to", status=2)
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
 
 

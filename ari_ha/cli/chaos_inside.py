@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ari_ha.cli.chaos_judge import VOICE_STATES, Verdict
-from ari_ha.cli.chaos_stage import Stage, StageError, until
+from ari_ha.cli.chaos_stage import SALES, Stage, StageError, until
 
 HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT = "hangup-caller", "hangup-agent", "hold-agent"
-DURING = ("", HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT)
+REFER_AGENT = "refer-agent"
+DURING = ("", HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT, REFER_AGENT)
+ACTS_OF_AGENT = (HANGUP_AGENT, HOLD_AGENT, REFER_AGENT)
 HANGUPS = (HANGUP_CALLER, HANGUP_AGENT)
 ACT_AFTER_S = 0.1
 ANSWER_LIMIT_S = 10.0
+TRANSFER_LIMIT_S = 15.0
 AGAIN_LIMIT_S = 3.0
 """A phone that were called again after the end would ring by then."""
 
@@ -56,6 +59,36 @@ def hold(stage: Stage, verdicts: Iterable[Verdict], struck_at: float) -> None:
         stage.far.order(verdict.pair.agent_call, "unhold")
     try:
         until("they talk again", ANSWER_LIMIT_S, lambda: stage.talking([v.pair for v in verdicts]), 0.1)
+    except StageError as error:
+        for verdict in verdicts:
+            verdict.against.append(str(error))
+
+
+def refer(stage: Stage, verdicts: Iterable[Verdict], struck_at: float) -> None:
+    """Agents ask for a transfer to somebody who answers, and the customers talk to him. The third person of
+    each is a phone of `SALES`, at which no agent is logged in."""
+    verdicts = list(verdicts)
+    others = dict(zip([v.pair.customer for v in verdicts], SALES, strict=False))
+    stage.far.manner(others.values(), mode="answer", after_s=0.3)
+    _wait(struck_at)
+    for verdict in verdicts:
+        stage.far.order(verdict.pair.agent_call, "refer", number=others[verdict.pair.customer])
+
+    def there() -> bool:
+        calls = stage.far.calls(living="1")
+        up = {c["owner"]: c["call"] for c in calls if c["way"] == "in" and c["state"] == "up"}
+        at_edge = stage.edge_calls()
+        for verdict in verdicts:
+            pair, other = verdict.pair, others[verdict.pair.customer]
+            legs = at_edge[pair.caller]["legs"] if pair.caller in at_edge else {}
+            leg = next((name for name, facts in legs.items() if facts["aor"] == other), "")
+            if other not in up or not leg:
+                return False
+            pair.agent, pair.agent_call, pair.agent_leg = other, up[other], leg
+        return stage.talking([v.pair for v in verdicts])
+
+    try:
+        until("customers talk to whom they were transferred to", TRANSFER_LIMIT_S, there, 0.1)
     except StageError as error:
         for verdict in verdicts:
             verdict.against.append(str(error))

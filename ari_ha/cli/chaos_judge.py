@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRANSFER, CONSULT, CONFERENCE, RINGING_OUT = "transfer", "consult", "conference", "ringing-out"
+EARLY_MEDIA = "early-media"
 SUPERVISED = {"supervised": "listen", "whispered": "whisper", "barged": "barge"}
 """States with a supervisor, and his mode. Where his voice is mixed in, packets carry no numbers: what they
 lost is not measured."""
@@ -15,12 +16,12 @@ MIXED = "mixed"
 """Calls in several of the other states at once"""
 STATES = (
     "ringing", "queued", "talking", "through", "held", "ivr", TRANSFER, CONSULT, CONFERENCE, RINGING_OUT,
-    *SUPERVISED, MIXED,
+    EARLY_MEDIA, *SUPERVISED, MIXED,
 )  # fmt: skip
 RINGING_STATES = ("ringing", TRANSFER)
 """States in which the caller hears music and somebody's phone rings for him."""
-SILENT_STATES = (RINGING_OUT,)
-"""States in which nobody hears anything yet."""
+UNANSWERED_STATES = (RINGING_OUT, EARLY_MEDIA)
+"""States in which the number an agent has dialled has not answered yet."""
 SERVED = "served"
 """Stands for a leg where nobody can type yet: the call has a node that serves it."""
 VOICE_STATES = ("talking", "through", "supervised")
@@ -66,7 +67,7 @@ class Pair:
     @property
     def legs(self) -> list[str]:
         """Legs of which a node must hear a digit."""
-        if self.state in SILENT_STATES:
+        if self.state in UNANSWERED_STATES:
             return [SERVED]
         if self.state in SUPERVISED:
             return [PRIMARY, self.agent_leg, SUPERVISOR]
@@ -204,7 +205,9 @@ def judge_audio(
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = lost_and_gap(
             customer, pair.agent_call, window_s
         )
-    elif state not in (*SILENT_STATES, "barged"):
+    elif state == EARLY_MEDIA:
+        verdict.lost_ms["to_agent"], verdict.gap_ms["to_agent"] = lost_and_gap(agent, pair.customer, window_s)
+    elif state not in (RINGING_OUT, "barged"):
         verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = 0
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
     friends = {*pair.side}
@@ -226,7 +229,9 @@ def judge_hearing(verdict: Verdict, last: Mapping[str, Measured], window_s: floa
             verdict.against.append("the customer hears the supervisor")
         if not music_now(last.get(pair.agent_call), window_s):
             verdict.against.append("the agent does not hear Asterisk")
-    elif state not in SILENT_STATES and not music_now(last.get(pair.customer), window_s):
+    elif state == EARLY_MEDIA and not hears_now(last.get(pair.agent_call), pair.customer, window_s):
+        verdict.against.append("the agent does not hear the early media")
+    elif state not in UNANSWERED_STATES and not music_now(last.get(pair.customer), window_s):
         verdict.against.append("the customer hears no music")
     if state in SUPERVISED and not music_now(last.get(pair.supervisor_call), window_s):
         verdict.against.append("the supervisor hears nobody")
@@ -247,8 +252,8 @@ def judge_dialogs(verdict: Verdict, calls: Mapping[str, Measured]) -> None:
     state = pair.state
     wanted = {pair.customer: "up"}
     if pair.agent_call:
-        wanted[pair.agent_call] = "ringing" if state in (*RINGING_STATES, RINGING_OUT) else "up"
-    if state == RINGING_OUT:
+        wanted[pair.agent_call] = "ringing" if state in (*RINGING_STATES, *UNANSWERED_STATES) else "up"
+    if state in UNANSWERED_STATES:
         wanted[pair.customer] = "ringing"
     for third in [ident for ident in (*pair.side, pair.supervisor_call) if ident]:
         wanted[third] = "up"

@@ -9,15 +9,16 @@ from typing import Any
 from ari_ha.cli.chaos_judge import (
     CONFERENCE,
     CONSULT,
-    RINGING_OUT,
+    EARLY_MEDIA,
     TRANSFER,
+    UNANSWERED_STATES,
     Pair,
     Verdict,
 )
 from ari_ha.cli.chaos_stage import SALES, SUPPORT, Stage, StageError, until
 from ari_ha.farend.client import FarEndError
 
-PARTY_STATES = (TRANSFER, CONSULT, CONFERENCE, RINGING_OUT)
+PARTY_STATES = (TRANSFER, CONSULT, CONFERENCE, *UNANSWERED_STATES)
 CALLS_MAX = len(SALES)
 CARRIER = "carrier"
 CONFERENCE_DIGITS = "*3"
@@ -29,8 +30,8 @@ def place(stage: Stage, count: int, state: str, serial: int) -> list[Pair]:
     at which no agent is logged in."""
     if count > CALLS_MAX:
         raise StageError(f"at most {CALLS_MAX} calls in state {state}")
-    if state == RINGING_OUT:
-        return _ringing_out(stage, count, serial)
+    if state in UNANSWERED_STATES:
+        return _ringing_out(stage, count, state, serial)
     pairs = stage.place(count, "talking", serial)
     others = SALES[:count]
     if state == TRANSFER:
@@ -47,11 +48,11 @@ def _calls(stage: Stage, way: str) -> dict[str, dict[str, Any]]:
     return {c["owner"]: c for c in stage.far.calls(living="1") if c["way"] == way}
 
 
-def _ringing_out(stage: Stage, count: int, serial: int) -> list[Pair]:
-    """Agents dial numbers at the carrier, who lets them ring."""
+def _ringing_out(stage: Stage, count: int, state: str, serial: int) -> list[Pair]:
+    """Agents dial numbers at the carrier, who lets them ring; with early media he speaks meanwhile."""
     agents = SUPPORT[:count]
     stage.agents_in(agents)
-    stage.far.manner([CARRIER], mode="ring", ring=True)
+    stage.far.manner([CARRIER], mode="early" if state == EARLY_MEDIA else "ring", ring=True)
     numbers = {agent: f"+49{serial:03}{agent}" for agent in agents}
     for agent, number in numbers.items():
         stage.far.phone_order(agent, "dial", number=number)
@@ -63,8 +64,9 @@ def _ringing_out(stage: Stage, count: int, serial: int) -> list[Pair]:
         for agent, number in numbers.items():
             if number in rung and out.get(agent, {}).get("state") == "ringing":
                 mine, theirs = out[agent]["call"], rung[number]["call"]
-                pairs[agent] = Pair(theirs, agent, RINGING_OUT, agent=agent, agent_call=mine, agent_leg="c")
-        return len(pairs) == count
+                pairs[agent] = Pair(theirs, agent, state, agent=agent, agent_call=mine, agent_leg="c")
+        spoken = list(pairs.values()) if state == EARLY_MEDIA else []
+        return len(pairs) == count and stage.agents_hear(spoken)
 
     until(f"{count} numbers ring", STATE_LIMIT_S, ring, 0.2)
     works = [stage.agents()[agent].get("work") for agent in agents]
@@ -177,7 +179,7 @@ def go_on(stage: Stage, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         pair, far = verdict.pair, stage.far
         try:
-            if pair.state == RINGING_OUT:
+            if pair.state in UNANSWERED_STATES:
                 far.order(pair.customer, "answer")
             elif pair.state == TRANSFER:
                 far.order(pair.agent_call, "answer")

@@ -24,8 +24,8 @@ from ari_ha.cli.chaos_judge import (
     MIXED,
     RINGING_STATES,
     SERVED,
-    SILENT_STATES,
     SUPERVISED,
+    UNANSWERED_STATES,
     Pair,
     Verdict,
 )
@@ -185,6 +185,8 @@ class Run:
             if self.during in inside.HANGUPS:
                 by_caller = self.during == inside.HANGUP_CALLER
                 inside.hang_up(stage, self.verdicts.values(), by_caller, struck.at)
+            elif self.during == inside.REFER_AGENT:
+                inside.refer(stage, self.verdicts.values(), struck.at)
             elif self.during:
                 inside.hold(stage, self.verdicts.values(), struck.at)
             else:
@@ -358,7 +360,7 @@ class Run:
 
     def _same_agent(self, pair: Pair, rows: Mapping[str, Any]) -> bool:
         """Whether the two who were connected (or were being connected) still are."""
-        if pair.state in (*RINGING_STATES, *SILENT_STATES):
+        if pair.state in (*RINGING_STATES, *UNANSWERED_STATES):
             return True  # judged again when the phone is answered
         if pair.state in ("held", CONSULT, CONFERENCE, *SUPERVISED):
             legs = self.stage.edge_call(pair.call)["legs"]

@@ -404,6 +404,11 @@ class Stage:
             for p in pairs
         )
 
+    def agents_hear(self, pairs: Sequence[Pair]) -> bool:
+        """Whether every agent hears the other side now."""
+        rows = self.heard_lately(pairs, 0.5) if pairs else {}
+        return all(hears_now(rows.get(p.agent_call), p.customer, 0.5) for p in pairs)
+
     def hearing_music(self, pairs: Sequence[Pair]) -> bool:
         """Whether all the customers hear music now."""
         rows = self.heard_lately(pairs, 0.5) if pairs else {}

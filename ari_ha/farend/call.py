@@ -138,6 +138,8 @@ class Call:
     offered: bool = True
     """The INVITE brought an offer (False: ours goes into the 200)."""
     hold: bool = False
+    early: bool = False
+    """We speak before we have answered."""
     ringing_at: float = 0.0
     answered_at: float = 0.0
     ended_at: float = 0.0
@@ -170,7 +172,8 @@ class Call:
             self.stream.talk(False)
             return
         self.stream.aim(theirs.host, theirs.port, theirs.codec, theirs.event_pt, self.ours.event_pt)
-        self.stream.talk(self.state == "up" and not self.hold and theirs.wants_audio)
+        open_mouth = self.state == "up" or (self.early and self.state == "ringing")
+        self.stream.talk(open_mouth and not self.hold and theirs.wants_audio)
 
     def answer_text(self) -> str:
         """Our answer to the description last taken from the other side."""

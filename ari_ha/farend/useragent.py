@@ -38,7 +38,7 @@ class Manner:
     """What a far end does with a call it is offered."""
 
     mode: str = "answer"
-    """answer, ring (for ever), busy, reject, unavailable"""
+    """answer, ring (for ever), early (for ever, with a voice before the answer), busy, reject, unavailable"""
     after_s: float = 0.5
     """answer: after this long."""
     ring: bool = True
@@ -355,10 +355,13 @@ class UserAgent:
             self.endpoint.reject(call.leg, status, now)
             self._ended(call, "us", status, "refused")
             return
-        if self.manner.ring:
-            self.endpoint.ring(call.leg, now)
-            call.state = "ringing"
+        early = self.manner.mode == "early" and call.offered
+        if early or self.manner.ring:
+            sdp = call.answer_text() if early else None
+            self.endpoint.ring(call.leg, now, 183 if early else 180, sdp=sdp)
+            call.state, call.early = "ringing", early
             call.ringing_at = self._utc()
+            call.media()
         if self.manner.mode == "answer":
             call.answer_due = now + self.manner.after_s
 
