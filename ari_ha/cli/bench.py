@@ -22,6 +22,7 @@ BENCH_NUMBER = "6999"
 DIRECT_PORT = 5079
 """asterisk-conf/pjsip.conf takes an edge host's calls from this port as bench calls."""
 CARRIER_PORT = 5099
+HELD_CALLS = 10
 SERVICES = {"asterisk": "asterisk", "rtpengine": "rtpengine", "app": "node app", "edge": "edge process"}
 
 
@@ -51,6 +52,7 @@ def bench(
         "versions": versions(stage.lab.versions()),
         "setup": _setup_delay(stage, setups),
         "talking": _talking(stage, calls, seconds),
+        "hold": _hold(stage, min(calls, HELD_CALLS)),
     }
     stage.clean()
     if as_json:
@@ -175,6 +177,43 @@ def _commits(stage: Any) -> float:
     return max(found)
 
 
+# --- hold and back ------------------------------------------------------------------------
+
+
+def _hold(stage: Any, calls: int) -> dict[str, Any]:
+    """What a customer hears of being put on hold and taken back: silence between voice and music, and between
+    music and voice, in milliseconds. The agent's phone is silent from its order on."""
+    from ari_ha.cli.chaos_stage import until
+
+    pairs = stage.place(calls, "talking", 902)
+    agent_of = {pair.customer: pair.agent_call for pair in pairs}
+
+    def heard(since: float) -> dict[str, tuple[float, float, float, float]]:
+        """customer -> first and last voice of his agent, begin and end of the music (UTC seconds)"""
+        found = {}
+        for ident, row in stage.measure(since, pairs, stage.far.now()).items():
+            voice = next((h for h in row["hears"] if h["call"] == agent_of.get(ident)), None)
+            spans = row["other_audio"]
+            if voice and spans:
+                found[ident] = (voice["first"], voice["last"], spans[0]["from"], spans[-1]["until"])
+        return found
+
+    since = stage.far.now()
+    for pair in pairs:
+        stage.far.order(pair.agent_call, "hold")
+    until("every customer on hold hears music", 15, lambda: stage.hearing_music(pairs), 0.2)
+    to_music = [(begin - last) * 1000 for _, last, begin, _ in heard(since).values()]
+    since = stage.far.now()
+    for pair in pairs:
+        stage.far.order(pair.agent_call, "unhold")
+    until("all talk again", 15, lambda: stage.talking(pairs), 0.2)
+    to_voice = [(first - end) * 1000 for first, _, _, end in heard(since).values()]
+    stage.clean()
+    if len(to_music) < calls or len(to_voice) < calls:
+        raise SystemExit("not every customer heard music on hold and his agent afterwards")
+    return {"calls": calls, "voice_to_music_ms": _spread(to_music), "music_to_voice_ms": _spread(to_voice)}
+
+
 def _print(console: Console, report: dict[str, Any]) -> None:
     setup, talking = report["setup"], report["talking"]
     table = Table("INVITE to 200, ms", "p50", "p95", "max", title="set-up delay")
@@ -195,3 +234,6 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(f"etcd transactions per call: {talking['etcd_txns_per_call']}")
+    hold = report["hold"]
+    console.print(f"on hold, silence in ms: before the music {hold['voice_to_music_ms']}, after it ", end="")
+    console.print(f"{hold['music_to_voice_ms']} ({hold['calls']} calls)")
