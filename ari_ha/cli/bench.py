@@ -23,6 +23,8 @@ DIRECT_PORT = 5079
 """asterisk-conf/pjsip.conf takes an edge host's calls from this port as bench calls."""
 CARRIER_PORT = 5099
 HELD_CALLS = 10
+STEADY_S = 0.5
+"""Of what was heard before an order, this much is looked at."""
 SERVICES = {"asterisk": "asterisk", "rtpengine": "rtpengine", "app": "node app", "edge": "edge process"}
 
 
@@ -198,12 +200,13 @@ def _hold(stage: Any, calls: int) -> dict[str, Any]:
                 found[ident] = (voice["first"], voice["last"], spans[0]["from"], spans[-1]["until"])
         return found
 
-    since = stage.far.now()
+    since = stage.far.now() - STEADY_S
     for pair in pairs:
         stage.far.order(pair.agent_call, "hold")
     until("every customer on hold hears music", 15, lambda: stage.hearing_music(pairs), 0.2)
     to_music = [(begin - last) * 1000 for _, last, begin, _ in heard(since).values()]
-    since = stage.far.now()
+    time.sleep(STEADY_S)
+    since = stage.far.now() - STEADY_S
     for pair in pairs:
         stage.far.order(pair.agent_call, "unhold")
     until("all talk again", 15, lambda: stage.talking(pairs), 0.2)

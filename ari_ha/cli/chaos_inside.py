@@ -84,7 +84,7 @@ def refer(stage: Stage, verdicts: Iterable[Verdict], struck_at: float) -> None:
             leg = next((name for name, facts in legs.items() if facts["aor"] == other), "")
             if other not in up or not leg:
                 return False
-            pair.agent, pair.agent_call, pair.agent_leg = other, up[other], leg
+            pair.agent_call, pair.agent_leg = up[other], leg
         return stage.talking([v.pair for v in verdicts])
 
     try:

@@ -218,10 +218,11 @@ class Run:
     def _strike_again(self) -> None:
         """What the edge took up again is whole: the calls survive the death of their Asterisk too."""
         stage = self.stage
-        node = next(iter(self.pairs)).node
-        stage.say(f"striking again: asterisk-kill {node}")
         stage.refresh(self.pairs)
-        struck = FAULTS["asterisk-kill"](stage.lab, node)
+        nodes = sorted({pair.node for pair in self.pairs})
+        stage.say(f"striking again: asterisk-kill {' '.join(nodes)}")
+        strikes = [FAULTS["asterisk-kill"](stage.lab, node) for node in nodes]
+        struck = strikes[0]
         self._probe(struck.at, self.verdicts, struck, moved=True)
         self._judge_audio(self.verdicts, struck.at)
         self._judge_dialogs(struck.at)

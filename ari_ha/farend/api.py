@@ -38,7 +38,7 @@ from ari_ha.sip import LocalError
 CALLS_PER_REQUEST_MAX = 500
 BODY_MAX_BYTES = 262_144
 CODECS = {"pcma": rtp.PT_PCMA, "pcmu": rtp.PT_PCMU}
-MODES = ("answer", "ring", "busy", "reject", "unavailable")
+MODES = ("answer", "ring", "early", "busy", "reject", "unavailable")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
