@@ -175,6 +175,7 @@ class EdgeMachine:
                 break
             for event in events:
                 self.dialogs.heard(event)
+        self.dialling.forks.sweep()
         for data, flow in sip.output():
             name = self.trunks.name_at(flow) if flow.transport == "tls" else ""
             context.emit(SendSip(data=data, flow=flow, name=name))
@@ -510,6 +511,7 @@ class EdgeMachine:
                     if call and leg.state == "ringing" and leg.target:
                         self.dialling.limit_ringing(call, leg)
                         self.dialling.outbound.watch(call, leg)
+                        self.dialling.forks.watch(call, leg)
                 record = keys.record(value.call)
                 if call and owner and owner.edge != context.config.edge:
                     self.calls.touch(call)  # nodes look there for whose word counts

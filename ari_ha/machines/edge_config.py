@@ -144,6 +144,8 @@ class EdgeConfig:
     """``tls``: phones registered over TLS are offered SRTP; ``always``; ``off``"""
     calls_max: int = 2_000
     """New calls beyond this get 503: a full edge keeps the calls it has."""
+    contacts_rung_max: int = 1
+    """Contacts of one phone that ring at once: its newest registrations"""
     call_records: bool = False
     """Whether an ended call is left in the outbox for the clerk."""
     timings: EdgeTimings = EdgeTimings()

@@ -14,6 +14,7 @@ from ari_ha.core.machine import Outcome
 from ari_ha.machines import identity
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_forks import Forks
 from ari_ha.machines.edge_model import (
     DEVICE,
     NUMBER,
@@ -31,6 +32,7 @@ from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.sdp import SUITES
 from ari_ha.wire import link
+from ari_ha.wire.keyspace import BindingValue
 from ari_ha.wire.token import HEADER, BadToken, LegToken, verify
 
 
@@ -41,6 +43,7 @@ class Dialling:
         self, context: EdgeContext, calls: Calls, setup: Setup, registrar: Registrar, trunks: Trunks
     ) -> None:
         self.outbound = Outbound(context, calls, trunks)
+        self.forks = Forks(context, calls, registrar)
         self._trunks = trunks
         self._context = context
         self._calls = calls
@@ -148,17 +151,27 @@ class Dialling:
             self._calls.end_leg(call, leg, "edge", "34", 503)
 
     def _ring_phone(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        context, config = self._context, self._context.config
+        context = self._context
         if not leg.alive or call.ended:
             return
         binding = self._registrar.binding_of(leg.aor)
         if binding is None:
             self._calls.end_leg(call, leg, "edge", "20", 480)
             return
+        self._invite_phone(call, leg, leg.key, binding)
+        leg.state = "ringing"
+        self.forks.ring(call, leg, lambda key, other: self._invite_phone(call, leg, key, other))
+        text = f"ringing {leg.aor}"
+        context.note(f"call/{call.call}", text, leg=leg.leg, attempt=leg.attempt, places=1 + len(leg.forks))
+        self.limit_ringing(call, leg)
+        self._calls.touch(call)
+
+    def _invite_phone(self, call: EdgeCall, leg: PhoneLeg, key: str, binding: BindingValue) -> None:
+        context, config = self._context, self._context.config
         flow, target, routes = self._registrar.route(binding)
         caller = identity.shown_to_phone(call.caller, call.identity)
         context.sip.invite(
-            leg.key,
+            key,
             flow=flow,
             target=target,
             from_=f"<sip:{caller}@{config.public_host}>",
@@ -168,15 +181,12 @@ class Dialling:
             session_expires=context.timings.session_expires_s,
             now=context.now,
         )
-        leg.state = "ringing"
-        context.note(f"call/{call.call}", f"ringing {leg.aor}", leg=leg.leg, attempt=leg.attempt)
-        self.limit_ringing(call, leg)
-        self._calls.touch(call)
 
     def ring_again(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The phone rings for an edge at another address, which its answer would go to: it
         is asked to stop, and rung from here. The node notices nothing."""
         self._context.sip.hangup(leg.key, self._context.now)
+        self.forks.stop(leg)
         self._calls.rekey(call, leg, self._context.new_id())
         leg.elsewhere, leg.sdp_version = False, 1
         self._setup.open_phone_media(call, leg, "", lambda: self._ring_phone(call, leg))

@@ -129,7 +129,7 @@ class Dialogs:
     # --- progress ------------------------------------------------------------------
 
     def _ringing(self, event: sip.LegRinging) -> None:
-        if found := self._calls.phone(event.leg):
+        if found := self._calls.phone(event.leg) or self._dialling.forks.of(event.leg):
             self._dialling.phone_ringing(*found, event.status, event.sdp)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
@@ -137,6 +137,7 @@ class Dialogs:
                 self._setup.half_ringing(call, node_leg)
 
     def _answered(self, event: sip.LegAnswered) -> None:
+        self._dialling.forks.answered(event.leg)
         if found := self._calls.phone(event.leg):
             call, leg = found
             if leg.alive:
@@ -188,11 +189,14 @@ class Dialogs:
     # --- endings -------------------------------------------------------------------
 
     def _failed(self, event: sip.LegFailed) -> None:
+        final = self._dialling.forks.failed(event)
+        if not final:
+            return
         if found := self._calls.phone(event.leg):
             call, leg = found
             if not self._dialling.outbound.failed(call, leg, event.status, event.headers):
                 # a 3xx is not passed on: Asterisk would follow it on its own
-                status = event.status if event.status >= 400 else 480
+                status = final if final >= 400 else 480
                 self._calls.end_leg(call, leg, "failed", event.reason, status)
         elif half := self._calls.half(event.leg):
             call, node_leg = half

@@ -151,6 +151,8 @@ class PhoneLeg:
     """On a consulting leg: whom it wants to reach"""
     refer: dict[str, str] = field(default_factory=dict)
     """A transfer it asked for and that is not over: id, number, other"""
+    forks: list[str] = field(default_factory=list)
+    """SIP keys of its further dialogs while it rings at several places"""
     taken: bool = False
     """Another account's phone has taken it over (RFC 3891)"""
     trunk: str = ""
@@ -519,7 +521,10 @@ class EdgeCall:
     def dialogs_value(self, export: Any, at: str) -> DialogsValue:
         """The stored form; ``export`` turns a SIP key into its record, or None. ``at``: the
         address by which people know this edge."""
-        legs = {leg.leg: {**leg.to_dict(), "sip": export(leg.key)} for leg in self.living()}
+        legs = {
+            leg.leg: {**leg.to_dict(), "sip": export(leg.key), "forks": {k: export(k) for k in leg.forks}}
+            for leg in self.living()
+        }
         halves = {half.leg: {**half.to_dict(), "sip": export(half.key)} for half in self.halves.values()}
         return DialogsValue(
             call=self.call,

@@ -13,6 +13,7 @@ from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
+from ari_ha.machines.edge_forks import ELSEWHERE
 from ari_ha.machines.edge_model import (
     MIRRORED,
     AudioSide,
@@ -32,9 +33,6 @@ from ari_ha.sip.replaces import Replaces
 from ari_ha.sip.sdp import SdpError, SessionDescription
 from ari_ha.sip.uri import NameAddr
 from ari_ha.wire import link
-
-ELSEWHERE = 'SIP;cause=200;text="Call completed elsewhere"'
-"""Reason (RFC 3326) of the CANCEL to a phone whose call another picked up: none was missed."""
 
 
 class Replacing:
@@ -60,7 +58,7 @@ class Replacing:
             self._setup.refuse(event, 400, "bad_replaces")
             return
         key = self._context.sip.dialog_named(name.call_id, name.to_tag, name.from_tag)
-        found = self._calls.phone(key) if key else None
+        found = self._calls.phone(key) or self._dialling.forks.of(key) if key else None
         if found is None or not found[1].alive:
             self._setup.refuse(event, *((481, "no_such_dialog") if key is None else (603, "dialog_over")))
             return
@@ -91,6 +89,8 @@ class Replacing:
             return 481, "early_not_ours"  # who calls us has not begun a dialog of ours
         if leg.state == "up" and name.early_only:
             return 486, "not_early"
+        if leg.elsewhere:
+            return 480, "comes_from_another_address"
         if not user:
             own = leg.trunk or (call.trunk if leg.leg == PRIMARY_LEG else "")
             return None if own == trunk else (403, "not_its_dialog")

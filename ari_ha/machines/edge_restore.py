@@ -75,6 +75,10 @@ def _import_legs(context: EdgeContext, call: EdgeCall, value: DialogsValue, move
         if data.get("sip"):
             credentials = context.trunk_credentials(leg.trunk)
             sip.import_leg(leg.key, data["sip"], now, credentials=credentials, moved=leg.elsewhere)
+            for key, record in data.get("forks", {}).items():
+                if record:
+                    sip.import_leg(key, record, now, moved=leg.elsewhere)
+                    leg.forks.append(key)
             call.legs[leg.leg] = leg
         elif leg.target and not leg.aor:
             # it may ring at the carrier or not: it is not dialled again

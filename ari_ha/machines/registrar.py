@@ -352,13 +352,17 @@ class Registrar:
 
     def binding_of(self, aor: str) -> BindingValue | None:
         """The newest living contact of an address of record; one that answers, where there is any."""
+        return next(iter(self.bindings_of(aor)), None)
+
+    def bindings_of(self, aor: str) -> list[BindingValue]:
+        """Every living contact, in the order they are to be rung."""
         now = self._context.utc
         living = [
             held.value
             for held in self._bindings.get(aor, {}).values()
             if held.value.expires + BINDING_GRACE_S > now
         ]
-        return max(living, key=lambda value: (not value.unreachable, value.expires), default=None)
+        return sorted(living, key=lambda value: (not value.unreachable, value.expires), reverse=True)
 
     def route(self, binding: BindingValue) -> tuple[Flow, str, tuple[tuple[str, str], ...]]:
         """How to reach a contact: the flow it registered over, which is open through

@@ -176,6 +176,8 @@ class EdgeSettings:
     """What the public side does about sources that ask too much."""
     calls_max: int = 2_000
     """Calls at once; a further one gets 503."""
+    contacts_rung_max: int = 1
+    """Contacts of one phone that ring at once, the newest; 1: only the newest."""
     call_records: bool = False
     """Whether each ended call is left in etcd for the clerk to write into the database.
     Off by default: without a clerk the outbox would fill etcd."""

@@ -81,6 +81,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         core_interface=settings.rtpengine.core_interface,
         guarded=bool(settings.guard.listen),
         calls_max=settings.calls_max,
+        contacts_rung_max=settings.contacts_rung_max,
         call_records=settings.call_records,
         timings=settings.timings,
         protection=settings.protection,
