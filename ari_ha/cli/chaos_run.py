@@ -93,6 +93,7 @@ class Run:
     during: str = ""
     with_baseline: bool = True
     host: str = ""
+    address_moves: bool = True
     pairs: list[Pair] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class Run:
         stage, say, began = self.stage, self.stage.say, time.time()
         say(f"{self.fault} / {self.state}: cleaning up")
         stage.clean()
-        self.host = self._victim()
+        self.host, self.address_moves = self._victim(), stage.address_moves()
         say(f"placing {self.count} calls")
         stage.only(NODES[self.serial % len(NODES)])
         rings = stage.ring_long(RING_LONG_MS) if self.state in ("ringing", MIXED) else {}
@@ -254,6 +255,8 @@ class Run:
         self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
         if not on_purpose:
             self._judge_audio(self.verdicts, struck.at)
+        if not self.address_moves and self.state in RINGING_STATES:
+            self.stage.rung_anew(self.pairs)
         self._judge_dialogs(struck.at)
 
     def _emptied(self, since: float) -> bool:

@@ -106,6 +106,11 @@ class Stage:
                 return edge
         raise ClusterError("no edge serves")
 
+    def address_moves(self) -> bool:
+        """Whether the pair's edges have one address; true of a single edge. Asked while both live."""
+        edges = self.view().edges
+        return len({edges[name].get("public", "") for name in self.edges if name in edges}) < 2
+
     def pair_is_whole(self) -> bool:
         """One edge is active, and the other could take over now; true of a single edge."""
         if len(self.edges) < 2:
@@ -394,6 +399,15 @@ class Stage:
         talking = [pair for pair in pairs if pair.state in (*VOICE_STATES, *SUPERVISED, "held")]
         waiting = [pair for pair in pairs if pair.state in ("ringing", *ALONE_STATES)]
         return self.talking(talking) and self.hearing_music(waiting)
+
+    def rung_anew(self, pairs: Sequence[Pair]) -> None:
+        """An edge at another address rings the same phones anew: for the far ends another call."""
+        far = self.far_calls().values()
+        rings = {
+            call["owner"]: call["call"] for call in far if (call["way"], call["state"]) == ("in", "ringing")
+        }
+        for pair in pairs:
+            pair.agent_call = rings.get(pair.agent, pair.agent_call)
 
     def talking(self, pairs: Sequence[Pair]) -> bool:
         """Whether all of them hear each other now."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ari_ha.farend.call import Call
+from ari_ha.farend.edge_watch import Address, EdgeWatch
 from ari_ha.farend.media import Media
 from ari_ha.farend.network import Driver, driver_for
 from ari_ha.farend.registration import Registration
@@ -36,6 +37,9 @@ class FarEnds:
         self.media = Media(settings.media_workers, settings.rtp_port_first, settings.rtp_port_last)
         self.drivers: dict[str, Driver] = {}
         self.marks: dict[str, float] = {}
+        hosts = (settings.edge_host, *settings.edge_others)
+        edges = [(host, settings.edge_port) for host in hosts]
+        self.watch = EdgeWatch(settings.carrier_host, edges, self._edge_moved) if len(edges) > 1 else None
 
     async def open(self) -> None:
         """Opens every socket; phones start to register."""
@@ -51,6 +55,8 @@ class FarEnds:
         for index, user in enumerate(self.settings.phones):
             self.drivers[user] = driver_for(self._phone(index, user))
         await asyncio.gather(*(driver.open() for driver in self.drivers.values()))
+        if self.watch:
+            await self.watch.open()
 
     async def hang_up(self) -> None:
         """Ends every living call politely, so that nobody else has to find out that we are gone."""
@@ -63,9 +69,16 @@ class FarEnds:
 
     def close(self) -> None:
         """Closes everything."""
+        if self.watch:
+            self.watch.close()
         for driver in self.drivers.values():
             driver.close()
         self.media.close()
+
+    def _edge_moved(self, edge: Address) -> None:
+        """New calls and registrations go to another edge; calls go where their dialogs say."""
+        for index, driver in enumerate(self.drivers.values()):
+            driver.use(*edge, register_at=driver.now + index * REGISTER_SPACING_S)
 
     def _phone(self, index: int, user: str) -> UserAgent:
         settings = self.settings

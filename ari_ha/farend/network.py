@@ -35,6 +35,14 @@ class Driver:
         """The agent's clock."""
         return self._loop.time()
 
+    def use(self, host: str, port: int, register_at: float) -> None:
+        """The proxy and registrar is another from now on."""
+        agent = self.agent
+        agent.proxy = Flow(agent.listener.name, agent.listener.transport, host, port)
+        if agent.registration is not None and agent.registration.wanted:
+            agent.registration.want(True, register_at)
+        self.flush()
+
     def flush(self) -> None:
         """Sends what the agent has to say and arms its deadline. To be called after every order."""
         for data, flow in self.agent.output():
@@ -113,6 +121,12 @@ class TcpDriver(Driver):
             self._task.cancel()
         if self._writer is not None:
             self._writer.close()
+
+    def use(self, host: str, port: int, register_at: float) -> None:
+        """See `Driver.use`: over a new connection, which registers by itself."""
+        super().use(host, port, register_at)
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def _run(self) -> None:
         while True:

@@ -24,6 +24,8 @@ class FarEndSettings:
     edge_host: str
     edge_port: int = 5060
     """Where calls and registrations go."""
+    edge_others: tuple[str, ...] = ()
+    """Other edges' addresses, same port: used when the one in use does not answer OPTIONS."""
     carrier_host: str = "127.0.0.1"
     carrier_port: int = 5060
     carrier_user: str = ""
@@ -74,6 +76,7 @@ def _read(values: Mapping[str, Any]) -> FarEndSettings:
     return FarEndSettings(
         edge_host=edge["host"],
         edge_port=int(edge.get("port", 5060)),
+        edge_others=tuple(str(host) for host in edge.get("others", ())),
         carrier_host=carrier["host"],
         carrier_port=int(carrier.get("port", 5060)),
         carrier_user=str(carrier.get("user", "")),

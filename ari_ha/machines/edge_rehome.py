@@ -64,6 +64,7 @@ class Rehome:
         context.note(f"call/{call.call}", "comes from another address: its far ends are told ours",
                      phones=len(away), nodes=len(halves))  # fmt: skip
         context.count("edge_calls_rehomed")
+        self._until = {key: until for key, until in self._until.items() if until > context.now}
         self._calls.touch(call)
 
         def opened(key: str) -> None:

@@ -11,10 +11,12 @@ import pytest
 from ari_ha.core.machine import Note
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.sip import SipFlowClosed
 from ari_ha.core.ports.store import StoreReach
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, parse_message
 from ari_ha.sip.sdp import SessionDescription
 from ari_ha.wire import link
@@ -22,6 +24,7 @@ from ari_ha.wire.keyspace import DialogsValue, decode
 from tests.support.edge_world import EDGE_CORE, EDGE_PUBLIC, Node, kill
 from tests.unit.test_edge_machine import talking
 from tests.unit.test_edge_role import Pair
+from tests.unit.test_edge_srtp import OURS, SUITE, THEIRS, call_in, secure
 
 PUBLIC_2, CORE_2, RELAY_2 = "10.0.1.12", "10.0.2.12", "10.0.9.12"
 """The second edge's own, and its rtpengine's"""
@@ -303,6 +306,57 @@ def test_an_older_record_is_taken_for_ours(pair: TwoAddresses) -> None:
     """It does not say where its far ends were: nobody is asked."""
     value = decode(b'{"schema":1,"call":"k","started":1.0}', DialogsValue, "")
     assert value.at == ""
+
+
+def test_a_phone_on_tcp_is_told_when_it_has_connected(pair: TwoAddresses) -> None:
+    _, call, _, phone, _ = talking(pair)
+    leg = call.legs["a1"]
+    old = Flow("public-tcp", "tcp", phone.host, 33_001, "one")
+    pair.edge.context.sip.move_flow(leg.key, old)
+    pair.edge.calls.touch(call)
+    pair.run(0.1)
+    since = pair.now
+    pair.now += 1
+    pair.take_over()
+    here, gone = pair.edge.calls.by_id[call.call], replace(old, conn="")
+    for _ in range(2):  # nobody listens where it connected from
+        pair.post(SipFlowClosed(flow=gone, reason="refused", refused=True))
+        pair.run(1.2)
+        assert here.legs["a1"].elsewhere and here.legs["a1"].alive
+    pair.post(SipFlowClosed(flow=gone, reason="refused", refused=True))
+    new = Flow("public-tcp", "tcp", phone.host, 33_002, "two")
+    pair.edge.registrar.on_flow("1001", new)
+    pair.run(0.1)
+    asked = [data for at, _, to, data in pair.sip_log if at > since and to == phone.host]
+    asked = [data for data in asked if data.startswith(b"INVITE")]
+    assert len(asked) >= 3 and pair.edge.context.sip.leg_flow(leg.key) == new
+
+
+def test_an_encrypted_leg_gets_the_new_relays_key(pair: TwoAddresses) -> None:
+    """SDES (RFC 4568): a new stream, a new key of ours; the far end's is taken from its answer."""
+    pair.key = OURS
+    real = pair.relay
+
+    def relay(command: NgCommand) -> Any:
+        outcome = real(command)
+        if command.command == "create" and command.body.get("transport-protocol") == "RTP/SAVP":
+            line = f"a=crypto:1 {SUITE} {pair.key}\r\na=ptime"
+            outcome.value["sdp"] = outcome.value["sdp"].replace("RTP/AVP", "RTP/SAVP").replace("a=ptime", line)
+        return outcome
+
+    pair.relay = relay
+    pair.carrier.sdp = lambda *_: secure()
+    call_in(pair, secure())
+    (call,) = pair.edge.calls.by_id.values()
+    since, pair.key = pair.now, "inline:" + "N" * 40
+    pair.now += 1
+    pair.take_over()
+    asked = pair.requests(pair.carrier.host, "INVITE", since + 0.5)[-1]
+    assert f"a=crypto:1 {SUITE} {pair.key}" in asked.body.decode()
+    here = pair.edge.calls.by_id[call.call].legs["c"]
+    assert here.key_line == pair.key and not here.elsewhere
+    told = [c for c in pair.ng if c.command == "publish" and c.body["from-tag"] == "c"]
+    assert THEIRS in told[-1].body["sdp"]
 
 
 def notes(pair: TwoAddresses) -> list[Note]:
