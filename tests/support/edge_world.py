@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ari_ha.core.machine import DeadlineReached, Done, Effect, Note, OutcomeOf, Unreachable
@@ -33,6 +34,18 @@ from ari_ha.wire.token import HEADER, LegToken, sign, verify
 KEY = b"header key of the tests"
 EDGE_PUBLIC = ("10.0.1.11", 5060)
 EDGE_CORE = "10.0.2.11"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A host an edge may be on: its addresses, and its rtpengine's."""
+
+    public: str
+    core: str
+    relay: str
+
+
+HOMES = (Home(EDGE_PUBLIC[0], EDGE_CORE, "10.0.9.9"), Home("10.0.1.12", "10.0.2.12", "10.0.9.12"))
 CARRIER = ("10.0.1.50", 5060)
 NODES = {"ast1": "10.0.2.31", "ast2": "10.0.2.32", "ast3": "10.0.2.33"}
 
@@ -98,14 +111,15 @@ class EdgeWorld:
         self.phones: dict[str, Party] = {}
         self.nodes = {name: Node(name, host, self.new_id) for name, host in NODES.items()}
         self.keys = Keys("test")
+        self.home = HOMES[0]
         self.boot()
 
     # --- the edge ------------------------------------------------------------------
 
     def config(self) -> EdgeConfig:
         return EdgeConfig(
-            cluster="test", edge="edge1", vip="pair1", realm="test", public_host=EDGE_PUBLIC[0],
-            public_port=EDGE_PUBLIC[1], core_host=EDGE_CORE, trunk_port=5070, agent_port=5072,
+            cluster="test", edge="edge1", vip="pair1", realm="test", public_host=self.home.public,
+            public_port=EDGE_PUBLIC[1], core_host=self.home.core, trunk_port=5070, agent_port=5072,
             resume_port=5074, header_key=KEY,
             nodes={name: EdgeNode(name, host, 5060) for name, host in NODES.items()},
             trunks={"carrier1": {"hosts": [CARRIER[0]], "dids": ["6000", "6001"]}},
@@ -122,6 +136,17 @@ class EdgeWorld:
             if node.reachable:
                 self.link_up(node)
         self.settle()
+
+    def rehome(self) -> None:
+        """The edge's host is gone with its addresses and its rtpengine; the other one begins."""
+        self.leave()
+        self.boot()
+
+    def leave(self) -> None:
+        """The edge's host is gone."""
+        self.home = HOMES[1 - HOMES.index(self.home)]
+        self.hears.clear()
+        self.tag_ports.clear()
 
     def snapshots(self) -> None:
         for family in FAMILIES:
@@ -198,7 +223,7 @@ class EdgeWorld:
         match command.command:
             case "create":
                 port = self.tag_ports.setdefault((call, tag), next(self.ports))
-                return Done({"result": "ok", "sdp": build_audio_sdp(1, 1, "10.0.9.9", port)})
+                return Done({"result": "ok", "sdp": build_audio_sdp(1, 1, self.home.relay, port)})
             case "connect":
                 graph.add(pair)
             case "unsubscribe":
@@ -226,7 +251,8 @@ class EdgeWorld:
 
     def edge_address(self, listener: str) -> tuple[str, int]:
         ports = {"node-trunk": 5070, "node-agent": 5072, "node-resume": 5074}
-        return (EDGE_CORE, ports[listener]) if listener in ports else EDGE_PUBLIC
+        public = (self.home.public, EDGE_PUBLIC[1])
+        return (self.home.core, ports[listener]) if listener in ports else public
 
     def settle(self) -> None:
         """Lets everybody answer until nobody has anything to say."""
@@ -237,6 +263,8 @@ class EdgeWorld:
                     party.heard.append(event)
                     if isinstance(party, Node):
                         self.node_heard(party, event)
+                    if isinstance(event, sip_events.ReinviteReceived):  # the edge has another address
+                        party.sip.accept_reinvite(event.leg, party.sdp(), self.now)
                     said = True
                 for data, flow in party.sip.output():
                     said = True
@@ -247,7 +275,9 @@ class EdgeWorld:
 
     def arrive(self, party: Party, data: bytes, flow: Flow) -> None:
         names = {5070: "node-trunk", 5072: "node-agent", 5074: "node-resume"}
-        listener = names.get(flow.port, "public-udp") if flow.host == EDGE_CORE else "public-udp"
+        if flow.host not in (self.home.public, self.home.core):
+            return  # nobody is there any more
+        listener = names.get(flow.port, "public-udp") if flow.host == self.home.core else "public-udp"
         self.post(SipBytes(data=data, flow=Flow(listener, "udp", party.host, party.port)))
 
     def run(self, seconds: float, step: float = 0.02) -> None:
@@ -287,7 +317,7 @@ class EdgeWorld:
                          target=target or f"device:{aor}", attempt=attempt, agent=agent)  # fmt: skip
         key = self.new_id()
         node.sip.invite(
-            key, flow=Flow("l", "udp", EDGE_CORE, 5070), target=f"sip:{leg}@{EDGE_CORE}:5070",
+            key, flow=Flow("l", "udp", self.home.core, 5070), target=f"sip:{leg}@{self.home.core}:5070",
             from_="<sip:app@node>", to=f"<sip:{leg}@edge>", sdp=node.sdp(),
             headers=((HEADER, sign(token, KEY)),), now=self.now,
         )  # fmt: skip
@@ -315,7 +345,7 @@ class EdgeWorld:
         phone = self.phones.get(user) or Party("10.0.1.60", 6000 + len(self.phones) + 1, self.new_id)
         self.phones[user] = phone
         arguments: dict[str, Any] = {
-            "flow": Flow("l", "udp", *EDGE_PUBLIC), "target": "sip:test", "from_": f"<sip:{user}@test>",
+            "flow": self.carrier_flow(), "target": "sip:test", "from_": f"<sip:{user}@test>",
             "to": f"<sip:{user}@test>", "now": self.now,
         }  # fmt: skip
         contact = ("Contact", f"<sip:{user}@{phone.host}:{phone.port}>")
@@ -329,14 +359,14 @@ class EdgeWorld:
 
     def carrier_flow(self) -> Flow:
         """The way from anybody outside to the edge."""
-        return Flow("l", "udp", *EDGE_PUBLIC)
+        return Flow("l", "udp", self.home.public, EDGE_PUBLIC[1])
 
     def call_in(self, did: str = "6000", sdp: bool = True) -> tuple[str, Any]:
         """The carrier calls; the caller's key and the edge's call."""
         key = self.new_id()
         before = set(self.edge.calls.by_id)
         self.carrier.sip.invite(
-            key, flow=Flow("l", "udp", *EDGE_PUBLIC), target=f"sip:{did}@{EDGE_PUBLIC[0]}",
+            key, flow=self.carrier_flow(), target=f"sip:{did}@{self.home.public}",
             from_="<sip:5551234@carrier>", to=f"<sip:{did}@edge>",
             sdp=self.carrier.sdp() if sdp else None, now=self.now,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -21,60 +20,26 @@ from ari_ha.sip.message import Request, parse_message
 from ari_ha.sip.sdp import SessionDescription
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import DialogsValue, decode
-from tests.support.edge_world import EDGE_CORE, EDGE_PUBLIC, Node, kill
+from tests.support.edge_world import HOMES, Node, kill
 from tests.unit.test_edge_machine import talking
 from tests.unit.test_edge_role import Pair
 from tests.unit.test_edge_srtp import OURS, SUITE, THEIRS, call_in, secure
 
-PUBLIC_2, CORE_2, RELAY_2 = "10.0.1.12", "10.0.2.12", "10.0.9.12"
-"""The second edge's own, and its rtpengine's"""
+PUBLIC_2, CORE_2, RELAY_2 = HOMES[1].public, HOMES[1].core, HOMES[1].relay
 
 
 class TwoAddresses(Pair):
     """The second edge has other addresses and a relay that knows nothing."""
 
-    def __init__(self) -> None:
-        self.second = False
-        self.accepted: dict[int, Any] = {}
-        super().__init__()
-
     def config(self) -> EdgeConfig:
+        """The standby is made when the first edge runs already."""
         config = super().config()
-        started = hasattr(self, "first")
-        return replace(config, public_host=PUBLIC_2, core_host=CORE_2) if started else config
-
-    def edge_address(self, listener: str) -> tuple[str, int]:
-        host, port = super().edge_address(listener)
-        return (CORE_2 if host == EDGE_CORE else PUBLIC_2, port) if self.second else (host, port)
-
-    def arrive(self, party: Any, data: bytes, flow: Any) -> None:
-        """Only what is sent to the living edge's addresses gets there."""
-        here = (PUBLIC_2, CORE_2) if self.second else (EDGE_PUBLIC[0], EDGE_CORE)
-        if flow.host in here:
-            super().arrive(party, data, replace(flow, host=EDGE_CORE) if flow.host == CORE_2 else flow)
-
-    def settle(self) -> None:
-        """Everybody accepts a change of the edge's address."""
-        for _ in range(5):
-            super().settle()
-            for party in (self.carrier, *self.phones.values(), *self.nodes.values()):
-                for event in [e for e in party.of(sip.ReinviteReceived) if id(e) not in self.accepted]:
-                    self.accepted[id(event)] = event
-                    party.sip.accept_reinvite(event.leg, party.sdp(), self.now)
-
-    def relay(self, command: NgCommand) -> Any:
-        done = super().relay(command)
-        if self.second and command.command == "create":
-            done.value["sdp"] = done.value["sdp"].replace("10.0.9.9", RELAY_2)
-        return done
+        return replace(config, public_host=PUBLIC_2, core_host=CORE_2) if hasattr(self, "first") else config
 
     def take_over(self) -> None:
         """The first edge's host is gone, with its relay."""
         self.mirror()
-        self.second = True
-        self.hears.clear()
-        self.tag_ports.clear()
-        self.ports = itertools.count(40_000, 2)
+        self.leave()
         self.ng.clear()
         super().take_over()
         for node in self.nodes.values():
@@ -341,7 +306,8 @@ def test_an_encrypted_leg_gets_the_new_relays_key(pair: TwoAddresses) -> None:
         outcome = real(command)
         if command.command == "create" and command.body.get("transport-protocol") == "RTP/SAVP":
             line = f"a=crypto:1 {SUITE} {pair.key}\r\na=ptime"
-            outcome.value["sdp"] = outcome.value["sdp"].replace("RTP/AVP", "RTP/SAVP").replace("a=ptime", line)
+            plain = outcome.value["sdp"].replace("RTP/AVP", "RTP/SAVP")
+            outcome.value["sdp"] = plain.replace("a=ptime", line)
         return outcome
 
     pair.relay = relay
