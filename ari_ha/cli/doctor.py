@@ -347,6 +347,10 @@ def _node_says(status: dict[str, Any]) -> Iterator[Finding]:
     for module in status.get("missing_modules") or ():
         yield Finding(BAD, "", f"Asterisk lacks {module}", "load it in modules.conf")
 
+    if trouble := status.get("maintenance_trouble"):
+        advice = "a cordon holds, but whoever does not know of it reaches this Asterisk"
+        yield Finding(WARN, "", f"no endpoint maintenance: {trouble}", advice)
+
 
 def _edge_says(status: dict[str, Any]) -> Iterator[Finding]:
     reachable = status.get("rtpengine")

@@ -189,7 +189,7 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
         "nodes",
         ("node", "state", "calls", "version", "why"),
         [
-            (name, view.node_state(name), counts[name], value.get("version", ""), value.get("reason", ""))
+            (name, view.node_state(name), counts[name], value.get("version", ""), _why(value))
             for name, value in sorted(view.nodes.items())
         ],
     )
@@ -242,6 +242,12 @@ def _print(view: View, members: list[dict[str, Any]]) -> None:
     say(f"calls    {len(view.calls)}")
     say(f"waiting  {waiting or 'nobody'}")
     say(f"agents   {agents or 'none'}")
+
+
+def _why(node: Mapping[str, Any]) -> str:
+    """Why it is not ready; of a cordoned node, what its Asterisk does about it."""
+    maintenance = str(node.get("maintenance", ""))
+    return str(node.get("reason", "")) or (f"endpoint maintenance: {maintenance}" if maintenance else "")
 
 
 def _clock(host: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ from ari_ha.machines.node_config import NodeConfig
 from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_features import PREFIX, feature_done
 from ari_ha.machines.node_links import Links
+from ari_ha.machines.node_maintenance import Maintenance
 from ari_ha.machines.node_model import OVER
 from ari_ha.machines.node_operator import Operator
 from ari_ha.machines.node_presence import Presence
@@ -62,8 +63,9 @@ class NodeMachine:
         self.context = self.core.context
         self.links = Links(self.core)
         self.channels = Channels(self.core, self._state_changed, self.links.hello)
-        self.presence = Presence(self.core, self.links)
-        self.operator = Operator(self.core, self.links)
+        self.maintenance = Maintenance(self.core)
+        self.presence = Presence(self.core, self.links, self.maintenance)
+        self.operator = Operator(self.core, self.links, self.maintenance)
         self._stale: dict[str, float] = {}
 
     # --- Machine -------------------------------------------------------------------
@@ -115,6 +117,7 @@ class NodeMachine:
                 self._store(event)
             case AriSnapshot():
                 self.channels.snapshot(event)
+                self.maintenance.connected()
                 for peer in list(self.context.links):
                     self.links.compare(peer)
             case AriDown():
@@ -183,6 +186,7 @@ class NodeMachine:
                 break
         else:
             raise InvariantBroken("orders and calls keep each other busy")
+        self.maintenance.update(wish_known=self.presence.wish_known)
         self.presence.update()
 
     def _order(self, order: Order) -> None:

@@ -265,6 +265,10 @@ class Channels:
         if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:
             self._turn_away(entry, "full")
             return
+        if core.closed:
+            # sent before its edge knew, or by one that does not: it asks another node
+            self._turn_away(entry, "cordoned")
+            return
         if known is not None or arriving is not None:
             core.moved(token.call, entry.epoch, f"{core.config.node}, anew")
         call = self._make(entry)

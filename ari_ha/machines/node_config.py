@@ -64,6 +64,8 @@ class NodeConfig:
     fallback_label: str = "apology"
     """Label at which the dialplan serves a caller the app cannot serve."""
     out_endpoint: str = "edge-out"
+    new_call_endpoints: tuple[str, ...] = ()
+    """PJSIP endpoints that are in maintenance while the node is cordoned or drained."""
     calls_max: int = 1_000
     """Calls served at once; more are refused to the edge, which asks another node."""
     dirty_max: int = 5_000

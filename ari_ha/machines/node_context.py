@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Count, Done, Effect, Note, Outcome, OutcomeOf
-from ari_ha.core.ports.ari import AriCall
+from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
@@ -126,6 +126,10 @@ class NodeContext:
                 tag=self._tag(then) if then else "",
             )
         )
+
+    def command(self, effect: SetMaintenance, then: Then) -> None:
+        """Something ARI has no operation for."""
+        self.emit(replace(effect, cause=self.cause, tag=self._tag(then)))
 
     def txn(self, lane: str, then: Then, **parts: Any) -> None:
         """One etcd transaction."""

@@ -66,6 +66,8 @@ class NodeCore:
         self.cordoned = False
         self.draining = False
         """An operator wants this node empty (``drains/``): the edges move its calls"""
+        self.refusing = False
+        """Its Asterisk refuses new calls; also for a moment after nobody wants that any more"""
         self._queues: dict[str, QueueConfigValue] = {}
         self._edges: dict[str, EdgeValue] = {}
         self._vips: dict[str, VipValue] = {}
@@ -76,6 +78,11 @@ class NodeCore:
         self.records.on_superseded = self._superseded
         self.records.on_owner = self._owner_changed
         self.records.on_record = self._record_came
+
+    @property
+    def closed(self) -> bool:
+        """Nobody wants new calls here: cordoned or draining."""
+        return self.cordoned or self.draining
 
     # --- Parts ---------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Links:
         state = self._context.ari_state
         return link.NodeState(
             ready=self.ready, reason=self.reason, calls=len(self._core.calls),
-            cordoned=self._core.cordoned or self._core.draining, asterisk=state.word,
+            cordoned=self._core.closed or self._core.refusing, asterisk=state.word,
         )  # fmt: skip
 
     @property

@@ -12,6 +12,7 @@ from ari_ha.machines.acd_orders import VerbResult
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_links import Links
+from ari_ha.machines.node_maintenance import Maintenance
 
 AGENT_VERBS = ("login", "logout", "available", "not-ready", "toggle", "acw-done", "acw-extend", "force")
 SECRET_FIELDS = ("pin_hash",)
@@ -20,9 +21,10 @@ SECRET_FIELDS = ("pin_hash",)
 class Operator:
     """Answers each `OperatorRequest` with exactly one `OperatorReply`."""
 
-    def __init__(self, core: NodeCore, links: Links) -> None:
+    def __init__(self, core: NodeCore, links: Links, maintenance: Maintenance) -> None:
         self._core = core
         self._links = links
+        self._maintenance = maintenance
         self._context = core.context
         self._waiting: set[str] = set()
 
@@ -118,6 +120,8 @@ class Operator:
             "reason": self._links.reason,
             "cordoned": self._core.cordoned,
             "draining": self._core.draining,
+            "maintenance": self._maintenance.word,
+            "maintenance_trouble": self._maintenance.trouble,
             "asterisk": state.word,
             "store": "up" if self._context.store_ok else "away",
             "calls": len(self._core.calls),

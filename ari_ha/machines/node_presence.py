@@ -6,21 +6,24 @@ from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import KeyValue, LeaseState, Put, StoreChanged, StoreSnapshot
 from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_links import FEATURES, Links
+from ari_ha.machines.node_maintenance import Maintenance
 from ari_ha.wire.keyspace import BadValue, NodeValue, decode, encode
 
 RETRY_S = 1.0
 CALLS_EVERY_S = 2.0
-"""A change of nothing but the number of calls is written this often at most."""
+"""A change of nothing but the number of calls, or of what Asterisk says to a cordon, is
+written this often at most."""
 
 
 class Presence:
     """Writes the key whenever it would say something new, and whenever it is not there
     although the lease is held."""
 
-    def __init__(self, core: NodeCore, links: Links) -> None:
+    def __init__(self, core: NodeCore, links: Links, maintenance: Maintenance) -> None:
         self._core = core
         self._context = core.context
         self._links = links
+        self._maintenance = maintenance
         self._held = False
         self._written: bytes = b""
         self._written_at = 0.0
@@ -28,6 +31,12 @@ class Presence:
         self._said: tuple[object, ...] = ()
         self._mine = core.context.keys.node(core.config.node)
         self._first = True
+        self._drains_seen = False
+
+    @property
+    def wish_known(self) -> bool:
+        """Whether etcd has said since our start if this node is cordoned or drained."""
+        return self._drains_seen and not self._first
 
     def lease(self, event: LeaseState) -> None:
         """The lease was got, renewed, or lost."""
@@ -48,7 +57,7 @@ class Presence:
                 self._written = b""
             return
         if self._context.keys.prefix("drains").startswith(event.prefix):
-            self._core.draining = drain in event.items
+            self._core.draining, self._drains_seen = drain in event.items, True
         if self._context.keys.prefix("nodes").startswith(event.prefix):
             found = event.items.get(self._mine)
             if found is None:
@@ -69,13 +78,15 @@ class Presence:
         return NodeValue(
             node=config.node, incarnation=context.ari_state.incarnation, sip=config.sip, link=config.link,
             http=config.http, version=config.version, ready=self._links.ready, reason=self._links.reason,
-            cordoned=self._core.cordoned, calls=len(self._core.calls), features=list(FEATURES),
+            cordoned=self._core.cordoned, maintenance=self._maintenance.word, calls=len(self._core.calls),
+            features=list(FEATURES),
         )  # fmt: skip
 
     def update(self) -> None:
         """Called at the end of every event: tells edges and the store what changed."""
         value = self.value()
-        said = (value.ready, value.reason, value.cordoned, self._core.draining, value.incarnation)
+        core = self._core
+        said = (value.ready, value.reason, core.cordoned, core.draining, core.refusing, value.incarnation)
         if said != self._said:
             self._said = said
             self._links.state_to()

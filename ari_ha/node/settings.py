@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.node_config import NodeTimings
 from ari_ha.runtime.settings import SettingsError, check_lease
+
+ENDPOINT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,79}")
+"""What may stand in a command; Asterisk's names may be longer and odder."""
+KEPT_OPEN = {
+    "all": "calls that live here would not reach agents any more",
+    "edge-in-resume": "calls of other nodes would not be taken up",
+    "edge-in-agent": "who talks here could not consult; the app itself refuses new calls there",
+    "edge-out": "calls that live here would not reach agents any more",
+}
+"""Endpoints that stay open on a cordoned node, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,12 @@ class Asterisk:
 
     pid_file: str = "/run/asterisk/asterisk.pid"
     """Path. Its end is known in the same millisecond; empty: never for certain."""
+    control_socket: str = "/run/asterisk/asterisk.ctl"
+    """Path. For what ARI cannot do: endpoint maintenance."""
+    new_call_endpoints: tuple[str, ...] = ("edge-in-trunk",)
+    """Names. PJSIP endpoints that refuse new calls by themselves while the node is cordoned or
+    drained; add those through which others call this Asterisk directly. None: the app and the
+    edges see to it alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +147,11 @@ class NodeSettings:
                 f"timings.record_limit_s is {timings.record_limit_s} s: a moved call is refused after"
                 f" timings.resume_limit_s ({timings.resume_limit_s} s). Make the first much smaller."
             )
+        for name in self.asterisk.new_call_endpoints:
+            if not ENDPOINT_NAME.fullmatch(name):
+                raise SettingsError(f"asterisk.new_call_endpoints: {name!r} is no endpoint's name")
+            if why := KEPT_OPEN.get(name):
+                raise SettingsError(f"asterisk.new_call_endpoints: not {name}: {why}")
         if timings.refusal_grace_s >= timings.lost_leg_limit_s:
             raise SettingsError("timings.refusal_grace_s must be shorter than timings.lost_leg_limit_s")
         check_lease(

@@ -13,10 +13,11 @@ from pathlib import Path
 from ari_ha import __version__
 from ari_ha.adapters.ari import AriAdapter
 from ari_ha.adapters.ari_config import AriSettings
+from ari_ha.adapters.control_socket import set_maintenance
 from ari_ha.adapters.link import LinkListener, LinkSettings
 from ari_ha.adapters.web import Web
 from ari_ha.core.machine import Effect, Outcome, Refused
-from ari_ha.core.ports.ari import AriCall
+from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import WallClock
@@ -67,6 +68,7 @@ def machine_config(settings: NodeSettings) -> NodeConfig:
         header_key=header_key,
         trunk_context=settings.trunk_context,
         fallback_label=settings.fallback_label,
+        new_call_endpoints=settings.asterisk.new_call_endpoints,
         calls_max=settings.calls_max,
         timings=settings.timings,
         acd=settings.acd,
@@ -143,6 +145,8 @@ class NodeProcess:
             return await self.store.perform(effect)
         if isinstance(effect, WebRequest):
             return await self.web.perform(effect)
+        if isinstance(effect, SetMaintenance):
+            return await set_maintenance(self.settings.asterisk.control_socket, effect)
         return Refused(f"nobody performs {type(effect).__name__}")
 
     def _perform_now(self, effect: Effect) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.machine import Effect, Event, Outcome, Refused, Unreachable
-from ari_ha.core.ports.ari import AriCall
+from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.operator import OperatorReply
@@ -220,7 +220,7 @@ class Cluster:
         config = NodeConfig(
             cluster=CLUSTER, node=process.name, sip=f"10.0.0.{30 + number}:5060", link="link",
             edges=((EDGE, f"{EDGE_HOSTS[0][1]}:5070"),), header_key=HEADER_KEY,
-            acd=AcdSettings(queue_log=True),
+            acd=AcdSettings(queue_log=True), new_call_endpoints=("edge-in-trunk",),
         )  # fmt: skip
         machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
         for change in self.on_node:
@@ -411,7 +411,7 @@ class Cluster:
 
     def _node_effect(self, process: MachineProcess, effect: Effect, settle: Settle) -> None:
         node = self.by_name[process.name]
-        if isinstance(effect, AriCall):
+        if isinstance(effect, AriCall | SetMaintenance):
             if node.ari.up:
                 node.ari.perform(effect, settle)
             else:

@@ -7,10 +7,12 @@ the two addresses of its RTP; the packets themselves are `ears`' business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ari_ha.core.machine import Done, Outcome, Refused
+from ari_ha.core.ports.ari import NO_ENDPOINT
 from ari_ha.simulation.sip_wire import SipProcess, Wire
 from ari_ha.simulation.world import World
 from ari_ha.sip import events as sip
@@ -24,6 +26,7 @@ SIP_PORT = 5060
 FIRST_RTP_PORT = 10_000
 KIND_OF_PORT = {5070: "trunk", 5072: "agent", 5074: "resume"}
 CONTEXT_OF_KIND = {"trunk": "from-trunk", "agent": "from-agent", "resume": "resume"}
+ENDPOINTS = (*(f"edge-in-{kind}" for kind in CONTEXT_OF_KIND), "edge-out")
 CAUSE_TO_STATUS = {1: 404, 3: 404, 17: 486, 18: 408, 19: 480, 20: 480, 21: 403, 22: 410, 27: 502, 28: 484,
                    31: 480, 34: 503, 38: 500, 42: 503, 58: 488, 127: 500}  # fmt: skip
 OTHER_CAUSE_STATUS = 603
@@ -115,11 +118,21 @@ class FakeAsterisk(SipProcess):
         self.digits_heard: list[tuple[str, str]] = []
         self.apologies: list[str] = []
         """Tokens of callers whom the dialplan told that it is sorry."""
+        self.maintenance: set[str] = set()
+        """Endpoints that refuse new calls."""
 
     def start(self) -> None:
         """Boots: nothing of an earlier life is left."""
         self.begin()
         self.channels, self.bridges, self.sink = {}, {}, None
+        self.maintenance = set()
+
+    def set_maintenance(self, endpoints: Iterable[str], on: bool) -> Outcome:
+        """``pjsip set maintenance``."""
+        if unknown := [name for name in endpoints if name not in ENDPOINTS]:
+            return Refused(f"{unknown[0]}: Endpoint '{unknown[0]}' not found", NO_ENDPOINT)
+        self.maintenance = self.maintenance | {*endpoints} if on else self.maintenance - {*endpoints}
+        return Done()
 
     def stop_politely(self) -> None:
         """What SIGTERM does first: every channel is hung up, nobody asked for it."""
@@ -212,6 +225,9 @@ class FakeAsterisk(SipProcess):
         kind = KIND_OF_PORT.get(event.flow.port)
         if kind is None or not request.body:
             self.sip.reject(event.leg, 403, self.mono)
+            return
+        if f"edge-in-{kind}" in self.maintenance:
+            self.sip.reject(event.leg, 503, self.mono, headers=[("Retry-After", "300")])
             return
         channel = Channel(event.leg, incoming=True, state="Ring", context=CONTEXT_OF_KIND[kind])
         channel.extension = request.uri.partition(":")[2].partition("@")[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ari_ha.core.machine import Effect, Outcome, Unknown, Unreachable
-from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriSnapshot
+from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriSnapshot, SetMaintenance
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.simulation.fake_ari import FakeAri
 from ari_ha.simulation.fake_asterisk import FakeAsterisk
@@ -20,6 +20,7 @@ from ari_ha.wire import link as wire
 LOOK_EVERY_S = 0.1
 LINK_SILENCE_S = 0.6
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.05, 0.4
+COMMAND_S = 0.001
 ARI_SILENCE_S = 1.0
 ARI_WRITE_LIMIT_S = 1.0
 
@@ -203,17 +204,34 @@ class AriLink:
         self.world.at(when, arrive)
 
     def perform(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:
-        """One REST call. A hung Asterisk does it when it wakes; one that dies never."""
+        """One REST call, or a command over the control socket."""
+        if isinstance(effect, SetMaintenance):
+            self._ask(
+                lambda: self.asterisk.set_maintenance(effect.endpoints, effect.on), settle, lambda: COMMAND_S
+            )
+            return
         assert isinstance(effect, AriCall)
+        world = self.world
+
+        def perform() -> Outcome:
+            outcome = self.ari.perform(effect.operation, effect.params)
+            self.tap(effect, outcome)
+            return outcome
+
+        self._ask(perform, settle, lambda: world.between(0.0002, 0.002))
+
+    def _ask(
+        self, perform: Callable[[], Outcome], settle: Callable[[Outcome], None], takes: Callable[[], float]
+    ) -> None:
+        """A hung Asterisk does it when it wakes; one that dies never."""
         world, asterisk = self.world, self.asterisk
         if asterisk.state == DEAD:
             world.after(0.001, lambda: settle(Unreachable("connection refused")))
             return
 
         def arrive() -> None:
-            outcome = self.ari.perform(effect.operation, effect.params)
-            self.tap(effect, outcome)
-            world.after(world.between(0.0002, 0.002), lambda: settle(outcome))
+            outcome = perform()
+            world.after(takes(), lambda: settle(outcome))
 
         life = asterisk.life
 
@@ -223,4 +241,4 @@ class AriLink:
                 return
             asterisk.in_life(arrive)()
 
-        world.after(world.between(0.0002, 0.002), sent)
+        world.after(takes(), sent)

@@ -137,7 +137,8 @@ class Value(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class NodeValue(Value):
-    """``nodes/<node>``, leased by its node app."""
+    """``nodes/<node>``, leased by its node app. ``maintenance``: of a cordoned or drained
+    node, ``on`` when its Asterisk itself refuses new calls, else why it does not."""
 
     node: str
     incarnation: str
@@ -148,6 +149,7 @@ class NodeValue(Value):
     ready: bool = False
     reason: str = ""
     cordoned: bool = False
+    maintenance: str = ""
     calls: int = 0
     features: list[str] = []
 

@@ -15,8 +15,9 @@ from real_asterisk import HOST, PASSWORD, RealAsterisk
 
 from ari_ha.adapters.ari import AriAdapter
 from ari_ha.adapters.ari_config import AriSettings
+from ari_ha.adapters.control_socket import set_maintenance
 from ari_ha.core.machine import Done, Outcome
-from ari_ha.core.ports.ari import AriCall, AriEvent, AriSnapshot
+from ari_ha.core.ports.ari import AriCall, AriEvent, AriSnapshot, SetMaintenance
 from ari_ha.farend.rtp import DIGIT_END_PACKETS, DIGIT_PACKETS, SAMPLES_PER_PACKET, digit_packet
 from ari_ha.simulation.fake_ari import FakeAri
 from ari_ha.simulation.fake_asterisk import FakeAsterisk
@@ -129,6 +130,10 @@ class Rig:
 
     async def do(self, operation: str, **params: Any) -> Outcome:
         """One operation."""
+        raise NotImplementedError
+
+    async def maintain(self, *endpoints: str, on: bool) -> Outcome:
+        """The app has endpoints refuse new calls, or take them again."""
         raise NotImplementedError
 
     async def press(self, leg: str, digit: str) -> None:
@@ -246,6 +251,9 @@ class FakeRig(Rig):
         outcome = self.ari.perform(operation, params)
         self.world.run_until(self.world.now + 0.05)
         return outcome
+
+    async def maintain(self, *endpoints: str, on: bool) -> Outcome:
+        return self.asterisk.set_maintenance(endpoints, on)
 
     async def press(self, leg: str, digit: str) -> None:
         place = (self.EDGE, self.edge.media_port(leg))
@@ -432,6 +440,10 @@ class RealRig(Rig):
 
     async def do(self, operation: str, **params: Any) -> Outcome:
         return await self._perform(self.app or self.caretaker, operation, params)
+
+    async def maintain(self, *endpoints: str, on: bool) -> Outcome:
+        effect = SetMaintenance(endpoints=endpoints, on=on, limit_s=LIMIT_S)
+        return await set_maintenance(str(self.asterisk.control_socket), effect)
 
     async def press(self, leg: str, digit: str) -> None:
         (answered,) = self.edge.of(sip.LegAnswered, leg)

@@ -13,7 +13,8 @@ HOST = "127.0.0.1"
 
 
 class RealAsterisk(Container):
-    """One Asterisk; ``pid_file`` names its process as this machine sees it."""
+    """One Asterisk; ``pid_file`` names its process as this machine sees it, ``control_socket`` is where
+    it takes commands."""
 
     def __init__(self, directory: Path) -> None:
         self.pid_file = directory / "asterisk.pid"
@@ -21,8 +22,11 @@ class RealAsterisk(Container):
         self.edge_ports = {f"node-{kind}": free_port() for kind in ("trunk", "agent", "resume")}
         configuration = directory / "conf"
         self._render(configuration)
-        script = "mkdir -p /run/asterisk /var/spool/asterisk/recording && exec asterisk -f"
-        super().__init__(IMAGE, script, "--volume", f"{configuration}:/etc/asterisk:ro")
+        (run := directory / "run").mkdir()
+        self.control_socket = run / "asterisk.ctl"
+        script = "rm -f /run/asterisk/* && mkdir -p /var/spool/asterisk/recording && exec asterisk -f"
+        volumes = (f"{configuration}:/etc/asterisk:ro", f"{run}:/run/asterisk")
+        super().__init__(IMAGE, script, *(word for volume in volumes for word in ("--volume", volume)))
         self._note_pid()
 
     @property

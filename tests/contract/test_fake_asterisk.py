@@ -8,7 +8,9 @@ from asterisk_rig import FakeRig, RealRig
 from containers import why_not
 from real_asterisk import IMAGE, RealAsterisk
 
+from ari_ha.adapters.control_socket import command
 from ari_ha.core.machine import Done, Refused
+from ari_ha.core.ports.ari import NO_COMMAND, NO_ENDPOINT
 from ari_ha.sip import events as sip
 from ari_ha.wire.token import HEADER
 
@@ -447,3 +449,71 @@ async def test_a_frozen_asterisk_answers_when_it_wakes(rig) -> None:
     await rig.seen("StasisStart")
     await rig.quiet()
     assert len(rig.named("StasisStart")) == 1
+
+
+@pytest.fixture
+async def closed(rig):
+    """An Asterisk with a call, told to take no new ones."""
+    await rig.incoming("before")
+    assert await rig.maintain("edge-in-trunk", on=True) == Done()
+    yield rig
+    await rig.maintain("edge-in-trunk", on=False)
+
+
+async def test_in_maintenance_a_new_call_is_refused_before_anybody_hears_of_it(closed) -> None:
+    count = len(closed.events)
+    closed.edge.invite("leg", X_ARI_HA_Fallback="no")
+    failed = await closed.told(sip.LegFailed, "leg")
+    assert failed.status == 503 and ("retry-after", "300") in [(n.lower(), v) for n, v in failed.headers]
+    await closed.quiet()
+    assert len(closed.events) == count and len(await closed.channels()) == 1
+
+
+async def test_in_maintenance_calls_that_live_there_go_on(closed) -> None:
+    (channel,) = await closed.channels()
+    await closed.do("channels.answer", channelId=channel)
+    await closed.told(sip.LegAnswered, "before")
+    agent = await closed.dial()
+    closed.edge.answer((await closed.told(sip.InviteReceived)).leg)
+    await closed.until("the agent answered", lambda: "ANSWER" in dial_states(closed))
+    assert agent in await closed.channels()
+    consult = await closed.incoming("consult", number="1002", listener="node-agent")
+    assert (await closed.seen("StasisStart", consult)).args[0] == "agent"
+    closed.edge.hangup("before")
+    await closed.seen("StasisEnd", channel)
+
+
+async def test_in_maintenance_a_leg_that_moves_is_taken(closed) -> None:
+    moved = await closed.incoming("moved", listener="node-resume")
+    assert (await closed.seen("StasisStart", moved)).args[0] == "resume"
+    await closed.told(sip.LegAnswered, "moved")
+
+
+async def test_maintenance_is_taken_away_and_both_may_be_said_twice(closed) -> None:
+    assert await closed.maintain("edge-in-trunk", on=True) == Done()
+    for _ in range(2):
+        assert await closed.maintain("edge-in-trunk", on=False) == Done()
+    await closed.incoming("after")
+
+
+async def test_maintenance_is_forgotten_when_asterisk_dies(closed) -> None:
+    await closed.kill()
+    await closed.start()
+    await closed.incoming("after")
+
+
+async def test_an_endpoint_nobody_knows_is_said_and_the_others_are_closed(rig) -> None:
+    outcome = await rig.maintain("nobody", on=True)
+    assert isinstance(outcome, Refused) and outcome.code == NO_ENDPOINT and "nobody" in outcome.reason
+
+
+@pytest.mark.parametrize("bare", [pytest.param("real", marks=pytest.mark.lab)], indirect=True)
+async def test_an_asterisk_without_the_module_says_so(rig) -> None:
+    socket = str(rig.asterisk.control_socket)
+    said = await command(socket, "module unload res_pjsip_maintenance.so")
+    try:
+        outcome = await rig.maintain("edge-in-trunk", on=True)
+        assert isinstance(outcome, Refused) and outcome.code == NO_COMMAND, (outcome, said)
+    finally:
+        await command(socket, "module load res_pjsip_maintenance.so")
+    assert await rig.maintain("edge-in-trunk", on=False) == Done()

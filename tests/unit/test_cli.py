@@ -278,11 +278,14 @@ def test_explain_merges_stories_by_time(stand: Stand, ari_ha) -> None:
 
 def test_doctor_has_advice(stand: Stand, ari_ha) -> None:
     populate(stand)
-    stand.answers["/v1/status"] = {"ready": False, "reason": "ARI away", "rtpengine": False}
+    stand.answers["/v1/status"] = {
+        "ready": False, "reason": "ARI away", "rtpengine": False, "maintenance_trouble": "no permission",
+    }  # fmt: skip
     status, text = ari_ha("doctor", "--json")
     findings = json.loads(text)["findings"]
     assert status == 1
-    assert {"not ready: ARI away", "rtpengine does not answer it"} <= {f["text"] for f in findings}
+    texts = {"not ready: ARI away", "rtpengine does not answer it", "no endpoint maintenance: no permission"}
+    assert texts <= {f["text"] for f in findings}
     assert all(f["level"] in ("ok", "warn", "bad") for f in findings)
 
 

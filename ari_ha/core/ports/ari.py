@@ -57,3 +57,24 @@ class AriRefusedUs(Event):
 
     status: int
     advice: str
+
+
+NO_COMMAND, NO_ENDPOINT, NO_PERMISSION = 501, 404, 403
+"""Codes of a `SetMaintenance` that was refused: Asterisk has no such command (before
+20.20, 22.10 and 23.4, or its module is not loaded), no endpoint of that name, or does
+not let us in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMaintenance(Effect):
+    """Put PJSIP endpoints into maintenance, or take them out of it. ARI has no operation
+    for that: it goes through Asterisk's control socket. In maintenance an endpoint
+    answers every new request with 503 and is not dialled; dialogs there are go on.
+    Asterisk keeps it in memory until it is restarted.
+
+    Outcome: Done when all endpoints are as wanted; Refused(text, code) with a code above
+    or 0; Unreachable when nobody listens; Unknown when no answer came."""
+
+    endpoints: tuple[str, ...]
+    on: bool
+    tag: str = ""
