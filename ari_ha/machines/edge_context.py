@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ari_ha.core.ids import NodeId
-from ari_ha.core.machine import Count, Done, Effect, Note, Outcome, OutcomeOf
+from ari_ha.core.machine import Count, Done, Effect, Note, Outcome, OutcomeOf, Unknown, Unreachable
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.names import LookUp
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
@@ -22,6 +23,7 @@ from ari_ha.wire.keyspace import Keys
 Then = Callable[[Outcome], None]
 NG_LIMIT_S = 1.5
 STORE_LIMIT_S = 2.0
+NAME_LIMIT_S = 4.0
 
 
 class EdgeContext:
@@ -138,6 +140,18 @@ class EdgeContext:
     def txn(self, lane: str, then: Then | None = None, **parts: Any) -> None:
         """One etcd transaction."""
         self.emit(StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts))
+
+    def look_up(self, name: str, kind: str, then: Then) -> None:
+        """One question to DNS; Unknown (too slow) counts as nobody there."""
+
+        def answered(outcome: Outcome) -> None:
+            then(Unreachable(outcome.reason) if isinstance(outcome, Unknown) else outcome)
+
+        effect = LookUp(
+            lane=f"name/{kind}/{name}", cause=self.cause, limit_s=NAME_LIMIT_S, name=name, kind=kind,
+            tag=self._tag(answered),
+        )  # fmt: skip
+        self.emit(effect)
 
     def outcome(self, event: OutcomeOf) -> None:
         """Gives an outcome to whoever waits for it."""

@@ -159,6 +159,8 @@ class PhoneLeg:
     """The trunk it leaves by"""
     tried: list[str] = field(default_factory=list)
     """Trunks tried for it, this one included"""
+    places: list[str] = field(default_factory=list)
+    """host:port tried at this trunk"""
     progress: bool = False
     """The carrier has reported progress: no other trunk is tried any more. On a caller's
     leg: he was told that the party can be heard."""
@@ -252,6 +254,7 @@ class PhoneLeg:
             "taken": self.taken,
             "trunk": self.trunk,
             "tried": self.tried,
+            "places": self.places,
             "progress": self.progress,
             "early": self.early,
             "media_lines": self.media_lines,
@@ -265,7 +268,7 @@ class PhoneLeg:
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
                  "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
                  "taken",
-                 "sdp_version", "late_offer", "trunk", "tried", "progress", "early",
+                 "sdp_version", "late_offer", "trunk", "tried", "places", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
 

@@ -24,6 +24,8 @@ REDIRECTS_MAX = 3
 RELIABLE = {True: (("Supported", "timer, replaces, 100rel"),), False: ()}
 NEXT_TRUNK = frozenset((408, *range(500, 600)))
 """Answers that speak of the carrier, not of the number."""
+NEXT_PLACE = frozenset((408, 503))
+"""Those, a timeout and a refused connection that speak of one of its places (RFC 3263 §4.3)."""
 
 
 class Outbound:
@@ -64,17 +66,23 @@ class Outbound:
         if len(leg.tried) < TRUNKS_TRIED_MAX:
             for name in self._trunks.candidates(leg.number, set(leg.tried)):
                 leg.tried.append(name)
+                leg.places = []
                 if self._suite(name) != leg.side.suite:
                     continue  # its port was made for the other transport
                 why = self._trunks.refusal(name)
-                if not why:
-                    self._invite(call, leg, name)
+                if not why and self._invite(call, leg, name):
                     return True
                 self._context.count("edge_trunk_refused", trunk=name, why=why)
         return False
 
-    def _invite(self, call: EdgeCall, leg: PhoneLeg, name: str, target: str = "") -> None:
+    def _invite(self, call: EdgeCall, leg: PhoneLeg, name: str, target: str = "") -> bool:
+        """Calls through the trunk's next place, or with ``target`` once more through the last;
+        False when none is left."""
         context, trunk = self._context, self._trunks.table[name]
+        place = self._trunks.pick(name, () if target else leg.places)
+        if place is None:
+            return False
+        leg.places.append(place.place.text)
         if leg.state == "ringing":
             self._calls.rekey(call, leg, context.new_id())
         leg.trunk, leg.state, leg.progress = name, "ringing", False
@@ -87,7 +95,7 @@ class Outbound:
         routes = tuple(("Route", value) for value in self._trunks.state(name).service_route)
         context.sip.invite(
             leg.key,
-            flow=self._trunks.flow(trunk),
+            flow=self._trunks.flow(trunk, place),
             target=target or self._trunks.uri(trunk, number),
             from_=from_,
             to=f"<sip:{number}@{domain}>",
@@ -102,6 +110,7 @@ class Outbound:
         context.count("edge_trunk_calls", trunk=name, way="out")
         self.watch(call, leg)
         self._calls.touch(call)
+        return True
 
     def watch(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A carrier that says nothing at all is given up long before SIP's own timeout
@@ -131,10 +140,15 @@ class Outbound:
             return self._redirected(call, leg, trunk, found.get("contact", ""))
         if status not in NEXT_TRUNK:
             return False
-        self._trunks.failed(leg.trunk, found.get("retry-after", ""))
+        place = leg.places[-1] if leg.places else ""
+        self._trunks.failed(leg.trunk, place, found.get("retry-after", ""))
         context = self._context
-        context.note(f"call/{call.call}", f"trunk {leg.trunk} failed", level="warning", status=status)
-        return not leg.progress and self.ring(call, leg)
+        context.note(
+            f"call/{call.call}", f"trunk {leg.trunk} failed", level="warning", status=status, at=place
+        )
+        if leg.progress:
+            return False
+        return (status in NEXT_PLACE and self._invite(call, leg, leg.trunk)) or self.ring(call, leg)
 
     def _redirected(self, call: EdgeCall, leg: PhoneLeg, trunk: TrunkValue, contact: str) -> bool:
         """§8.1.3.4, through the same carrier: where else a call may go is its business."""
@@ -147,8 +161,7 @@ class Outbound:
         if not uri.lower().startswith("sip:"):
             return False
         leg.redirects += 1
-        self._invite(call, leg, leg.trunk, uri.partition("?")[0])
-        return True
+        return self._invite(call, leg, leg.trunk, uri.partition("?")[0])
 
     def progressed(self, call: EdgeCall, leg: PhoneLeg, sdp: str | None) -> bool:
         """The carrier reports progress; whether it sends early media with it."""

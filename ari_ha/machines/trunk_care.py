@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.trunks import DOWN, UNKNOWN, UP, Trunks
+from ari_ha.machines.trunk_targets import DOWN, UNKNOWN, UP, Target, reach_of
+from ari_ha.machines.trunks import RESTS_S, Trunks
 from ari_ha.sip.auth import authorization
 from ari_ha.sip.events import RequestFailed, ResponseReceived
 from ari_ha.sip.message import Response, SipParseError
@@ -44,6 +45,8 @@ class Round:
     expires_s: int = 0
     """What the carrier asked for by 423; 0: nothing."""
     wanted: TrunkValue | None = None
+    target: Target | None = None
+    """Where it goes: a challenge is answered at the place it came from."""
 
 
 class TrunkCare:
@@ -53,8 +56,8 @@ class TrunkCare:
         self._context = context
         self._trunks = trunks
         self._rounds: dict[str, Round] = {}
-        self._asked: dict[str, int] = {}
-        """trunk -> number of the OPTIONS that is out"""
+        self._asked: dict[str, tuple[str, Target]] = {}
+        """Number of an OPTIONS whose answer is still to be counted -> trunk, and its place"""
         self._started = False
         trunks.on_changed = self._changed
 
@@ -81,6 +84,8 @@ class TrunkCare:
         else:
             context.cancel(f"{KEY}{name}/options")
             self._trunks.state(name).reach = UNKNOWN
+            for target in self._trunks.state(name).targets:
+                target.reach, target.missed = UNKNOWN, 0
 
     def owns(self, key: str) -> bool:
         """Whether an answer of the SIP engine is for us."""
@@ -92,7 +97,7 @@ class TrunkCare:
         if name not in self._trunks.table:
             return
         if what.startswith("options"):
-            self._lives(name, event.status not in DEAD_STATUSES, str(event.status), what)
+            self._lives(what.partition("/")[2], event.status not in DEAD_STATUSES, str(event.status))
         else:
             self._registered(name, event)
 
@@ -102,7 +107,7 @@ class TrunkCare:
         if name not in self._trunks.table:
             return
         if what.startswith("options"):
-            self._lives(name, False, event.reason, what)
+            self._lives(what.partition("/")[2], False, event.reason)
         elif name in self._rounds:
             self._again(name, "unreachable", event.reason)
 
@@ -112,8 +117,15 @@ class TrunkCare:
         context, trunk = self._context, self._trunks.table.get(name)
         if trunk is None or not trunk.address or trunk.options_interval_s <= 0:
             return
-        number = self._asked[name] = context.serial()
-        flow = self._trunks.flow(trunk)
+        self._asked = {number: asked for number, asked in self._asked.items() if asked[0] != name}
+        for target in self._trunks.state(name).targets:
+            self._ask_one(name, trunk, target)
+        context.at(f"{KEY}{name}/options", context.now + trunk.options_interval_s, lambda: self._ask(name))
+
+    def _ask_one(self, name: str, trunk: TrunkValue, target: Target) -> None:
+        context, number = self._context, str(self._context.serial())
+        self._asked[number] = (name, target)
+        flow = self._trunks.flow(trunk, target)
         context.sip.request(
             f"{KEY}{name}/options/{number}",
             "OPTIONS",
@@ -125,21 +137,23 @@ class TrunkCare:
             now=context.now,
         )
         limit = min(OPTIONS_LIMIT_S, trunk.options_interval_s)
-        context.at(f"{KEY}{name}/missed", context.now + limit,
-                   lambda: self._lives(name, False, "no answer", f"options/{number}"))  # fmt: skip
-        context.at(f"{KEY}{name}/options", context.now + trunk.options_interval_s, lambda: self._ask(name))
+        context.at(f"{KEY}{number}/missed", context.now + limit,
+                   lambda: self._lives(number, False, "no answer"))  # fmt: skip
 
-    def _lives(self, name: str, alive: bool, why: str, what: str) -> None:
-        state, context = self._trunks.state(name), self._context
-        if not alive and str(self._asked.get(name)) != what.partition("/")[2]:
-            return  # counted already, or an older one
-        self._asked.pop(name, None)
-        context.cancel(f"{KEY}{name}/missed")
-        state.missed = 0 if alive else state.missed + 1
-        reach = UP if alive else (DOWN if state.missed >= OPTIONS_MISSED_MAX else state.reach)
+    def _lives(self, number: str, alive: bool, why: str) -> None:
+        """What an OPTIONS says of its place, and that of the carrier: counted once."""
+        context, asked = self._context, self._asked.pop(number, None)
+        if asked is None:
+            return
+        name, target = asked
+        context.cancel(f"{KEY}{number}/missed")
+        target.missed = 0 if alive else target.missed + 1
+        target.reach = UP if alive else (DOWN if target.missed >= OPTIONS_MISSED_MAX else target.reach)
+        state = self._trunks.state(name)
+        reach = reach_of(state.targets, state.reach)
         if reach != state.reach:
-            level = "info" if alive else "warning"
-            context.note(f"trunk/{name}", f"trunk is {reach}", level=level, why=why)
+            level = "info" if reach == UP else "warning"
+            context.note(f"trunk/{name}", f"trunk is {reach}", level=level, why=why, at=target.place.text)
             context.count("edge_trunk_reach_changes", trunk=name, to=reach)
         state.reach = reach
 
@@ -151,11 +165,15 @@ class TrunkCare:
         if trunk is None or held is None:
             return
         held.wanted = trunk
-        held.cseq += 1
+        state = self._trunks.state(name)
         if first:
-            held.tries = 0
-            self._trunks.state(name).registration = self._trunks.state(name).registration or "asking"
-        flow = self._trunks.flow(trunk)
+            held.tries, held.target = 0, self._trunks.pick(name)
+        if held.target is None:  # its name leads nowhere: tried when it does again
+            state.registration = "unreachable"
+            return
+        state.registration = state.registration or "asking"
+        held.cseq += 1
+        flow = self._trunks.flow(trunk, held.target)
         domain, user = self._trunks.domain(trunk), trunk.user or name
         context.sip.request(
             f"{KEY}{name}/register",
@@ -219,6 +237,7 @@ class TrunkCare:
         held.failures = held.tries = 0
         state.registration, state.why = "in", ""
         state.expires_utc = context.utc + granted
+        state.registered_at = held.target.place.text if held.target else ""
         state.service_route = tuple(response.values("Service-Route")) if trunk.service_route else ()
         context.count("edge_trunk_registrations", trunk=name, result="in")
         when = context.now + max(EXPIRES_MIN_S / 2, granted * REFRESH_SHARE)
@@ -227,7 +246,9 @@ class TrunkCare:
     def _granted(self, trunk: TrunkValue, held: Round, response: Response) -> int:
         """The interval of our own contact (§10.2.4), within reason."""
         asked = held.expires_s or trunk.register_expires_s
-        ours = self._context.sip.contact(self._trunks.flow(trunk), trunk.user or trunk.trunk)
+        if held.target is None:
+            return asked
+        ours = self._context.sip.contact(self._trunks.flow(trunk, held.target), trunk.user or trunk.trunk)
         found = response.get("Expires").strip() or str(asked)
         for value in response.values("Contact"):
             try:
@@ -243,6 +264,8 @@ class TrunkCare:
         """Not registered: later again, waits doubling, each with chance in it."""
         context, state, held = self._context, self._trunks.state(name), self._rounds[name]
         held.failures += 1
+        if held.target is not None:  # another place next, where there is one
+            held.target.rests_until = context.now + RESTS_S
         if state.registration != state_word:
             context.note(f"trunk/{name}", "not registered", level="error", state=state_word, why=why)
         if state.registration == "in" and state.expires_utc > context.utc:

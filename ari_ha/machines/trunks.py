@@ -7,23 +7,31 @@ or too busy is not among the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.identity import number_of, user_part
+from ari_ha.machines.names import Names, Place, Question, is_name
+from ari_ha.machines.trunk_targets import (
+    DOWN,
+    UNKNOWN,
+    Target,
+    address_of,
+    kept,
+    pick,
+    question_of,
+)
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request
 from ari_ha.wire.keyspace import BadValue, decode
 from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 
-UP, DOWN, UNKNOWN = "up", "down", "unknown"
 RESTS_S = 15.0
 """A carrier that failed a call (5xx, timeout) is tried last for this long, or for its Retry-After."""
 RESTS_MAX_S = 300.0
-SIP_PORT, SIPS_PORT = 5060, 5061
 
 
 @dataclass(slots=True)
@@ -31,8 +39,12 @@ class TrunkState:
     """What this edge knows of a carrier's health and of its own use of it."""
 
     reach: str = UNKNOWN
-    missed: int = 0
-    """OPTIONS in a row without an answer"""
+    targets: list[Target] = field(default_factory=list)
+    """Where it is; none: its name is not known"""
+    nameless: str = ""
+    """Why its name leads nowhere"""
+    registered_at: str = ""
+    """The place our registration is at"""
     registration: str = ""
     """empty (not wanted), asking, in, refused, unreachable"""
     why: str = ""
@@ -50,14 +62,6 @@ def rewritten(number: str, rules: Mapping[str, str]) -> str:
     return number if best is None else rules[best] + number[len(best) :]
 
 
-def address_of(trunk: TrunkValue) -> tuple[str, int]:
-    """Host and port of a trunk's address."""
-    host, _, port = trunk.address.rpartition(":")
-    if not host:
-        return trunk.address, SIPS_PORT if trunk.transport == "tls" else SIP_PORT
-    return host, int(port) if port.isdigit() else SIP_PORT
-
-
 class Trunks:
     """The table of carriers and the choice among them."""
 
@@ -70,8 +74,12 @@ class Trunks:
         """Called with a trunk's name when its settings or its secret changed."""
         self.load: Callable[[str], int] = lambda name: 0
         """Calls of a trunk at the moment."""
+        self._by_host: dict[str, str] = {}
+        """Address a carrier's requests come from -> trunk"""
+        self._names = Names(context, self._name_changed)
         for name in context.config.trunks:
             self._from_config(name)
+        self._locate()
 
     def _from_config(self, name: str) -> None:
         trunk = self._context.config.trunks[name]
@@ -103,6 +111,8 @@ class Trunks:
         except BadValue as error:
             self._context.note("edge", "unreadable trunk kept out", level="error", error=error)
             return
+        if parts[:1] == ("trunks",):
+            self._locate()
         self.on_changed(name)
 
     def begin_snapshot(self, family: str, items: Mapping[str, KeyValue]) -> None:
@@ -115,14 +125,50 @@ class Trunks:
             for name in [n for n in self._secrets if keys.secret_trunk(n) not in items]:
                 self.stored(keys.secret_trunk(name), None)
 
+    # --- where they are ------------------------------------------------------------
+
+    def _locate(self) -> None:
+        """The table changed: names are asked for, addresses are taken as they are."""
+        questions = [question_of(trunk) for trunk in self.table.values() if trunk.address]
+        hosts = [Question(host) for trunk in self.table.values() for host in trunk.hosts if is_name(host)]
+        self._names.want([question for question in (*questions, *hosts) if question is not None])
+        self._places()
+
+    def _name_changed(self, question: Question) -> None:
+        """A name leads somewhere else, or nowhere; who has it is cared for anew."""
+        self._places()
+        for name, trunk in list(self.table.items()):
+            if trunk.address and question_of(trunk) == question:
+                self.on_changed(name)
+
+    def _places(self) -> None:
+        self._by_host = {}
+        for name, trunk in self.table.items():
+            state, question = self.state(name), question_of(trunk) if trunk.address else None
+            if question is not None:
+                entry = self._names.known(question)
+                state.targets = kept(state.targets, entry.places)
+                state.nameless = "" if entry.places else entry.why
+            else:
+                places = [Place(*address_of(trunk))] if trunk.address else []
+                state.targets, state.nameless = kept(state.targets, places), ""
+            hosts = [target.place.host for target in state.targets]
+            for host in trunk.hosts:
+                places_of = self._names.known(Question(host)).places if is_name(host) else ()
+                hosts += [place.host for place in places_of] if is_name(host) else [host]
+            for host in hosts:
+                self._by_host.setdefault(host, name)
+
+    def pick(self, name: str, leave_out: Collection[str] = ()) -> Target | None:
+        """The place of a carrier for the next request; None when there is none left."""
+        state, context = self.state(name), self._context
+        return pick(state.targets, leave_out, state.registered_at, context.now, context.rand)
+
     # --- who calls us --------------------------------------------------------------
 
     def of_host(self, host: str) -> str | None:
         """The trunk whose carrier has this address."""
-        for name, trunk in self.table.items():
-            if host in trunk.hosts or (trunk.address and address_of(trunk)[0] == host):
-                return name
-        return None
+        return self._by_host.get(host)
 
     def of_user(self, user: str) -> str | None:
         """The trunk whose carrier authenticates with this user."""
@@ -192,38 +238,50 @@ class Trunks:
 
     def _usable(self, name: str, trunk: TrunkValue) -> bool:
         state = self.state(name)
-        if state.reach == DOWN or (trunk.register and state.registration != "in"):
+        if not state.targets or state.reach == DOWN or (trunk.register and state.registration != "in"):
             return False
         return self.load(name) < trunk.max_calls and self._has_token(trunk, state)
 
-    def failed(self, name: str, retry_after: str = "") -> None:
-        """A call through the trunk failed for a reason of the carrier's."""
+    def failed(self, name: str, place: str, retry_after: str = "") -> None:
+        """A call through the trunk failed for a reason of the carrier's; of several places
+        that one rests, and the trunk when all do."""
         asked = retry_after.split(";")[0].split("(")[0].strip()
         seconds = min(float(asked), RESTS_MAX_S) if asked.isdigit() and len(asked) < 6 else RESTS_S
-        self.state(name).rests_until = self._context.now + seconds
+        state, now = self.state(name), self._context.now
+        for target in state.targets:
+            if target.place.text == place:
+                target.rests_until = now + seconds
+        if all(target.rests_until > now for target in state.targets):
+            state.rests_until = min((t.rests_until for t in state.targets), default=now + seconds)
         self._context.count("edge_trunk_failures", trunk=name)
 
     def worked(self, name: str) -> None:
         """The carrier took a call: nothing is held against it any more."""
         self.state(name).rests_until = 0.0
 
-    def flow(self, trunk: TrunkValue) -> Flow:
-        """The way to the carrier."""
-        host, port = address_of(trunk)
-        return Flow(f"public-{trunk.transport}", trunk.transport, host, port)
+    @staticmethod
+    def flow(trunk: TrunkValue, target: Target) -> Flow:
+        """The way to one place of the carrier."""
+        return Flow(f"public-{trunk.transport}", trunk.transport, target.place.host, target.place.port)
 
     def name_at(self, flow: Flow) -> str:
-        """Whose certificate a carrier at the end of this flow must show; empty: its address's."""
-        for trunk in self.table.values():
-            if trunk.transport == flow.transport and address_of(trunk) == (flow.host, flow.port):
-                return trunk.domain
+        """Whose certificate a carrier at the end of this flow must show: the name we know it by,
+        not one DNS led us to (RFC 5922 §4); empty: its address's."""
+        at = f"{flow.host}:{flow.port}"
+        for name, trunk in self.table.items():
+            if trunk.transport == flow.transport and any(
+                t.place.text == at for t in self.state(name).targets
+            ):
+                return trunk.domain or (address_of(trunk)[0] if question_of(trunk) else "")
         return ""
 
     def uri(self, trunk: TrunkValue, user: str) -> str:
         """A URI at the carrier."""
         host, port = address_of(trunk)
+        question = question_of(trunk)
+        where = host if question and question.service else f"{host}:{port}"
         transport = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
-        return f"sip:{user}{'@' if user else ''}{host}:{port}{transport}"
+        return f"sip:{user}{'@' if user else ''}{where}{transport}"
 
     def domain(self, trunk: TrunkValue) -> str:
         """The host part of names we use there."""
@@ -249,9 +307,10 @@ class Trunks:
                     "trunk": name,
                     "address": trunk.address,
                     "transport": trunk.transport,
-                    "reach": state.reach,
+                    "reach": DOWN if state.nameless else state.reach,
+                    "at": {target.place.text: target.reach for target in state.targets},
                     "registration": state.registration,
-                    "why": state.why,
+                    "why": state.nameless or state.why,
                     "calls": self.load(name),
                     "max_calls": trunk.max_calls,
                     "resting": state.rests_until > self._context.now,

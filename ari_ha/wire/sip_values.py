@@ -15,7 +15,7 @@ class TrunkValue(Value):
 
     trunk: str
     hosts: list[str] = msgspec.field(default_factory=list)
-    """Addresses its requests come from."""
+    """Addresses its requests come from, or names that have them."""
     dids: list[str] = msgspec.field(default_factory=list)
     """Numbers accepted from this trunk; empty accepts all."""
     user: str = ""
@@ -27,7 +27,8 @@ class TrunkValue(Value):
     inbound_user: str = ""
     """A user whose digest makes a call one of this trunk's, from whatever address."""
     address: str = ""
-    """host:port where calls, registrations and OPTIONS go; empty: inbound only."""
+    """host:port where calls, registrations and OPTIONS go; a name without a port is looked up as
+    a service (SRV); empty: inbound only."""
     transport: str = "udp"
     """udp, tcp or tls"""
     srtp: str = "off"

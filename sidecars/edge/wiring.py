@@ -15,6 +15,7 @@ from ari_ha import __version__
 from ari_ha.adapters.certificates import Certificates
 from ari_ha.adapters.datagrams import WordSocket
 from ari_ha.adapters.link import LinkDialer, LinkSettings
+from ari_ha.adapters.names import Names
 from ari_ha.adapters.probe import Probes
 from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.adapters.sip import SipSockets
@@ -22,6 +23,7 @@ from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.guard import StandDown, TellGuard
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.names import LookUp
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import SendProbe, WallClock
 from ari_ha.core.ports.sip import CloseSip, SendSip
@@ -113,6 +115,7 @@ class EdgeProcess:
         self.sip = SipSockets(self.shell.post)
         host, port = host_port(settings.rtpengine.ng)
         self.relay = Rtpengine(host, port, self.shell.post)
+        self.names = Names()
         self.probes = Probes(settings.core.host, self.shell.post)
         self.store = open_store(
             EtcdSettings(
@@ -152,6 +155,8 @@ class EdgeProcess:
             return await self.relay.perform(effect)
         if isinstance(effect, StoreTxn | StoreRead):
             return await self.store.perform(effect)
+        if isinstance(effect, LookUp):
+            return await self.names.perform(effect)
         return Refused(f"nobody performs {type(effect).__name__}")
 
     def _perform_now(self, effect: Effect) -> None:
