@@ -33,6 +33,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_drain import Drains
+from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
@@ -108,7 +109,8 @@ class EdgeMachine:
         self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover)
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
-                               self.subscriptions, self.phone_care, self.rehome)  # fmt: skip
+                               self.subscriptions, self.phone_care, self.rehome,
+                               Fax(self.context, self.calls, self.trunks))  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""

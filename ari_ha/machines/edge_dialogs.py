@@ -13,6 +13,7 @@ from ari_ha.core.ports.sip import CloseSip
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
+from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_messages import ALLOW_OUTSIDE, Messages
 from ari_ha.machines.edge_model import (
     MIRRORED,
@@ -46,8 +47,9 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
-        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome,
+        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome, fax: Fax,
     ) -> None:  # fmt: skip
+        self._fax = fax
         self._phones = phones
         self._messages = Messages(context, calls)
         self._care = care
@@ -249,7 +251,9 @@ class Dialogs:
             self._late_reinvites.add(event.leg)
             context.sip.accept_reinvite(event.leg, leg.local_sdp(), context.now)
             return
-        self._changed_offer(call, leg, event.sdp)
+        if not self._fax.offered(call, leg, event.sdp):
+            self._fax.back(call, leg)
+            self._changed_offer(call, leg, event.sdp)
 
     def _reinvite_acked(self, event: sip.ReinviteAcked) -> None:
         """Nothing of it is open any more: a successor must not think so."""
@@ -258,6 +262,8 @@ class Dialogs:
 
     def _changed_answer(self, event: sip.ReinviteAnswered) -> None:
         """A far end accepted a re-INVITE of ours, perhaps from another address than before."""
+        if self._fax.answered(event.leg, event.sdp):
+            return
         if found := self._calls.phone(event.leg):
             call, leg = found
             self._rehome.phone_answered(call, leg)
@@ -268,6 +274,8 @@ class Dialogs:
             self._setup.learn_node_media(*half, event.sdp)
 
     def _change_refused(self, event: sip.ReinviteFailed) -> None:
+        if self._fax.failed(event.leg):
+            return
         if found := self._calls.phone(event.leg):
             self._rehome.phone_refused(*found, event.status)
         elif half := self._calls.half(event.leg):

@@ -153,6 +153,8 @@ class PhoneLeg:
     """A transfer it asked for and that is not over: id, number, other"""
     forks: list[str] = field(default_factory=list)
     """SIP keys of its further dialogs while it rings at several places"""
+    fax: dict[str, Any] = field(default_factory=dict)
+    """Its port for T.38 once it had one: host, port, and whether it is ``on``"""
     taken: bool = False
     """Another account's phone has taken it over (RFC 3891)"""
     trunk: str = ""
@@ -252,6 +254,7 @@ class PhoneLeg:
             "number_asked": self.number_asked,
             "refer": self.refer,
             "taken": self.taken,
+            "fax": self.fax,
             "trunk": self.trunk,
             "tried": self.tried,
             "places": self.places,
@@ -267,7 +270,7 @@ class PhoneLeg:
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
                  "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
-                 "taken",
+                 "taken", "fax",
                  "sdp_version", "late_offer", "trunk", "tried", "places", "progress", "early",
                  "key_line", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)

@@ -59,6 +59,8 @@ class Rehome:
         away = [leg for leg in call.living() if leg.elsewhere]
         legs = [leg for leg in away if leg.state == "up"]
         halves = [] if call.lost else [half for half in call.halves.values() if half.elsewhere]
+        for leg in away:
+            leg.fax = {}  # its port was there; the offer to it is of audio
         opening = {side.key for side in (*legs, *halves)}
         context = self._context
         context.note(f"call/{call.call}", "comes from another address: its far ends are told ours",

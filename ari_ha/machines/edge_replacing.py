@@ -91,6 +91,8 @@ class Replacing:
             return 486, "not_early"
         if leg.elsewhere:
             return 480, "comes_from_another_address"
+        if leg.fax.get("on"):
+            return 488, "fax"
         if not user:
             own = leg.trunk or (call.trunk if leg.leg == PRIMARY_LEG else "")
             return None if own == trunk else (403, "not_its_dialog")

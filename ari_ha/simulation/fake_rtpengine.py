@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
 
 FIRST_PORT = 30_000
 CODEC_NUMBERS = {"PCMU": 0, "PCMA": 8}
@@ -100,6 +100,9 @@ class FakeRtpengine:
             tag.ports[interface] = self._next_port
             self._next_port += 2
         tag.host, tag.port = self.interfaces[interface], tag.ports[interface]
+        if body.get("transport-protocol") == "UDPTL":
+            sdp = build_fax_sdp(tag.port, tag.host, tag.port)
+            return Done({"result": "ok", "sdp": sdp.replace(" udptl t38", " udptl ")})
         codec = "PCMA" if tag.payload == 8 else "PCMU"
         event = 96 if "telephone-event" in offered else None
         sdp = build_audio_sdp(
@@ -109,12 +112,12 @@ class FakeRtpengine:
 
     def _create_answer(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
         session = SessionDescription.parse(str(body["sdp"]))
-        audio = session.audio()
-        if audio is None:
+        stream = session.audio() or next((m for m in session.media if m.kind == "image"), None)
+        if stream is None:
             return Refused("no audio")
         tag = call.tag(str(body["from-tag"]))
-        tag.remote = (audio.connection or session.connection or "", audio.port)
-        tag.direction = session.media_direction(audio)
+        tag.remote = (stream.connection or session.connection or "", stream.port)
+        tag.direction = session.media_direction(stream)
         return Done({"result": "ok"})
 
     def _connect(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:

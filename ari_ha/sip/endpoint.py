@@ -264,6 +264,13 @@ class Endpoint:
         found = self._core.legs.get(leg)
         return found is not None and found.inc is not None and found.state in ("calling", "early")
 
+    def steady(self, leg: str) -> bool:
+        """Whether a re-INVITE of ours may be sent: the dialog is confirmed and nothing in it is open."""
+        found = self._core.legs.get(leg)
+        if found is None or found.state != "confirmed" or found.ack_owed is not None:
+            return False
+        return found.inc is None and found.out is None and found.waiting is None
+
     def leg_tried(self, leg: str) -> bool:
         """Whether the far side has said anything, 100 included, to our INVITE."""
         found = self._core.legs.get(leg)

@@ -314,6 +314,12 @@ def _without_origin(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("o=")]
 
 
+def build_fax_sdp(version: int, ip: str, port: int, said: Sequence[str] = ()) -> str:
+    """A description of one T.38 stream over UDPTL (ITU-T T.38 Annex D); `said` are its attribute lines."""
+    lines = ["v=0", f"o=- 1 {version} IN IP4 {ip}", "s=-", f"c=IN IP4 {ip}", "t=0 0"]
+    return "\r\n".join([*lines, f"m=image {port} udptl t38", *said, ""])
+
+
 def build_audio_sdp(
     session_id: int | str,
     version: int | str,

@@ -33,6 +33,8 @@ class TrunkValue(Value):
     """udp, tcp or tls"""
     srtp: str = "off"
     """off, or sdes: audio to this trunk is encrypted (RFC 4568)."""
+    t38: bool = False
+    """Fax by T.38 is passed through between two trunks that both have it on; else 488."""
     domain: str = ""
     """Host part of From and of the registered name; empty: the address's."""
     prefixes: list[str] = msgspec.field(default_factory=list)

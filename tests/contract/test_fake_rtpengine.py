@@ -20,7 +20,7 @@ from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.farend.rtp import VOICE, classify, set_voice, voice_buffer
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
-from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
 
 CODEC = {"offer": ["PCMA", "telephone-event"]}
 DIRECTIONAL = ["directional"]
@@ -394,3 +394,59 @@ async def test_list_names_the_calls_there_are_up_to_a_limit(rig) -> None:
     listed = await rig.perform("list", {"limit": 1000})
     assert isinstance(listed, Done) and rig.call not in listed.value["calls"]
     assert (await rig.perform("list", {"limit": 0})).value["calls"] == []
+
+
+# --- fax -------------------------------------------------------------------------------
+
+
+FAX = {"medias": [{"type": "image", "codecs": ["t38"]}], "transport_protocol": "UDPTL", "ICE": "remove"}
+FAX_TAGS = ("c/fax", "a1/fax", "c/fax")
+IFP = [bytes([n >> 8, n & 255, 1, 6, 0x80, 0, 0, n & 255]) for n in range(40)]
+"""Packets that no reader of RTP would take for such."""
+
+
+async def test_a_fax_has_a_port_of_its_own_beside_the_audio(rig) -> None:
+    made = [await rig.do("create", from_tag=tag, interface="public", **FAX) for tag in FAX_TAGS]
+    ports = [SessionDescription.parse(outcome.value["sdp"]) for outcome in made]
+    first, second, again = (session.media for session in ports)
+    assert [(m.kind, m.proto, m.formats) for m in first] == [("image", "udptl", [])], "it names no format"
+    assert first[0].port == again[0].port != second[0].port
+    await rig.plus("c", "a1")
+    await rig.shows(c=["a1"])
+
+
+@pytest.mark.lab
+async def test_a_fax_passes_unread(real_relay) -> None:
+    adapter = Rtpengine("127.0.0.1", real_relay.port, lambda event: None)
+    await adapter.start()
+    rig = RealRig(adapter)
+    far = {tag: RealRig._socket() for tag in ("c/fax", "a1/fax")}
+    try:
+        for tag in ("c", "a1"):
+            await rig.create(tag)
+        ours = {}
+        for tag, socket_ in far.items():
+            sdp = (await rig.do("create", from_tag=tag, interface="public", **FAX)).value["sdp"]
+            ours[tag] = (INTERFACES["public"], SessionDescription.parse(sdp).media[0].port)
+            here = build_fax_sdp(1, *socket_.getsockname())
+            assert isinstance(await rig.do("create answer", from_tag=tag, sdp=here), Done)
+        await rig.plus("c/fax", "a1/fax")
+        await rig.plus("a1/fax", "c/fax")
+        for speaker, listener in (("c/fax", "a1/fax"), ("a1/fax", "c/fax")):
+            got: list[bytes] = []
+            for packet in IFP:
+                far[speaker].sendto(packet, ours[speaker])
+                await asyncio.sleep(0.01)
+            end = time.monotonic() + LIMIT_S
+            while len(got) < len(IFP) and time.monotonic() < end:
+                try:
+                    got.append(far[listener].recv(2000))
+                except BlockingIOError:
+                    await asyncio.sleep(0.02)
+            assert got == IFP
+    finally:
+        await rig.do("delete")
+        rig.close()
+        adapter.close()
+        for socket_ in far.values():
+            socket_.close()

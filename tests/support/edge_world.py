@@ -25,7 +25,7 @@ from ari_ha.sip import events as sip_events
 from ari_ha.sip.auth import ha1
 from ari_ha.sip.endpoint import Endpoint
 from ari_ha.sip.flow import Flow, Listener
-from ari_ha.sip.sdp import build_audio_sdp
+from ari_ha.sip.sdp import build_audio_sdp, build_fax_sdp
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import Keys, SecretUserValue, UserValue, encode
@@ -60,6 +60,8 @@ class Party:
         self.heard: list[Any] = []
         self.gone = False
         self.silent = False
+        self.takes_changes = True
+        """Whether a re-INVITE is accepted at once (the edge has another address)."""
 
     @property
     def reachable(self) -> bool:
@@ -223,6 +225,8 @@ class EdgeWorld:
         match command.command:
             case "create":
                 port = self.tag_ports.setdefault((call, tag), next(self.ports))
+                if command.body.get("transport-protocol") == "UDPTL":
+                    return Done({"result": "ok", "sdp": build_fax_sdp(1, self.home.relay, port)})
                 return Done({"result": "ok", "sdp": build_audio_sdp(1, 1, self.home.relay, port)})
             case "connect":
                 graph.add(pair)
@@ -263,7 +267,7 @@ class EdgeWorld:
                     party.heard.append(event)
                     if isinstance(party, Node):
                         self.node_heard(party, event)
-                    if isinstance(event, sip_events.ReinviteReceived):  # the edge has another address
+                    if isinstance(event, sip_events.ReinviteReceived) and party.takes_changes:
                         party.sip.accept_reinvite(event.leg, party.sdp(), self.now)
                     said = True
                 for data, flow in party.sip.output():
