@@ -9,7 +9,7 @@ from typing import Any, cast
 from ari_ha.farend.useragent import UserAgent
 from ari_ha.sip import Flow
 
-RECONNECT_S = 1.0
+RECONNECT_S, CONNECT_LIMIT_S = 1.0, 3.0
 DATAGRAM_BUFFER_BYTES = 1_048_576
 
 
@@ -132,10 +132,11 @@ class TcpDriver(Driver):
         while True:
             proxy = self.agent.proxy
             try:
-                reader, self._writer = await asyncio.open_connection(
-                    proxy.host, proxy.port, local_addr=(self.agent.listener.host, 0)
-                )
-            except OSError:
+                async with asyncio.timeout(CONNECT_LIMIT_S):
+                    reader, self._writer = await asyncio.open_connection(
+                        proxy.host, proxy.port, local_addr=(self.agent.listener.host, 0)
+                    )
+            except (OSError, TimeoutError):
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._serial += 1

@@ -110,8 +110,8 @@ class Outgoing:
 
     def _answered(self, leg: Leg, out: OutgoingInvite, response: Response, flow: Flow, now: float) -> None:
         leg.dialog.establish(response)
-        if flow.reliable:
-            leg.flow = flow
+        if flow.reliable or flow.host != leg.flow.host:
+            leg.flow = flow  # also when another host answers than was asked: a call that was taken over
         leg.authorization = tuple(
             item
             for item in out.request.headers

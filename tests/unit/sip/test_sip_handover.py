@@ -359,6 +359,21 @@ def test_an_unanswered_caller_can_be_refused_from_another_address(trio: tuple[Wo
     assert a.take(LegFailed).status == 503
 
 
+def test_an_answer_from_another_address_is_acknowledged_there(trio: tuple[World, Party, Party]) -> None:
+    """As an edge answers the open INVITE of a node, which has no NAT or filter in between."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    new = rehomed(world, b, leg)
+    new.agent.answer(leg, sdp(new.name), world.now)
+    world.transfer()
+    assert a.take(LegAnswered) and new.take(LegAcked)
+    finish(world, a, new, leg)
+
+
 def test_what_was_open_at_the_old_address_is_not_waited_for(trio: tuple[World, Party, Party]) -> None:
     """A change of ours, and a 2xx whose ACK went there: the next request shows what became of them."""
     world, a, b = trio
