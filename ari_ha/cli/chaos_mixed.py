@@ -13,7 +13,7 @@ QUEUE_OF_WAITERS = "sales"
 
 
 def shares(count: int) -> dict[str, int]:
-    """State -> calls. Raises nothing: of very few calls all are talking."""
+    """State -> calls of it; of very few calls all are talking."""
     found = {state: int(count * share) for state, share in (WITH_AGENTS | ALONE).items()}
     found["talking"] += count - sum(found.values())
     return found

@@ -6,31 +6,40 @@ from typing import Any
 
 import pytest
 
-from ari_ha.cli.chaos_judge import STATES
+from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED
+from ari_ha.cli.chaos_mixed import shares
 from ari_ha.cli.chaos_run import Run
 from ari_ha.cli.chaos_stage import Stage
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 CALLS = 3
+MIXED_CALLS = 10
+"""Some in each of six states"""
 
 
 def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) -> dict[str, Any]:
-    report = Run(stage, fault, state, CALLS, serial, **more).perform()
+    count = MIXED_CALLS if state == MIXED else CALLS
+    report = Run(stage, fault, state, count, serial, **more).perform()
     against = {call["call"]: call["why"] for call in report["calls"] if not call["survived"]}
     assert not against
     assert not any(report["after"].values()), (report["after"], report["left"])
-    assert len(report["calls"]) == CALLS
+    assert len(report["calls"]) == count
     return report
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state", ["talking", MIXED, "transfer", "consult", "conference", EARLY_MEDIA, "whispered"]
+)
 def test_asterisk_killed(running_lab: Stage, state: str) -> None:
+    """The other states stand in docs/matrix.md: what `make chaos` measured."""
     report = perform(running_lab, "asterisk-kill", state, 0)
+    alone = sum(shares(MIXED_CALLS)[each] for each in ALONE_STATES) if state == MIXED else 0
+    assert sum(call["same_agent"] is None for call in report["calls"]) == alone
     for call in report["calls"]:
         assert call["resumed_ms"] is not None
         assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
-        assert call["same_agent"] in ((None,) if state in ("queued", "ivr") else (True,))
+        assert call["same_agent"] in (None, True)
         if state == "talking":
             assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
 
@@ -70,6 +79,19 @@ def test_what_nobody_on_the_phone_may_notice(running_lab: Stage, fault: str) -> 
 @pytest.mark.parametrize("fault", ["asterisk-kill", "edge-process-kill"])
 def test_somebody_hangs_up_inside_the_gap(running_lab: Stage, fault: str, during: str) -> None:
     perform(running_lab, fault, "talking", 2, during=during, with_baseline=False)
+
+
+def test_a_transfer_is_asked_for_inside_the_gap_and_survives_the_next_death(running_lab: Stage) -> None:
+    perform(running_lab, "asterisk-kill", "talking", 2, during="refer-agent", with_baseline=False)
+
+
+def test_a_node_is_emptied_of_calls_in_many_states(running_lab: Stage) -> None:
+    report = perform(running_lab, "drain", MIXED, 0)
+    assert report["node_empty_ms"] is not None and report["node_empty_ms"] < 5_000
+
+
+def test_a_full_disk_is_no_matter(running_lab: Stage) -> None:
+    perform(running_lab, "disk-full", "talking", 1)
 
 
 def test_a_caller_gives_up_inside_the_gap_while_it_rings(running_lab: Stage) -> None:

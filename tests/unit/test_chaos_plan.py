@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ari_ha.cli import chaos, lab
 from ari_ha.cli.chaos_judge import STATES
+from ari_ha.cli.chaos_mixed import shares
 from ari_ha.cli.chaos_run import MEND_AFTER_S, MOVING
 
 
@@ -110,3 +111,10 @@ def test_the_leader_is_found_by_its_address() -> None:
         for n in (1, 2, 3)
     ]
     assert ScriptedLab({"endpoint status": json.dumps(statuses)}).etcd_leader() == "etcd2"
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 20, 37])
+def test_mixed_calls_are_as_many_as_asked_for(count: int) -> None:
+    found = shares(count)
+    assert sum(found.values()) == count and min(found.values()) >= 0
+    assert count < 10 or all(found.values())
