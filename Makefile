@@ -83,6 +83,7 @@ bench: $(VENV)/.made ## measure, and write a report with machine and versions
 	@$(RUN)/ari-ha bench --json reports/bench.json
 	@$(RUN)/python -m tests.bench.bench_sip | tee reports/bench-sip.json
 	@$(RUN)/python -m tests.bench.bench_edge | tee reports/bench-edge.json
+	@$(RUN)/python -m tests.bench.bench_b2bua | tee reports/bench-b2bua.json
 
 lint: $(VENV)/.made ## ruff, and the rules about who may import whom
 	@$(RUN)/ruff check .
