@@ -45,6 +45,7 @@ from ari_ha.machines.edge_view import call_view, node_view
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
+from ari_ha.machines.sentinels import Sentinels
 from ari_ha.machines.subscriptions import Subscriptions
 from ari_ha.machines.takeover import Takeover
 from ari_ha.machines.trunk_care import TrunkCare
@@ -80,9 +81,8 @@ class EdgeMachine:
     ) -> None:
         self.context = EdgeContext(config, new_id, rand)
         self.calls = Calls(self.context)
-        self.watch = NodeWatch(
-            self.context, self._node_lost, self._node_back, self._app_absent, self._node_doubted
-        )
+        self.watch = NodeWatch(self.context, Sentinels(self.context, self.calls.by_id), self._node_lost,
+                               self._node_back, self._app_absent, self._node_doubted)  # fmt: skip
         self.context.node_doubted = self.watch.doubted
         self.context.asterisk_gone = self.watch.gone
         self.registrar = Registrar(self.context)
@@ -546,7 +546,10 @@ class EdgeMachine:
             case "mute":
                 return self._mute(args)
             case "nodes":
-                return 200, [node_view(n, self.calls.load(n.config.name)) for n in self.watch.nodes.values()]
+                return 200, [
+                    node_view(n, self.calls.load(name)) | self.watch.sentinels.view(name)
+                    for name, n in self.watch.nodes.items()
+                ]
             case "takeover":
                 return self.drains.takeover(str(args.get("call", "")), str(args.get("to", "")))
             case "bindings":

@@ -29,6 +29,18 @@ class EdgeTimings:
     taking_up_patience: float = 4.0
     """So many times longer may a busy survivor be silent: one that gets no processor while it takes up
     many calls must not be taken for dead, and its calls be given to the next (measured)."""
+    rtp_sentinels_max: int = 3
+    """Calls of each node whose RTP is looked at as a witness; 0: none."""
+    rtp_idle_poll_s: float = 1.0
+    """Each sentinel is asked for this often while nothing is wrong."""
+    rtp_poll_s: float = 0.05
+    """A node is looked at this often while people talk through it, or while its OPTIONS are late."""
+    rtp_stop_s: float = 0.2
+    """No packet of any sentinel for this long, while their phones are heard: RTP has stopped, one
+    witness. At least three looks."""
+    rtp_queries_per_second_max: float = 100.0
+    """Questions to rtpengine by close looks, for all nodes together; where there are more, each node is
+    looked at less often. One costs about 1 ms of a core."""
     link_silence_s: float = 0.6
     """No word on the node link for this long: the second witness."""
     bye_grace_s: float = 0.15

@@ -137,6 +137,12 @@ class EdgeContext:
             )
         )  # fmt: skip
 
+    def ng_free(self, command: str, body: dict[str, object], limit_s: float, then: Then) -> None:
+        """One rtpengine command that depends on no other, and that none waits for."""
+        self.emit(
+            NgCommand(cause=self.cause, limit_s=limit_s, command=command, body=body, tag=self._tag(then))
+        )
+
     def txn(self, lane: str, then: Then | None = None, **parts: Any) -> None:
         """One etcd transaction."""
         self.emit(StoreTxn(lane=lane, cause=self.cause, limit_s=STORE_LIMIT_S, tag=self._tag(then), **parts))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ari_ha.core.ids import is_supervisor
 
@@ -138,3 +139,12 @@ def teaching(tag: str, sdp: str, interface: str) -> list[tuple[str, dict[str, ob
     if " RTP/SAVP " in sdp:
         told.insert(0, ("publish", {**body, "interface": interface, "ICE": "remove", "DTLS": "off"}))
     return told
+
+
+def packets_from(reply: Any, tag: str) -> int | None:
+    """RTP packets that rtpengine has had from the far end of ``tag``, by its answer to
+    ``query``; None: the answer does not tell."""
+    try:
+        return int(reply["tags"][tag]["medias"][0]["streams"][0]["stats"]["packets"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

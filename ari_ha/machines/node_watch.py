@@ -3,8 +3,9 @@
 Certain words act at once: the app says its Asterisk's process is gone, or the
 kernel of the node refuses our OPTIONS (ICMP). Silence needs two witnesses out
 of: no OPTIONS reply, the app's own ARI ping (its `NodeState`), no word on the
-link. Rounds in which this process itself was late prove nothing, and when more
-than half of the nodes fall silent together we suspect ourselves.
+link, no RTP of its calls (`Sentinels`). Rounds in which this process itself was
+late prove nothing, and when more than half of the nodes fall silent together we
+suspect ourselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ari_ha.core.ids import NodeId
 from ari_ha.core.ports.probe import SendProbe
 from ari_ha.machines.edge_config import EdgeNode
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.sentinels import Sentinels
 
 UP, SILENT, LOST, UNSEEN = "up", "silent", "lost", "unseen"
 NEVER_LINKED_S = 2.0
@@ -73,6 +75,7 @@ class NodeWatch:
     def __init__(
         self,
         context: EdgeContext,
+        sentinels: Sentinels,
         on_lost: Callable[[WatchedNode, str], None],
         on_back: Callable[[WatchedNode], None],
         on_absent: Callable[[WatchedNode], None],
@@ -83,6 +86,8 @@ class NodeWatch:
         self._on_back = on_back
         self._on_absent = on_absent
         self._on_doubt = on_doubt
+        self.sentinels = sentinels
+        sentinels.on_word = self._rtp_word
         self.nodes: dict[str, WatchedNode] = {}
         self._round_at = 0.0
         for node in context.config.nodes.values():
@@ -97,6 +102,7 @@ class NodeWatch:
             if not node.link_up:
                 node.link_down_at = self._context.now
                 self._arm_absent(node.config.name)
+        self.sentinels.start()
         self._round()
 
     def _arm_absent(self, name: str) -> None:
@@ -139,6 +145,7 @@ class NodeWatch:
         if not node:
             return
         node.last_reply = self._context.now
+        self.sentinels.answered(name)
         if node.state in (SILENT, UNSEEN):
             self._set(node, UP, "answers OPTIONS")
         elif node.state == LOST and node.app_ready and not node.asterisk_silent_by_app:
@@ -211,10 +218,20 @@ class NodeWatch:
             self._on_absent(node)
 
     def doubted(self, name: str) -> bool:
-        """Whether the node is silent at the moment: not enough to move its calls, enough
-        to let two people talk without it."""
+        """Whether a witness speaks against the node at the moment: not enough to move its
+        calls, enough to let two people talk without it."""
         node = self.nodes.get(name)
-        return node is not None and node.state == SILENT
+        return node is not None and (node.state in (SILENT, LOST) or self.sentinels.stopped(name))
+
+    def _rtp_word(self, name: str) -> None:
+        """The node's RTP has stopped, or is there again."""
+        node = self.nodes[name]
+        if node.state == LOST:
+            return
+        if self.sentinels.stopped(name):
+            self.suspect(name)
+        self._on_doubt(node)
+        self._judge(node)
 
     # --- opinion -------------------------------------------------------------------
 
@@ -235,7 +252,9 @@ class NodeWatch:
                 node.last_reply = max(node.last_reply, context.now)
         if stalled:
             context.count("edge_stalled_rounds")
+            self.sentinels.discount()
             return
+        self.sentinels.hasten()
         for node in self.nodes.values():
             self._judge(node)
 
@@ -243,6 +262,7 @@ class NodeWatch:
         """This process was late: what was not heard meanwhile proves nothing."""
         for node in self.nodes.values():
             node.last_reply = max(node.last_reply, self._context.now)
+        self.sentinels.discount()
 
     def _judge(self, node: WatchedNode) -> None:
         context, timings = self._context, self._context.timings
@@ -252,12 +272,22 @@ class NodeWatch:
         quiet = context.now - node.last_reply > timings.silence_s * patience
         if node.state in (UP, UNSEEN) and quiet:
             self._set(node, SILENT, "no OPTIONS reply")
-        if node.state != SILENT or not quiet:
+        if node.state == SILENT and quiet:
+            witnesses = ["OPTIONS", *self._second(node)]
+        elif node.asterisk_silent_by_app and self.sentinels.stopped_s(node.config.name) > timings.silence_s:
+            witnesses = ["RTP", "app's ARI ping"]
+        else:
             return
-        second = "app's ARI ping" if node.asterisk_silent_by_app else "link" if self._no_link(node) else ""
-        if not second or self._suspect_self():
-            return
-        self.lose(node, f"silent (OPTIONS and {second})")
+        if len(witnesses) > 1 and not self._suspect_self():
+            self.lose(node, f"silent ({' and '.join(witnesses)})")
+
+    def _second(self, node: WatchedNode) -> list[str]:
+        """The witness beside OPTIONS, if there is one."""
+        if node.asterisk_silent_by_app:
+            return ["app's ARI ping"]
+        if self._no_link(node):
+            return ["link"]
+        return ["RTP"] if self.sentinels.stopped(node.config.name) else []
 
     def _no_link(self, node: WatchedNode) -> bool:
         """Silence of the link is a witness: it fell silent, or has not come since we
@@ -269,7 +299,7 @@ class NodeWatch:
         """More than half of the nodes quiet at once, none of them for certain: the
         fault is more likely ours."""
         seen = [node for node in self.nodes.values() if node.state != UNSEEN]
-        quiet = [node for node in seen if node.state == SILENT]
+        quiet = [n for n in seen if n.state == SILENT or self.sentinels.stopped(n.config.name)]
         lost_before = [node for node in seen if node.state == LOST]
         alive = len(seen) - len(lost_before)
         if alive > 1 and len(quiet) * 2 > alive:
@@ -296,7 +326,8 @@ class NodeWatch:
         if node.state != state:
             level = "warning" if state in (SILENT, LOST) else "info"
             self._context.note(f"node/{node.config.name}", f"now {state}", level=level, why=why)
-            doubt = SILENT in (state, node.state)
-            node.state = state
-            if doubt:
+            was, node.state = node.state, state
+            if LOST in (was, state):
+                self.sentinels.lost(node.config.name, state == LOST)
+            if SILENT in (was, state) and state != LOST:
                 self._on_doubt(node)

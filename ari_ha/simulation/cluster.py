@@ -23,6 +23,7 @@ from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
 from ari_ha.machines.node import FAMILIES as NODE_FAMILIES
 from ari_ha.machines.node import NodeMachine
 from ari_ha.machines.node_config import NodeConfig
+from ari_ha.simulation import packets
 from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_asterisk import FakeAsterisk
 from ari_ha.simulation.fake_phones import Phones
@@ -366,11 +367,17 @@ class Cluster:
                 return
 
             def arrive() -> None:
+                if effect.command == "query":
+                    packets.count(self.relay, self.ears, str(effect.body["call-id"]), world.now)
                 outcome = self.relay.command(effect.command, effect.body)
                 slow_s = world.between(0.0, self.media_slow_s) if self.media_slow_s else 0.0
-                world.after(slow_s + world.between(0.0001, 0.0005), lambda: settle(outcome))
+                world.after(slow_s + way_s(), lambda: settle(outcome))
 
-            world.after(world.between(0.0001, 0.0005), arrive)
+            def way_s() -> float:
+                # so many questions would leave no seed's weather as it was
+                return 0.0003 if effect.command == "query" else world.between(0.0001, 0.0005)
+
+            world.after(way_s(), arrive)
         elif isinstance(effect, StoreTxn | StoreRead):
             assert self.edge_client is not None
             self.edge_client.perform(effect, settle)

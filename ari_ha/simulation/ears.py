@@ -78,6 +78,20 @@ class Ears:
             and (found := self._channel_behind(tag)) is not None
         ]
 
+    def sends(self, relay: FakeRtpengine, call: MediaCall, tag: Tag) -> bool:
+        """Whether packets come from whoever is behind ``tag``: a phone always sends, an
+        Asterisk what it plays, or what it gets from the others of a bridge."""
+        if self._talk_behind(tag) is not None:
+            return True
+        found = self._channel_behind(tag)
+        if found is None:
+            return False
+        asterisk, channel = found
+        if self.network.cut(self.relay_host, asterisk.host):
+            bridge = asterisk.bridges.get(channel.bridge)
+            return bool(channel.plays or channel.music or (bridge and bridge.music))
+        return bool(self._from_channel(relay, call, asterisk, channel, frozenset()))
+
     # -- following
 
     def _out_of(self, relay: FakeRtpengine, call: MediaCall, tag: Tag, seen: frozenset[str]) -> list[str]:

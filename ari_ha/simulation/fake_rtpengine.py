@@ -1,12 +1,12 @@
 """rtpengine as measured: calls, tags, ports, and who is subscribed to whom.
 
 No packet flows here. `hears` answers whose voice reaches a port, which is what the
-packets would show. Its traps are kept: `unsubscribe` without a from-tag destroys the
-listener's media, and only `create` makes them anew; `connect` without ``directional``
-replaces what the two heard by earlier ones like it, and made onto a directional
-subscription it leaves one behind that the next does not take away; without media it
-says ok and does nothing; `delete` with a tag ends the call. The same cases are put to
-it and to a real one (tests/contract).
+packets would show, and `received` is told how many came. Its traps are kept:
+`unsubscribe` without a from-tag destroys the listener's media, and only `create` makes
+them anew; `connect` without ``directional`` replaces what the two heard by earlier ones
+like it, and made onto a directional subscription it leaves one behind that the next does
+not take away; without media it says ok and does nothing; `delete` with a tag ends the
+call. The same cases are put to it and to a real one (tests/contract).
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Tag:
     remote: tuple[str, int] | None = None
     direction: str = "sendrecv"
     """The party's own word: ``sendonly`` does not listen."""
+    packets: int = 0
+    """RTP packets that came from the party, whether anybody hears it or not"""
+    counted: tuple[float, bool] | None = None
+    """When `packets` was right last, and whether the party sent then"""
 
 
 @dataclass(slots=True)
@@ -161,9 +165,30 @@ class FakeRtpengine:
         return Done({"result": "ok"})
 
     def _query(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
-        return Done({"result": "ok", "tags": {name: {} for name in call.tags}})
+        """What is known of the tag asked for and of those it hears, or of all."""
+        asked, told = str(body.get("to-tag") or body.get("from-tag") or ""), list(call.tags)
+        if asked:
+            told = [name for name in call.tags if name == asked or (asked, name) in call.subscriptions]
+        return Done({"result": "ok", "tags": {name: self._told(call, call.tags[name]) for name in told}})
+
+    @staticmethod
+    def _told(call: MediaCall, tag: Tag) -> dict[str, Any]:
+        stats = [{"stats": {"packets": tag.packets}}, {"stats": {"packets": 0}}]
+        return {
+            "tag": tag.name,
+            "subscriptions": [
+                {"tag": speaker, "type": "offer/answer" if plain else "pub/sub"}
+                for (listener, speaker), plain in call.subscriptions.items()
+                if listener == tag.name
+            ],
+            "medias": [{"index": 1, "type": "audio", "streams": stats}] if tag.port else [],
+        }
 
     # -- what the packets would show
+
+    def received(self, ident: str, tag: str, packets: int) -> None:
+        """So many packets came from the party."""
+        self.calls[ident].tags[tag].packets += packets
 
     def hears(self, ident: str, listener: str) -> list[str]:
         """The tags whose voice goes out of ``listener``'s port."""

@@ -192,6 +192,14 @@ class EdgeSettings:
                 f"timings.silence_s is {timings.silence_s} s: less than three probes of "
                 f"{timings.probe_interval_s} s; one lost datagram would count as silence. Raise it."
             )
+        if timings.rtp_stop_s < 3 * timings.rtp_poll_s:
+            raise SettingsError(
+                f"timings.rtp_stop_s is {timings.rtp_stop_s} s: less than three looks of "
+                f"{timings.rtp_poll_s} s; one burst would look like an end. Raise it."
+            )
+        if timings.rtp_queries_per_second_max <= 0:
+            raise SettingsError("timings.rtp_queries_per_second_max must be above 0; "
+                                "timings.rtp_sentinels_max = 0 asks nothing")  # fmt: skip
         if self.guard.listen and not self.guard.key_file:
             raise SettingsError("guard.key_file is missing: words without a key are not heard")
         check_lease(

@@ -19,6 +19,7 @@ from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.farend.rtp import VOICE, classify, set_voice, voice_buffer
+from ari_ha.machines.media import packets_from
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
 
@@ -55,6 +56,21 @@ class Rig:
     async def heard(self) -> dict[tuple[str, str], list[str]]:
         """(tag, address) -> whose voice arrives there; a doubled one twice."""
         raise NotImplementedError
+
+    async def send(self, tag: str, packets: int) -> None:
+        """The far end of ``tag`` sends so many packets."""
+        raise NotImplementedError
+
+    async def counted(self, total: int, **body: str) -> dict[str, int | None]:
+        """tag -> packets that came from it, by `query`, once there are ``total``."""
+        end = time.monotonic() + LIMIT_S
+        while True:
+            reply = (await self.do("query", **body)).value
+            counts = {tag: packets_from(reply, tag) for tag in reply["tags"]}
+            if sum(n or 0 for n in counts.values()) >= total:
+                return counts
+            assert time.monotonic() < end, f"{counts}, not {total}"
+            await asyncio.sleep(0.02)
 
     async def do(self, command: str, **body) -> Outcome:
         """A command about the call; ``from_tag`` for from-tag."""
@@ -118,6 +134,9 @@ class FakeRig(Rig):
             for ear in EARS
         }
 
+    async def send(self, tag: str, packets: int) -> None:
+        self.relay.received(self.call, tag, packets)
+
 
 class RealRig(Rig):
     def __init__(self, adapter: Rtpengine) -> None:
@@ -166,6 +185,13 @@ class RealRig(Rig):
             await asyncio.sleep(0.02)
         await asyncio.sleep(ROUND_QUIET_S)
         return {place: self._read(ear, first) for place, ear in self.sockets.items()}
+
+    async def send(self, tag: str, packets: int) -> None:
+        for _ in range(packets):
+            self.number += 1
+            set_voice(self.packets[tag], 8, self.number & 0xFFFF, self.number * 160, self.number, False)
+            self.sockets[(tag, self.speaks_at[tag])].sendto(self.packets[tag], self.ours[tag])
+            await asyncio.sleep(0.005)
 
     @staticmethod
     def _read(ear: socket.socket, first: int) -> list[str]:
@@ -368,6 +394,33 @@ async def test_unknown_calls_and_commands_are_refused(empty) -> None:
     assert isinstance(await empty.do("create answer", from_tag="c", sdp=sdp), Refused)
     assert isinstance(await empty.do("query"), Refused)
     assert isinstance(await empty.do("mesh"), Refused)
+
+
+async def test_packets_are_counted_also_those_nobody_hears(rig) -> None:
+    """In hitless nobody hears what Asterisk sends: its legs show all the same that it lives."""
+    assert await rig.counted(0) == dict.fromkeys(TAGS, 0)
+    await rig.send("c@ast1.1", 7)
+    assert await rig.counted(7) == {**dict.fromkeys(TAGS, 0), "c@ast1.1": 7}
+    await rig.plus("a1", "c")
+    await rig.send("c", 5)
+    await rig.plus("c", "c@ast1.1")
+    await rig.send("c@ast1.1", 3)
+    await rig.minus("c", "c@ast1.1")
+    await rig.send("c@ast1.1", 2)
+    assert await rig.counted(17) == {"c": 5, "a1": 0, "c@ast1.1": 12, "a1@ast1.1": 0}
+
+
+async def test_a_far_end_that_does_not_listen_is_counted(rig) -> None:
+    await rig.teach("c", direction="sendonly")
+    await rig.send("c", 4)
+    assert (await rig.counted(4))["c"] == 4
+
+
+async def test_query_with_a_tag_tells_of_it_and_of_those_it_hears(rig) -> None:
+    await rig.plus("c@ast1.1", "c")
+    await rig.send("c", 2)
+    assert await rig.counted(2, from_tag="c@ast1.1") == {"c@ast1.1": 0, "c": 2}
+    assert set(await rig.counted(0, from_tag="a1")) == {"a1"}
 
 
 async def test_delete_ends_the_call_and_may_be_repeated(rig) -> None:

@@ -108,6 +108,8 @@ class EdgeWorld:
         self.ports = itertools.count(30_000, 2)
         self.tag_ports: dict[tuple[str, str], int] = {}
         self.ng_refuse: Callable[[NgCommand], bool] = lambda command: False
+        self.packets: Callable[[str, str], int | None] = lambda call, tag: None
+        """(call, tag) -> packets rtpengine has had from it; None: it does not say"""
         self.sip_log: list[tuple[float, str, str, bytes]] = []
         self.carrier = Party(*CARRIER, self.new_id)
         self.phones: dict[str, Party] = {}
@@ -234,6 +236,14 @@ class EdgeWorld:
                 graph.discard(pair)
             case "delete":
                 self.hears.pop(call, None)
+            case "query":
+                tags = [tag for known, tag in self.tag_ports if known == call]
+                counts = {tag: self.packets(call, tag) for tag in tags}
+                return Done({
+                    "result": "ok",
+                    "tags": {tag: {"medias": [{"streams": [{"stats": {"packets": count}}]}]}
+                             for tag, count in counts.items() if count is not None},
+                })  # fmt: skip
         return Done({"result": "ok"})
 
     # --- time and the network ------------------------------------------------------
