@@ -66,7 +66,7 @@ MEND_AFTER_S = {
     "node-starved": STARVED_S + 1.0,
 }
 """Faults that are mended while the run still watches, after this long."""
-APP_FAULTS = ("app-kill", "app-freeze")
+APP_FAULTS = ("app-kill", "app-freeze", "app-version-change")
 STAYING = (*APP_FAULTS, "disk-full", "edge-starved", "node-starved")
 """Faults that are over before a call need move."""
 COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")

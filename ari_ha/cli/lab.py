@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ari_ha.cli import lab_faults, lab_pair
+from ari_ha.cli import lab_faults, lab_pair, lab_versions
 from ari_ha.cli.output import fail, print_json, say, table
 
 PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
@@ -253,6 +253,11 @@ class Lab:
             if self.running().get(edge) == "running" and lab_pair.broken(self, edge):
                 lab_pair.heal(self, edge)
                 mended.append(f"{edge} connected")
+        services = {**dict.fromkeys(NODES, "app"), **dict.fromkeys(PAIR, "edge")}
+        running = self.running()
+        for host, service in services.items():
+            if running.get(host) == "running" and lab_versions.heal(self, host, service):
+                mended.append(f"{host} runs its own version")
         for server in DATABASES:
             if self.running().get(server) == "running":
                 script = f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true"
@@ -306,6 +311,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "node-cut": Lab.node_cut,
     "app-kill": Lab.app_kill,
     "app-freeze": Lab.app_freeze,
+    "app-version-change": lab_versions.app_version_change,
     "edge-process-kill": Lab.edge_process_kill,
     "rtpengine-kill": Lab.rtpengine_kill,
     "edge-kill": lab_pair.kill,

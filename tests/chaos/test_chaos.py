@@ -10,6 +10,7 @@ from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED
 from ari_ha.cli.chaos_mixed import shares
 from ari_ha.cli.chaos_run import Run
 from ari_ha.cli.chaos_stage import Stage
+from ari_ha.cli.lab_versions import there
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -62,6 +63,9 @@ def test_a_silent_loss_while_people_talk_through_asterisk(running_lab: Stage, fa
     [
         "app-kill",
         "app-freeze",
+        pytest.param(
+            "app-version-change", marks=pytest.mark.skipif(not there(), reason="no older commit here")
+        ),
         "edge-process-kill",
         "etcd-member-kill",
         "etcd-leader-kill",
