@@ -153,11 +153,10 @@ class EdgeContext:
         def answered(outcome: Outcome) -> None:
             then(Unreachable(outcome.reason) if isinstance(outcome, Unknown) else outcome)
 
-        effect = LookUp(
-            lane=f"name/{kind}/{name}", cause=self.cause, limit_s=NAME_LIMIT_S, name=name, kind=kind,
-            tag=self._tag(answered),
-        )  # fmt: skip
-        self.emit(effect)
+        tag = self._tag(answered)
+        # a lane of its own: one that is stopped would say Refused, which here means "there is none"
+        lane = f"name/{tag}"
+        self.emit(LookUp(lane=lane, cause=self.cause, limit_s=NAME_LIMIT_S, name=name, kind=kind, tag=tag))
 
     def outcome(self, event: OutcomeOf) -> None:
         """Gives an outcome to whoever waits for it."""

@@ -326,7 +326,7 @@ class Dialogs:
             return
         call, leg = found
         for other in call.up():
-            if other is not leg and not other.aside:
+            if other is not leg and not other.aside and context.sip.has_dialog(other.key):
                 context.sip.info(other.key, event.content_type, event.body, context.now)
         digit, home = _digit(event.content_type, event.body), call.home()
         told = call.keep_told(leg.leg, digit, context.utc) if digit else 0

@@ -129,9 +129,9 @@ class Fax:
 
         def opened(outcome: Outcome) -> None:
             place = _place(outcome)
-            if place is None:
-                self._refused(asked)
-            elif not asked.over:
+            if place is None or asked.over:
+                self._unasked(asked)
+            else:
                 leg.fax = {"host": place[0], "port": place[1]}
                 then()
 
@@ -148,7 +148,7 @@ class Fax:
         """The other end is asked, as it was offered."""
         context, other = self._context, asked.other
         if asked.over or asked.call.ended or not other.alive or not context.sip.steady(other.key):
-            self._refused(asked)
+            self._unasked(asked)
             return
         self._teach(asked.call, asked.leg, asked.session, asked.image)
         context.sip.reinvite(other.key, fax_sdp(other, asked.image, [""]), context.now)
@@ -194,6 +194,11 @@ class Fax:
         for asked in taken_back:
             asked.over = True
         return bool(taken_back)
+
+    def _unasked(self, asked: Asked) -> None:
+        """Nothing was sent to the other end: no answer of it is waited for."""
+        self._asked.pop(asked.other.key, None)
+        self._refused(asked)
 
     def _refused(self, asked: Asked) -> None:
         if asked.over:

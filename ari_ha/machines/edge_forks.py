@@ -52,9 +52,13 @@ class Forks:
         return next((found for found in self._legs.values() if key in found[1].forks), None)
 
     def answered(self, key: str) -> None:
-        """Where it was answered first is the leg's dialog now."""
+        """Where it was answered first is the leg's dialog now; a second answer that came in
+        the same breath is nobody's."""
         if found := self.of(key):
-            self._swap(*found, key)
+            if found[1].state == "ringing":
+                self._swap(*found, key)
+            else:
+                found[1].forks.remove(key)
 
     def _swap(self, call: EdgeCall, leg: PhoneLeg, key: str) -> None:
         leg.forks.remove(key)
@@ -67,7 +71,7 @@ class Forks:
         found = self.of(event.leg)
         if found is not None:
             call, leg = found
-            if event.status >= 600:
+            if event.status >= 600 and leg.state == "ringing":
                 self._swap(call, leg, event.leg)
                 return event.status
             leg.forks.remove(event.leg)

@@ -32,6 +32,9 @@ class Messages:
         if to is None:
             context.sip.respond(event.txn, 405, context.now, headers=ALLOW_OUTSIDE)
             return
+        if not context.sip.has_dialog(to.key):  # his answer is just being written down
+            context.sip.respond(event.txn, 480, context.now)
+            return
         context.sip.respond(event.txn, 202, context.now)
         context.count("edge_messages")
         context.sip.request_in_dialog(

@@ -202,6 +202,7 @@ class Setup:
             )  # fmt: skip
             self._context.count("edge_calls_by_dialplan")
         call.tries += 1
+        call.unserved_since = 0.0
         call.epoch = self._calls.next_epoch(call)
         call.owner, call.lost = node.id, ""
         self._calls.touch(call)

@@ -29,6 +29,7 @@ from ari_ha.wire.keyspace import (
     Value,
     decode,
     encode,
+    merge_unknown,
 )
 
 REAP_INTERVAL_S = 5.0
@@ -46,6 +47,8 @@ class Held:
 
     value: BindingValue
     written: bool = True
+    found: bytes = b""
+    """As it was read: a newer edge may have written more than this version knows"""
 
 
 class Registrar:
@@ -117,7 +120,7 @@ class Registrar:
         except BadValue as error:
             self._context.note("edge", "unreadable binding kept out", level="error", error=error)
             return
-        self._bindings.setdefault(aor, {})[ident] = Held(value)
+        self._bindings.setdefault(aor, {})[ident] = Held(value, found=item.value)
         self.hosts.add(value.host)
 
     # --- digest --------------------------------------------------------------------
@@ -291,8 +294,9 @@ class Registrar:
                 now_held.written = True
             then()
 
-        key = context.keys.binding(aor, ident)
-        context.txn(f"binding/{aor}", written, compares=self._fence(), puts=(Put(key, encode(value)),))
+        key, data = context.keys.binding(aor, ident), encode(value)
+        data = merge_unknown(held.found, data, BindingValue) if held.found else data
+        context.txn(f"binding/{aor}", written, compares=self._fence(), puts=(Put(key, data),))
 
     def _fence(self) -> tuple[Compare, ...]:
         context = self._context
@@ -347,7 +351,7 @@ class Registrar:
         held = self._bindings.get(aor, {}).get(ident)
         if held:
             value = msgspec.structs.replace(held.value, unreachable=unreachable)
-            self._bindings[aor][ident] = Held(value, written=False)
+            self._bindings[aor][ident] = Held(value, written=False, found=held.found)
             self._write(aor, ident)
 
     def binding_of(self, aor: str) -> BindingValue | None:

@@ -81,6 +81,14 @@ class Dialog:
         if target:
             self.remote_target = target
 
+    def leads_to(self, host: str) -> bool:
+        """Whether requests in the dialog are addressed to this host (section 12.2.1.1)."""
+        first = _uri_of(self.route_set[0]) if self.route_set else self.remote_target
+        try:
+            return SipUri.parse(first).host == host
+        except SipParseError:
+            return False
+
     def next_cseq(self) -> int:
         """The number of the next request."""
         self.local_cseq += 1

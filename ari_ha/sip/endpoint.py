@@ -222,7 +222,7 @@ class Endpoint:
         found = self._core.owned(leg)
         if found is None:
             return
-        if not found.dialog.remote_tag or found.state == "calling":
+        if not found.in_dialog:
             raise LocalError(f"leg {leg!r} has no dialog yet")
         self._core.send(found, method, purpose, now, headers, body, kind)
 
@@ -270,6 +270,11 @@ class Endpoint:
         if found is None or found.state != "confirmed" or found.ack_owed is not None:
             return False
         return found.inc is None and found.out is None and found.waiting is None
+
+    def has_dialog(self, leg: str) -> bool:
+        """Whether requests can be sent in the leg's dialog."""
+        found = self._core.legs.get(leg)
+        return found is not None and found.in_dialog
 
     def leg_tried(self, leg: str) -> bool:
         """Whether the far side has said anything, 100 included, to our INVITE."""

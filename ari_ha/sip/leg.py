@@ -154,6 +154,11 @@ class Leg:
     txns: set[Transaction] = field(default_factory=set)
     """Transactions not yet terminated."""
 
+    @property
+    def in_dialog(self) -> bool:
+        """Whether there is a dialog, early or confirmed, to send requests in."""
+        return bool(self.dialog.remote_tag) and self.state != "calling"
+
     def remember_ack(self, cseq: int, data: bytes) -> None:
         """Keep an ACK for retransmissions of its 2xx."""
         self.acks[cseq] = data

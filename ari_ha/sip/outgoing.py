@@ -110,8 +110,10 @@ class Outgoing:
 
     def _answered(self, leg: Leg, out: OutgoingInvite, response: Response, flow: Flow, now: float) -> None:
         leg.dialog.establish(response)
-        if flow.reliable or flow.host != leg.flow.host:
-            leg.flow = flow  # also when another host answers than was asked: a call that was taken over
+        if flow.reliable or (flow.host != leg.flow.host and leg.dialog.leads_to(flow.host)):
+            # also when another host answers than was asked, and wants to be reached there: a call that
+            # was taken over. A cluster that only sends from another address stays where it was asked.
+            leg.flow = flow
         leg.authorization = tuple(
             item
             for item in out.request.headers

@@ -204,6 +204,24 @@ def test_a_caller_waits_for_a_node_that_is_silent_for_a_moment(world):
     assert world.carrier.of(sip.LegAnswered)
 
 
+def test_he_waits_as_long_the_next_time(world):
+    """He was given to a node after a while, and that one died before anybody answered."""
+    for node in world.nodes.values():
+        node.auto_answer_new = False
+    for node in world.edge.watch.nodes.values():
+        node.state = SILENT
+    _, call = world.call_in()
+    world.run(0.5)
+    assert call.owner
+    world.run(5.0)
+    for name in world.nodes:
+        kill(world, name)
+    world.run(0.5)
+    assert not world.carrier.of(sip.LegFailed)
+    world.run(2.5)
+    assert world.carrier.of(sip.LegFailed)[-1].status == 503 and not world.edge.calls.by_id
+
+
 def test_nobody_waits_for_nodes_that_are_wanted_empty(world):
     for node in world.edge.watch.nodes.values():
         node.cordoned = True

@@ -194,3 +194,13 @@ def test_hanging_up_while_it_is_asked():
     world.settle()
     world.run(1.0)
     assert not world.edge.calls.by_id and far.of(sip.LegEnded)
+
+
+def test_asked_anew_after_the_relay_had_no_port():
+    world, caller, call, far, far_leg = faxing_world()
+    world.ng_refuse = lambda command: command.command == "create"
+    offer(world, world.carrier, caller, image(world.carrier, 51_000))
+    assert world.carrier.of(sip.ReinviteFailed)[-1].status == 488
+    world.ng_refuse = lambda command: False
+    fax(world, caller, far, far_leg)
+    assert fax_graph(world, call)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from ari_ha.core.ports.sip import SipBytes
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip import events as sip
+from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
 from tests.support.edge_world import EdgeWorld, Node, Party, kill
 
@@ -183,3 +185,20 @@ def test_a_restarted_edge_knows_them_all(world, winner):
     call = world.edge.calls.by_id[call.call]
     assert call.legs["a1"].state == "up"
     assert places[1 - winner].of(sip.LegCancelled) and not places[winner].of(sip.LegEnded)
+
+
+def test_two_answers_in_one_breath(world):
+    """As a proxy may send them, in one segment: the first counts."""
+    places = at_places(world, 2)
+    _, call, _ = ring(world)
+    keys = invited(places)
+    answers = []
+    for n in (1, 0):
+        places[n].sip.answer(keys[n], places[n].sdp(), world.now)
+        answers += [(places[n], data) for data, _ in places[n].sip.output()]
+    (first, data), (second, behind) = answers
+    world.edge.context.sip.receive(data, Flow("public-udp", "udp", first.host, first.port), world.now)
+    world.post(SipBytes(data=behind, flow=Flow("public-udp", "udp", second.host, second.port)))
+    world.settle()
+    assert call.legs["a1"].state == "up"
+    assert second.of(sip.LegEnded) and not first.of(sip.LegEnded)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ari_ha.core.machine import Effect
+from ari_ha.core.ports.store import StoreTxn
 from ari_ha.sip import events as sip
 from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, Party, kill
 from tests.unit.test_edge_machine import talking
@@ -84,3 +86,38 @@ def test_outside_a_call(world):
     world.settle()
     (answer,) = [e for e in phone.of(sip.ResponseReceived) if e.key == "m"]
     assert answer.status == 405 and "MESSAGE" not in dict(answer.headers)["Allow"]
+
+
+class Slow(EdgeWorld):
+    """An etcd that can be slow."""
+
+    def __init__(self) -> None:
+        self.late = False
+        super().__init__()
+
+    def perform(self, effect: Effect) -> None:
+        if not (self.late and isinstance(effect, StoreTxn)):
+            super().perform(effect)
+
+
+def test_while_the_answer_is_being_written_down():
+    """A phone that answers at once without ringing: its caller has no dialog yet."""
+    world = Slow()
+    world.add_user("1001")
+    world.snapshots()
+    phone = world.register("1001")
+    for node in world.nodes.values():
+        node.auto_answer_new = False
+    _, call = world.call_in()
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    world.late = True
+    (invite,) = phone.of(sip.InviteReceived)
+    phone.sip.answer(invite.leg, phone.sdp(), world.now)
+    world.settle()
+    assert call.legs["c"].state == "up" and not world.carrier.of(sip.LegAnswered)
+    assert say(world, phone, invite.leg, "hello") == 480
+    phone.sip.info(invite.leg, "application/dtmf-relay", b"Signal=5", world.now)
+    world.settle()
+    world.run(1.0)  # etcd is not waited for any longer
+    assert world.carrier.of(sip.LegAnswered) and not world.carrier.of(sip.InfoReceived)
+    assert say(world, phone, invite.leg, "hello") == 202

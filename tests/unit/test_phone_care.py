@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -127,3 +128,15 @@ def test_the_acd_rings_nobody_at_a_phone_that_answers_nothing(world):
     assert not device_ok()
     pass_time(world, phone, 12, 200)
     assert device_ok()
+
+
+def test_what_a_newer_edge_wrote_of_a_phone_stays(world):
+    """An older one that marks it writes it back."""
+    phone = world.register("1001")
+    (key,) = [key for key in world.store if "/bindings/1001/" in key]
+    item = world.store[key]
+    newer = {**json.loads(item.value), "instance": "urn:uuid:1"}
+    world.store[key] = replace(item, value=json.dumps(newer).encode())
+    world.snapshots()
+    pass_time(world, phone, 45)
+    assert binding(world).unreachable and json.loads(world.store[key].value)["instance"] == "urn:uuid:1"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from ari_ha.core.machine import LANE_STOPPED, Effect, Outcome, OutcomeOf, Refused, Unknown, Unreachable
 from ari_ha.core.machine import Done as Answered
-from ari_ha.core.machine import Effect, Outcome, OutcomeOf, Refused, Unknown, Unreachable
 from ari_ha.core.ports.names import Found, LookUp, Service
 from ari_ha.machines.names import Place
 from ari_ha.machines.trunk_targets import Target, pick
@@ -28,6 +28,8 @@ class Dns(EdgeWorld):
     def __init__(self) -> None:
         self.zone: dict[tuple[str, str], Outcome] = {}
         self.asked: list[tuple[str, str]] = []
+        self.held: list[LookUp] | None = None
+        """Questions the test answers itself"""
         super().__init__()
 
     def perform(self, effect: Effect) -> None:
@@ -36,6 +38,9 @@ class Dns(EdgeWorld):
             return
         key = (effect.kind, effect.name)
         self.asked.append(key)
+        if self.held is not None:
+            self.held.append(effect)
+            return
         outcome = self.zone.get(key, Refused(f"{effect.name} does not exist"))
         self.post(OutcomeOf(effect=effect, outcome=outcome))
 
@@ -261,3 +266,19 @@ def test_without_weights_chance_decides(drawn, chosen):
     targets = [Target(Place(A, 5060)), Target(Place(B, 5060))]
     assert pick(targets, (), "", 0.0, lambda: drawn).place.host == chosen
     assert pick(targets, {f"{A}:5060", f"{B}:5060"}, "", 0.0, lambda: drawn) is None
+
+
+def test_two_questions_about_one_host_do_not_answer_each_other(world):
+    """No name server answers; a lane that stops would have the second one count as "no such host"."""
+    world.host(NAME, A, ttl_s=10.0)
+    trunk(world, address=f"{NAME}:5060", hosts=[NAME])
+    world.zone["A", NAME] = Unreachable("no name server answers")
+    world.held = []
+    world.run(11.0)
+    stopped: set[str | None] = set()
+    for effect in world.held:
+        outcome = Refused(LANE_STOPPED) if effect.lane in stopped else world.zone["A", NAME]
+        stopped.add(effect.lane)
+        world.post(OutcomeOf(effect=effect, outcome=outcome))
+    assert len(world.held) == 2
+    assert view(world)["at"] == {f"{A}:5060": "unknown"}, "kept while nobody can be asked"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from sipworld import Party, World, sdp
@@ -372,6 +373,19 @@ def test_an_answer_from_another_address_is_acknowledged_there(trio: tuple[World,
     world.transfer()
     assert a.take(LegAnswered) and new.take(LegAcked)
     finish(world, a, new, leg)
+
+
+def test_an_answer_only_sent_from_another_address_is_not_followed(trio: tuple[World, Party, Party]) -> None:
+    """As a cluster does: its Contact, or its Record-Route, is the way back."""
+    world, a, b = trio
+    key = a.call(b)
+    world.transfer()
+    b.agent.answer(b.take(InviteReceived).leg, sdp(b.name), world.now)
+    for data, _ in b.agent.output():
+        a.agent.receive(data, replace(a.flow(b), host="10.0.0.9", port=34_567), world.now)
+    world.transfer()
+    assert a.take(LegAnswered) and b.take(LegAcked)
+    assert a.agent.leg_flow(key) == a.flow(b)
 
 
 def test_what_was_open_at_the_old_address_is_not_waited_for(trio: tuple[World, Party, Party]) -> None:
