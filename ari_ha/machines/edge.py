@@ -510,10 +510,11 @@ class EdgeMachine:
                     }
                     self.calls.store.found(call.call, {key: raw, **beside})
                 for leg in call.living() if call else ():
+                    if call:
+                        self.dialling.forks.watch(call, leg)
                     if call and leg.state == "ringing" and leg.target:
                         self.dialling.limit_ringing(call, leg)
                         self.dialling.outbound.watch(call, leg)
-                        self.dialling.forks.watch(call, leg)
                 record = keys.record(value.call)
                 if call and owner and owner.edge != context.config.edge:
                     self.calls.touch(call)  # nodes look there for whose word counts

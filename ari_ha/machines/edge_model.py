@@ -152,7 +152,8 @@ class PhoneLeg:
     refer: dict[str, str] = field(default_factory=dict)
     """A transfer it asked for and that is not over: id, number, other"""
     forks: list[str] = field(default_factory=list)
-    """SIP keys of its further dialogs while it rings at several places"""
+    """SIP keys of its further dialogs while it rings at several places, and of the one that
+    is being replaced"""
     fax: dict[str, Any] = field(default_factory=dict)
     """Its port for T.38 once it had one: host, port, and whether it is ``on``"""
     taken: bool = False

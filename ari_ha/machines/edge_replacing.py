@@ -3,8 +3,8 @@ phone, a call moved to one's other phone, an attended transfer made by the far s
 
 The leg stays, only its phone's dialog is another: media, the node's half and everything a
 takeover needs are the leg's. So no node is asked, and it works while the node is dead.
-The old dialog ends when the new one is written down. Until then a process that starts
-anew still finds the old one, alive.
+The new one is answered, and the old one ends, when the new one is written down. Until then
+a process that starts anew still finds the old one, alive and with its audio.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Replacing:
         context, old, rang = self._context, leg.key, leg.state == "ringing"
         was, held, direction = leg.held, *_direction(offer)
         self._calls.rekey(call, leg, event.leg)
+        if not leg.forks:  # a successor finds the old one there, and ends it
+            leg.forks.append(old)
         leg.held, leg.late_offer, leg.media_lines = held, False, answer_lines(offer)
         if user:
             self._change_phone(call, leg, user)
@@ -136,18 +138,23 @@ class Replacing:
         context.count("edge_replaced_dialogs", kind="early" if rang else "confirmed")
         if rang:
             self._dialling.phone_answered(call, leg, narrowed(offer, side))
-            leg.side = side
-        else:
-            leg.side = side
-            self._calls.teach(call, leg.leg, narrowed(offer, side))
-            self._calls.apply_media(call)
-        context.sip.answer(leg.key, leg.local_sdp(direction, bump=True), context.now)
-        home = call.home()
-        if was != held and home and not rang:
-            frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=held)
-            context.link(home.name, frame)
-        reason = ELSEWHERE if rang else None
-        self._calls.touch(call, lambda: context.sip.hangup(old, context.now, reason_header=reason))
+        leg.side = side
+
+        def written() -> None:
+            if leg.key == event.leg and leg.alive and not call.ended:
+                if not rang:
+                    self._calls.teach(call, leg.leg, narrowed(offer, side))
+                context.sip.answer(leg.key, leg.local_sdp(direction, bump=True), context.now)
+                home = call.home()
+                if was != held and home and not rang:
+                    frame = link.LegHeld(call=call.call, leg=leg.leg, epoch=str(call.epoch), held=held)
+                    context.link(home.name, frame)
+            if old in leg.forks:
+                leg.forks.remove(old)
+            context.sip.hangup(old, context.now, reason_header=ELSEWHERE if rang else None)
+            self._calls.touch(call)
+
+        self._calls.touch(call, written)
 
     def _change_phone(self, call: EdgeCall, leg: PhoneLeg, user: str) -> None:
         """The leg is another account's phone; the app hears whose."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg, narrowed
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, wanted_graph
 from ari_ha.machines.takeover import Takeover
@@ -107,6 +107,8 @@ def _go_on(
     for leg in [leg for leg in call.up() if context.sip.unanswered(leg.key)]:
         # it was written that it is answered, and the process died before it said so
         context.note(f"call/{call.call}", "answered now, as it was decided", leg=leg.leg)
+        if offer := context.sip.remote_sdp(leg.key):
+            call.media.far_end(leg.leg, narrowed(offer, leg.side))
         context.sip.answer(leg.key, leg.local_sdp(), context.now)
     away = any(side.elsewhere for side in (*call.living(), *call.halves.values()))
     if call.primary and call.primary.state == "trying":

@@ -107,12 +107,14 @@ def test_in_the_gap_of_a_takeover(world):
 
 
 class SlowEtcd(EdgeWorld):
-    """Once ``stuck``, etcd answers no transaction any more."""
+    """Once ``stuck``, etcd answers no transaction any more; ``deaf``: we hear no answer."""
 
-    stuck = False
+    stuck = deaf = False
 
     def perform(self, effect: Effect) -> None:
-        if not (self.stuck and isinstance(effect, StoreTxn)):
+        if self.deaf and isinstance(effect, StoreTxn):
+            self.txn(effect)
+        elif not (self.stuck and isinstance(effect, StoreTxn)):
             super().perform(effect)
 
 
@@ -124,14 +126,42 @@ def test_the_edge_dies_before_the_new_dialog_was_written():
     world.stuck = True
     other = other_phone(world)
     replace(world, other, "1001", name_of(phone, leg))
-    assert other.of(sip.LegAnswered) and not phone.of(sip.LegEnded), "not before it is written"
+    assert not other.of(sip.LegAnswered) and not phone.of(sip.LegEnded), "not before it is written"
     world.stuck = False
     world.boot()
     again = world.edge.calls.by_id[call.call]
     assert {leg.state for leg in again.living()} == {"up"} and not phone.of(sip.LegEnded)
+    taught = [c.body["sdp"] for c in world.ng if c.command == "create answer" and c.body["from-tag"] == "a1"]
+    assert phone.host in str(taught[-1]), "and is heard"
     phone.sip.request_in_dialog(leg, "OPTIONS", world.now)
     world.settle()
     assert phone.of(sip.ResponseReceived)[-1].status == 200, "the old dialog lives"
+
+
+@pytest.mark.parametrize("rang", [False, True])
+def test_the_edge_dies_as_soon_as_the_new_dialog_was_written(rang):
+    """The answer to the write is lost with it: the next life answers, and ends the old one."""
+    world = SlowEtcd()
+    for user in ("1001", "1002"):
+        world.add_user(user)
+    world.snapshots()
+    caller, call, _, phone, leg = ringing(world) if rang else talking(world)
+    other = other_phone(world)
+    world.deaf = True
+    key = replace(world, other, "1001", name_of(phone, leg))
+    assert not other.of(sip.LegAnswered) and not phone.of(sip.LegEnded)
+    world.deaf = False
+    world.boot()
+    world.run(1.0)
+    assert [e.leg for e in other.of(sip.LegAnswered)] == [key] and other.sip.leg_state(key) == "confirmed"
+    assert (phone.of(sip.LegCancelled) if rang else phone.of(sip.LegEnded))[-1].leg == leg
+    again = world.edge.calls.by_id[call.call]
+    assert {leg.state for leg in again.living()} == {"up"} and not again.legs["a1"].forks
+    taught = [c.body["sdp"] for c in world.ng if c.command == "create answer" and c.body["from-tag"] == "a1"]
+    assert other.host in str(taught[-1])
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert [e.leg for e in other.of(sip.LegEnded)] == [key] and not world.edge.calls.by_id
 
 
 def test_the_old_dialog_ends_though_etcd_never_answers():
