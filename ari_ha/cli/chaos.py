@@ -138,13 +138,9 @@ def report(runs: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machi
 
 
 def versions(outside: Mapping[str, str]) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+    from ari_ha import __version__
 
-    try:
-        own = version("ari-ha")
-    except PackageNotFoundError:
-        own = "checkout"
-    return {"ari-ha": own, "python": platform.python_version(), **outside}
+    return {"ari-ha": __version__, "python": platform.python_version(), **outside}
 
 
 def machine() -> str:

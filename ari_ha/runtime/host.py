@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from ari_ha import __version__
 from ari_ha.core.machine import Outcome
 from ari_ha.core.ports.store import Put, StoreTxn
 from ari_ha.runtime.metrics import Metrics
@@ -83,7 +83,7 @@ class HostReport:
             clock_error_ms=error_ms,
             clocks_ahead_ms={peer: round(ahead * 1000) for peer, ahead in self._ahead_s().items()},
             versions={
-                "ari-ha": importlib.metadata.version("ari-ha"),
+                "ari-ha": __version__,
                 "python": platform.python_version(),
                 "kernel": platform.release(),
                 **self._versions(),
