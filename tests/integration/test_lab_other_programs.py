@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -35,9 +36,19 @@ HEARD_MIN_BYTES = 16_000
 """One second of what baresip wrote down: 8000 samples of two bytes."""
 
 
-def put(stage: Stage, source: str, target: str, **values: str) -> None:
-    """A scenario file into the far end's host, its names filled in."""
+def put(
+    stage: Stage,
+    source: str,
+    target: str,
+    *,
+    changed: Mapping[str, str] = MappingProxyType({}),
+    **values: str,
+) -> None:
+    """A scenario file into the far end's host, its names filled in, and some of its lines ``changed``."""
     text = (SCENARIOS / source).read_text()
+    for old, new in changed.items():
+        assert old in text, f"{source} has no {old}"
+        text = text.replace(old, new)
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     stage.lab.run(FAREND, "sh", "-c", f"mkdir -p $(dirname {target}) && cat > {target}", given=text)
@@ -82,9 +93,49 @@ def test_sipp_calls_and_is_answered(stage: Stage) -> None:
     until("every phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
 
 
-def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str) -> None:
-    put(stage, "sipp/register.xml", "/tmp/register.xml", USER=BORROWED, PASSWORD=borrowed)
-    put(stage, "sipp/phone.xml", "/tmp/phone.xml", USER=BORROWED)
+def test_sipp_moves_its_call_to_another_phone(stage: Stage) -> None:
+    """INVITE with Replaces from the carrier: one call, and its agent notices nothing."""
+    stage.agents_in(["1001"])
+    put(stage, "sipp/replaces.xml", "/tmp/replaces.xml")
+    before = {c["call"] for c in stage.far.calls()}
+    sipp(stage, "/tmp/replaces.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 1 -d 3000")
+    rung = [c["call"] for c in stage.far.calls() if c["call"] not in before]
+    assert len(rung) == 1, "the agent's phone noticed"
+    until("the phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
+
+
+def test_sipp_may_not_fax(stage: Stage) -> None:
+    stage.agents_in(["1001"])
+    put(stage, "sipp/t38.xml", "/tmp/t38.xml")
+    sipp(stage, "/tmp/t38.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 1 -d 1000")
+    until("the phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
+
+
+def must_have(message: str, header: str, wanted: str) -> dict[str, str]:
+    """SIPp takes this message only with that in one of its headers."""
+    check = f'<ereg regexp="{wanted}" search_in="hdr" header="{header}:" check_it="true" assign_to="seen"/>'
+    return {
+        f"{message}/>": f"{message}><action>{check}</action></recv>",
+        "</scenario>": '<Reference variables="seen"/></scenario>',
+    }
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str, proxied: bool) -> None:
+    """As a phone, and as a proxy before one (Path, RFC 3327)."""
+    path = f"sip:{PHONES}:{SIPP_PORT + 1};lr"
+    register = {"Expires: 300": f"Path: <{path}>\n      Expires: 300"}
+    register |= must_have('<recv response="200"', "Path", path)
+    phone = must_have('<recv request="INVITE" crlf="true"', "Route", path)
+    put(
+        stage,
+        "sipp/register.xml",
+        "/tmp/register.xml",
+        changed=register if proxied else {},
+        USER=BORROWED,
+        PASSWORD=borrowed,
+    )
+    put(stage, "sipp/phone.xml", "/tmp/phone.xml", changed=phone if proxied else {}, USER=BORROWED)
     sipp(stage, "/tmp/register.xml", PHONES, f"-p {SIPP_PORT + 1} -m 1")
     stage.agents_out()
     stage.lab.run(
