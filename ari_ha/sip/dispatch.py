@@ -171,6 +171,8 @@ class Dispatch:
             stack.reply_statelessly(request, via, flow, 416)
         elif bad := self.core.unsupported(request):
             stack.reply_statelessly(request, via, flow, 420, [("Unsupported", ", ".join(bad))])
+        elif request.method != "INVITE" and request.has("Replaces"):
+            stack.reply_statelessly(request, via, flow, 400)  # RFC 3891 section 3
         elif len(stack.servers) >= stack.settings.transactions_max:
             stack.reply_statelessly(request, via, flow, 503, [("Retry-After", "5")])
         elif not request.to_tag and not self._may_hop(request):

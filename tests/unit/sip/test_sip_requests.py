@@ -103,6 +103,7 @@ def test_a_request_nobody_answers(pair: tuple[World, Party, Party]) -> None:
         ("OPTIONS", "x.y-z://h:10", [], 416),
         ("INVITE", "sip:b", [("Require", "precondition")], 420),
         ("INVITE", "sip:b", [("Require", "timer, x-unheard, replaces")], 420),
+        ("OPTIONS", "sip:b", [("Replaces", "a;to-tag=1;from-tag=2")], 400),
         ("OPTIONS", "sip:b", [("Max-Forwards", "0")], 483),
         ("OPTIONS", "sip:b", [("Max-Forwards", "many")], 400),
         ("OPTIONS", "sip:b", [("CSeq", "1 INVITE")], 400),
