@@ -144,12 +144,14 @@ class Dialogs:
             call, leg = found
             if leg.alive:
                 self._dialling.phone_answered(call, leg, event.sdp)
+                self._rehome.answered(call, leg)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if call.move and call.move.halves.get(node_leg.leg) is node_leg:
                 self._takeover.half_answered(call, node_leg, event.sdp)
             else:
                 self._setup.half_answered(call, node_leg, event.sdp)
+            self._rehome.half_answered(call, node_leg)
         else:
             self._context.sip.hangup(event.leg, self._context.now)
 

@@ -1,4 +1,4 @@
-"""Calls that another edge had at another address: their far ends are told ours.
+"""Calls whose far ends speak to where we are not: they are told our address and ports.
 
 Where no address can move (no layer 2 in common, most clouds) the edge that takes a pair's
 calls over has the dialogs, and neither the address nor the ports their far ends know. It
@@ -6,6 +6,9 @@ opens ports at its own rtpengine and sends a re-INVITE (RFC 3261 §14.1) in ever
 dialog, to phones, carriers and nodes at once: new Contact, new SDP. From then on the call
 is as it was. What was under way at the old address has no way back: a caller without an
 answer is refused, a phone that rings is asked to stop and rung from here.
+
+An rtpengine that began anew without its calls is the same at one address: only the ports
+are others, and what is under way goes on.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ class Rehome:
         self._takeover = takeover
         self._until: dict[str, float] = {}
         """SIP key of a phone's leg -> when it counts as lost"""
+        self._opening: dict[str, set[str]] = {}
+        """call -> SIP keys of the sides rtpengine has given no port yet"""
 
     def refuse_unanswered(self, call: EdgeCall) -> None:
         """A caller without an answer waits for it from the other address, where his CANCEL
@@ -53,55 +58,81 @@ class Rehome:
             if leg.waits or self._context.sip.unanswered(leg.key) or (leg.number and leg.state != "up"):
                 self._calls.end_leg(call, leg, LOST, "34", 503)
 
-    def begin(self, call: EdgeCall) -> None:
+    def moved(self, call: EdgeCall) -> None:
         """Every far end that knows the other address is told ours. Media flows as each of
         them answers; rtpengine is told who hears whom when all ports are there."""
-        away = [leg for leg in call.living() if leg.elsewhere]
-        legs = [leg for leg in away if leg.state == "up"]
-        halves = [] if call.lost else [half for half in call.halves.values() if half.elsewhere]
-        for leg in away:
-            leg.fax = {}  # its port was there; the offer to it is of audio
-        opening = {side.key for side in (*legs, *halves)}
         context = self._context
+        away = [leg for leg in call.living() if leg.elsewhere]
+        halves = [] if call.lost else [half for half in call.halves.values() if half.elsewhere]
         context.note(f"call/{call.call}", "comes from another address: its far ends are told ours",
                      phones=len(away), nodes=len(halves))  # fmt: skip
         context.count("edge_calls_rehomed")
-        self._until = {key: until for key, until in self._until.items() if until > context.now}
-        self._calls.touch(call)
-
-        def opened(key: str) -> None:
-            opening.discard(key)
-            if not opening and not call.ended:
-                call.media.doubtful = True  # said before there was a port, it may count for nothing
-                self._calls.apply_media(call)
-
-        for leg in legs:
-            self._until[leg.key] = context.now + context.timings.rehome_limit_s
-            self._phone(call, leg, opened)
-        for half in halves:
-            self._node(call, half, opened)
+        self._open(call, [leg for leg in away if leg.state == "up"], halves)
         for leg in away:
             if leg.state != "up":
                 self._dialling.ring_again(call, leg)
 
+    def relay_lost(self, call: EdgeCall) -> None:
+        """rtpengine does not know the call: all its ports are made anew. Who has not been
+        answered, or has not answered, is told with, or after, the answer."""
+        if call.ended or self._opening.get(call.call):
+            return
+        context = self._context
+        context.note(f"call/{call.call}", "rtpengine has lost it: new ports", level="warning")
+        context.count("edge_calls_relay_lost")
+        call.media.relay_lost()
+        moving = call.move.halves.values() if call.move else ()
+        legs = [leg for leg in call.living() if context.sip.leg_state(leg.key) != "ended"]
+        halves = [h for h in (*call.halves.values(), *moving) if context.sip.leg_state(h.key) != "ended"]
+        for side in (*legs, *halves):
+            side.elsewhere = True
+        self._open(call, legs, halves)
+
+    def _open(self, call: EdgeCall, legs: list[PhoneLeg], halves: list[NodeLeg]) -> None:
+        now = self._context.now
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        self._calls.touch(call)
+        self._opening[call.call] = {side.key for side in (*legs, *halves)}
+        for leg in legs:
+            leg.fax = {}  # its port was there, too; what it is offered now is audio
+            self._until[leg.key] = now + self._context.timings.rehome_limit_s
+            self._phone(call, leg)
+        for half in halves:
+            self._node(call, half)
+
+    def _opened(self, call: EdgeCall, key: str) -> None:
+        opening = self._opening.get(call.call, set())
+        opening.discard(key)
+        if not opening and self._opening.pop(call.call, None) is not None and not call.ended:
+            call.media.doubtful = True  # said before there was a port, it may count for nothing
+            self._calls.apply_media(call)
+
     # --- phones and carriers -------------------------------------------------------
 
-    def _phone(self, call: EdgeCall, leg: PhoneLeg, opened: Callable[[str], None]) -> None:
-        origin = leg.origin or leg.host
+    def _phone(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        origin, key = leg.origin or leg.host, leg.key
 
         def done(outcome: Outcome) -> None:
             if call.ended or not leg.alive:
-                return
-            if self._setup.take_port(outcome, leg):
-                leg.origin = origin
+                self._opened(call, key)
+            elif self._setup.take_port(outcome, leg):
+                leg.origin = origin if origin != leg.host else ""
                 self._far_end(call, leg.leg, leg)
-                self._ask(call, leg)
-                opened(leg.key)
+                self._opened(call, key)
+                self.answered(call, leg)
+                leg.elsewhere &= not leg.waits  # it hears of the port with its answer
             else:
-                self._later(call, leg, lambda: self._phone(call, leg, opened))
+                self._later(call, leg, lambda: self._phone(call, leg))
 
         body = self._setup.create_body(leg.leg, leg.side, self._context.config.public_interface)
         self._setup.create(call, body, done)
+
+    def answered(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """A phone's dialog is up: if it was offered a port that is gone, it is told now."""
+        if self._context.sip.leg_state(leg.key) == "ended":
+            return  # its end is being told
+        if leg.elsewhere and leg.state == "up" and leg.key not in self._opening.get(call.call, ()):
+            self._ask(call, leg)
 
     def _ask(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """Who holds us goes on holding us (RFC 6337 §5.3)."""
@@ -147,30 +178,34 @@ class Rehome:
 
     def reconnected(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone on TCP or TLS has found its way to us."""
-        if leg.elsewhere and leg.state == "up":
-            self._ask(call, leg)
+        self.answered(call, leg)
 
     # --- nodes ---------------------------------------------------------------------
 
-    def _node(self, call: EdgeCall, half: NodeLeg, opened: Callable[[str], None]) -> None:
+    def _node(self, call: EdgeCall, half: NodeLeg) -> None:
         origin = half.origin or half.host
 
         def done(outcome: Outcome) -> None:
             if call.ended or half.state == "ended":
-                return
-            if not self._setup.take_port(outcome, half):
+                self._opened(call, half.key)
+            elif self._setup.take_port(outcome, half):
+                half.origin = origin if origin != half.host else ""
+                self._far_end(call, half.tag, half)
+                self._opened(call, half.key)
+                self.half_answered(call, half)
+                # a node that calls us hears of the port with its answer
+                half.elsewhere &= not half.calls_us or half.state == "up"
+            else:
+                self._opened(call, half.key)
                 self.node_refused(call, half, 503)
-                return
-            half.origin = origin
-            self._far_end(call, half.tag, half)
-            if half.state == "up":
-                self._ask_node(call, half)
-            else:  # the node rings a phone: its INVITE gets our address with its answer
-                half.elsewhere = False
-            opened(half.key)
 
         body = self._setup.create_body(half.tag, half.side, self._context.config.core_interface)
         self._setup.create(call, body, done)
+
+    def half_answered(self, call: EdgeCall, half: NodeLeg) -> None:
+        """A node's dialog is up: as of a phone's."""
+        if half.elsewhere and half.state == "up" and half.key not in self._opening.get(call.call, ()):
+            self._ask_node(call, half)
 
     def _ask_node(self, call: EdgeCall, half: NodeLeg) -> None:
         try:
@@ -198,8 +233,11 @@ class Rehome:
 
     def _far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:
         """rtpengine here has never heard of it."""
+        sip = self._context.sip
+        if sip.leg_state(side.key) == "ended":
+            return
         try:
-            known = narrowed(self._context.sip.remote_sdp(side.key) or "", side.side)
+            known = narrowed(sip.remote_sdp(side.key) or "", side.side)
         except (CodecRefused, SdpError):
             return
         call.media.far_end(tag, known)

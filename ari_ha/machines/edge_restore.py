@@ -120,7 +120,7 @@ def _go_on(
     elif not away:
         calls.apply_media(call)
     if away:
-        rehome.begin(call)
+        rehome.moved(call)
 
 
 def _whole(call: EdgeCall) -> bool:

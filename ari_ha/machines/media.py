@@ -116,6 +116,10 @@ class CallMedia:
         self.remote.pop(tag, None)
         self.taught.pop(tag, None)
 
+    def relay_lost(self) -> None:
+        """rtpengine began anew: it has nothing, and has been told nothing."""
+        self.applied, self.leftover, self.taught = set(), set(), {}
+
     def assume(self, graph: set[Hears]) -> None:
         """What rtpengine probably has, after a restart of ours: everything wanted is
         sent again, everything else known is taken away."""

@@ -130,7 +130,8 @@ class Cluster:
         self.edge_host = 0
         """Which of `EDGE_HOSTS` the edge is on"""
         self.rehomed: list[float] = []
-        """When its host died, and the other took over with its own addresses"""
+        """When its host died, and the other took over with its own addresses; or when only
+        rtpengine lost its calls"""
         self.relays = [self._new_relay(host) for host in range(len(EDGE_HOSTS))]
         self.media_away = False
         self.media_slow_s = 0.0
@@ -161,7 +162,7 @@ class Cluster:
 
     def _new_relay(self, host: int) -> FakeRtpengine:
         public, core = EDGE_HOSTS[host]
-        return FakeRtpengine({"public": public, "core": core})
+        return FakeRtpengine({"public": public, "core": core}, started=f"{self.world.now:.3f}")
 
     @property
     def relay(self) -> FakeRtpengine:
@@ -255,6 +256,11 @@ class Cluster:
         self._ping_media()
         if self.edge.life == 1:
             self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
+
+    def lose_relay(self) -> None:
+        """rtpengine dies, and the next life of it knows nothing."""
+        self.relays[self.edge_host] = self._new_relay(self.edge_host)
+        self.rehomed.append(self.world.now)
 
     def rehome_edge(self) -> None:
         """The edge's host is gone with its addresses and its relay. The next life of the edge is

@@ -28,8 +28,9 @@ HARD_KINDS = (
     "relay-slow", "etcd-slow", "compaction-behind", "two-nodes", "all-nodes", "survivor-kill", "host-crash",
 )  # fmt: skip
 """Faults of the hard plan: slow servers, and more than one thing at a time."""
-REHOME_KINDS = ("edge-rehome",)
-"""Faults of a pair in which no address moves."""
+REHOME_KINDS = ("edge-rehome", "relay-lost")
+"""Faults after which phones are told where to send: the edge's host where no address moves, or
+an rtpengine that keeps its calls nowhere."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
 DRAINED_WITHIN_S = 3.0
@@ -310,6 +311,20 @@ class Faults:
                 cluster.start_edge()
 
         self._later(0.3, 0.6, back)
+
+    def _relay_lost(self, node: Node) -> None:
+        """rtpengine dies and is started again without its calls."""
+        cluster = self.cluster
+        if cluster.media_away:
+            return
+        cluster.lose_relay()
+        cluster.media_away = True
+
+        def back() -> None:
+            cluster.media_away = False
+            cluster.rehomed.append(cluster.world.now)
+
+        self._later(0.05, 1.0, back)
 
     def _edge_freeze(self, node: Node) -> None:
         self.cluster.edge.freeze()

@@ -164,7 +164,7 @@ def _kept_address(cluster: Cluster) -> None:
     """An edge at another address goes on as if far ends found it there by themselves."""
 
     def change(machine: EdgeMachine) -> None:
-        machine.rehome.begin = lambda call: machine.calls.apply_media(call)  # type: ignore[method-assign]
+        machine.rehome.moved = lambda call: machine.calls.apply_media(call)  # type: ignore[method-assign]
 
     cluster.on_edge.append(change)
 

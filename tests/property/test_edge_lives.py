@@ -17,7 +17,7 @@ from tests.support.edge_world import CARRIER, EdgeWorld
 ACTS = [
     "call", "dial", "answer", "want-hitless", "want-through", "hold", "unhold", "bye-caller", "bye-agent",
     "kill", "revive", "silence", "thaw", "app-away", "app-back", "end-agent", "node-bye", "etcd-away",
-    "etcd-back", "restart", "rehome", "time", "garbage", "refuse-resume",
+    "etcd-back", "restart", "rehome", "relay-lost", "time", "garbage", "refuse-resume",
 ]  # fmt: skip
 
 
@@ -166,6 +166,9 @@ class Life:
             self.world.now += 0.3
             self.world.rehome()
 
+    def relay_lost(self, which: int) -> None:
+        self.world.relay_begins_anew()
+
     def time(self, which: int) -> None:
         self.world.run(0.2 * (which % 8))
 
@@ -199,6 +202,7 @@ def test_random_lives(acts):
         assert call.primary is not None
         for leg in call.up():
             assert leg.leg in call.halves, f"{call.call}/{leg.leg} has no half at its node"
-        assert not [side for side in (*call.living(), *call.halves.values()) if side.elsewhere]
+        sides = [side for side in (*call.living(), *call.halves.values()) if side.state == "up"]
+        assert not [side for side in sides if side.elsewhere]
     stored = {key.split("/")[-1] for key in life.world.store if "/dialogs/" in key}
     assert stored == set(life.world.edge.calls.by_id)

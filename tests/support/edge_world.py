@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ari_ha.core.machine import DeadlineReached, Done, Effect, Note, OutcomeOf, Unreachable
+from ari_ha.core.machine import DeadlineReached, Done, Effect, Note, OutcomeOf, Refused, Unreachable
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp, SendLink
-from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
 from ari_ha.core.ports.sip import SendSip, SipBytes
 from ari_ha.core.ports.store import KeyValue, StoreReach, StoreSnapshot, StoreTxn, TxnResult
@@ -95,12 +95,12 @@ class Node(Party):
 class EdgeWorld:
     """Runs an edge machine and its surroundings in virtual time."""
 
-    def __init__(self, store: dict[str, KeyValue] | None = None, etcd: bool = True) -> None:
+    def __init__(self, etcd: bool = True) -> None:
         counter = itertools.count(1)
         self.new_id = lambda: f"id{next(counter)}"
         self.now = 100.0
-        self.store: dict[str, KeyValue] = store if store is not None else {}
-        self.revision = max([item.mod_revision for item in self.store.values()], default=10)
+        self.store: dict[str, KeyValue] = {}
+        self.revision = 10
         self.etcd = etcd
         self.notes: list[Note] = []
         self.ng: list[NgCommand] = []
@@ -151,6 +151,14 @@ class EdgeWorld:
         self.home = HOMES[1 - HOMES.index(self.home)]
         self.hears.clear()
         self.tag_ports.clear()
+
+    def relay_begins_anew(self) -> None:
+        """rtpengine died, and its next life knows nothing."""
+        self.post(MediaReach(reachable=False))
+        self.hears.clear()
+        self.tag_ports.clear()
+        self.post(MediaReach(reachable=True, started="2"))
+        self.run(0.3)
 
     def snapshots(self) -> None:
         for family in FAMILIES:
@@ -222,7 +230,11 @@ class EdgeWorld:
         if command.command == "list":
             return Done({"result": "ok", "calls": list(self.hears)})
         call, tag = str(command.body["call-id"]), str(command.body.get("from-tag", ""))
-        graph = self.hears.setdefault(call, set())
+        if command.command == "create":
+            self.hears.setdefault(call, set())
+        if call not in self.hears and command.command != "delete":
+            return Refused("Unknown call-ID")
+        graph = self.hears.get(call, set())
         pair = (str(command.body.get("to-tag", "")), tag)
         match command.command:
             case "create":

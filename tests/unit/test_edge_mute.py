@@ -51,9 +51,8 @@ def test_it_stays_muted_when_its_node_dies(world: EdgeWorld) -> None:
 def test_it_stays_muted_over_a_restart_of_the_edge(world: EdgeWorld) -> None:
     _, call, _, _, _ = talking(world)
     ask(world, call.call, "a1", True)
-    again = EdgeWorld(store=world.store)
-    again.snapshots()
-    leg = again.edge.calls.by_id[call.call].legs["a1"]
+    world.boot()
+    leg = world.edge.calls.by_id[call.call].legs["a1"]
     assert leg.muted
 
 

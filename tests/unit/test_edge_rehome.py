@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ari_ha.core.machine import Note
-from ari_ha.core.ports.media import NgCommand
+from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.sip import SipFlowClosed
 from ari_ha.core.ports.store import StoreReach
@@ -333,3 +333,89 @@ def test_it_is_told(pair: TwoAddresses) -> None:
     talking(pair)
     pair.take_over()
     assert [note.text for note in notes(pair)].count("a far end has our address") == 2
+
+
+# --- an rtpengine that has lost the calls
+
+
+def test_an_rtpengine_that_begins_anew_gets_the_call_and_people_the_ports(pair: TwoAddresses) -> None:
+    _, call, node, phone, _ = talking(pair)
+    since = pair.now
+    before = set(pair.hears[call.call])
+    pair.now += 1
+    pair.relay_begins_anew()
+    for host, count in ((pair.carrier.host, 1), (phone.host, 1), (node.host, 2)):
+        asked = pair.requests(host, "INVITE", since + 0.5)
+        assert len(asked) == count, host
+    assert pair.hears[call.call] == before
+    assert not [side for side in (*call.living(), *call.halves.values()) if side.elsewhere]
+    ports = {pair.tag_ports[call.call, "c"], pair.tag_ports[call.call, "a1"]}
+    assert ports == {call.legs["c"].port, call.legs["a1"].port} and not call.lost
+
+
+def test_an_rtpengine_that_found_its_calls_again_changes_nothing(pair: TwoAddresses) -> None:
+    _, call, _, phone, _ = talking(pair)
+    since, before = pair.now, set(pair.hears[call.call])
+    pair.now += 1
+    pair.post(MediaReach(reachable=False))
+    pair.post(MediaReach(reachable=True, started="2"))
+    pair.run(0.3)
+    assert pair.hears[call.call] == before
+    assert not pair.requests(phone.host, "INVITE", since + 0.5)
+
+
+def test_a_phone_that_rings_meanwhile_is_told_when_it_answers(pair: TwoAddresses) -> None:
+    phone = pair.register("1001")
+    _, call = pair.call_in()
+    node = pair.nodes[call.owner.name]
+    pair.dial(node, call, "a1", "1001")
+    invite = phone.of(sip.InviteReceived)[-1]
+    phone.sip.ring(invite.leg, pair.now)
+    pair.settle()
+    since = pair.now
+    pair.now += 1
+    pair.relay_begins_anew()
+    assert not pair.requests(phone.host, "INVITE", since + 0.5) and not phone.of(sip.LegCancelled)
+    phone.sip.answer(invite.leg, phone.sdp(), pair.now)
+    pair.settle()
+    pair.run(0.3)
+    (asked,) = pair.requests(phone.host, "INVITE", since + 0.5)
+    assert f"m=audio {pair.tag_ports[call.call, 'a1']} " in asked.body.decode()
+    assert call.legs["a1"].state == "up" and not call.legs["a1"].elsewhere
+    assert not call.halves["a1"].elsewhere
+
+
+def test_a_caller_without_an_answer_gets_the_new_port_with_it(pair: TwoAddresses) -> None:
+    for node in pair.nodes.values():
+        node.auto_answer_new = False
+    caller, call = pair.call_in()
+    since = pair.now
+    pair.now += 1
+    pair.relay_begins_anew()
+    pair.edge.calls.apply_media(call)
+    node = pair.nodes[call.owner.name]
+    invite = node.of(sip.InviteReceived)[-1]
+    node.sip.answer(invite.leg, node.sdp(), pair.now)
+    pair.settle()
+    pair.run(0.5)
+    (answered,) = pair.carrier.of(sip.LegAnswered)
+    assert f"m=audio {pair.tag_ports[call.call, 'c']} " in answered.sdp
+    assert {("c", f"c@{node.name}.1"), (f"c@{node.name}.1", "c")} == pair.hears[call.call]
+    assert not pair.requests(pair.carrier.host, "INVITE", since + 0.5)
+    offered = pair.requests(node.host, "INVITE", since + 0.5)
+    assert f"m=audio {pair.tag_ports[call.call, f'c@{node.name}.1']} " in offered[-1].body.decode()
+
+
+def test_a_host_that_comes_back_at_once_is_told_apart_from_a_process(pair: TwoAddresses) -> None:
+    """Same address, but rtpengine has nothing: the restarted edge finds out by its first command."""
+    _, call, _, phone, _ = talking(pair)
+    since = pair.now
+    pair.now += 1
+    pair.hears.clear()
+    pair.tag_ports.clear()
+    pair.config = super(TwoAddresses, pair).config  # type: ignore[method-assign]
+    pair.boot()
+    pair.run(0.5)
+    assert len(pair.requests(phone.host, "INVITE", since + 0.5)) == 1
+    here = pair.edge.calls.by_id[call.call]
+    assert {("c", "a1"), ("a1", "c")} <= pair.hears[call.call] and not here.legs["a1"].elsewhere
