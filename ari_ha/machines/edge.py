@@ -107,7 +107,7 @@ class EdgeMachine:
         self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
         self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover)
-        self.calls.on_relay_lost = self.rehome.relay_lost
+        self.calls.on_media_refused = self.rehome.look
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
                                self.subscriptions, self.phone_care, self.rehome,

@@ -31,8 +31,6 @@ from ari_ha.wire.keyspace import BadValue, RecordValue, decode
 MEDIA_RETRY_S = 0.1
 MEDIA_RETRY_MAX_S = 2.0
 MEDIA_FAILURES_TOLD = 10
-UNKNOWN_CALL = "unknown call"
-"""How rtpengine says, in lower case, that it does not have a call."""
 DELETE_TRIES_MAX = 50
 CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 603, "34": 503, "1": 404}
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
@@ -60,7 +58,7 @@ class Calls:
         """Address of record -> the one (call, leg) that has the device"""
         self.store = CallStore(context, self.by_id)
         self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
-        self.on_relay_lost: Callable[[EdgeCall], None] = lambda call: None
+        self.on_media_refused: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
         self.on_changed: Callable[[], None] = lambda: None
 
@@ -204,8 +202,8 @@ class Calls:
             else:
                 call.media.doubtful = True
                 deny()
-                if isinstance(outcome, Refused) and outcome.reason.lower().startswith(UNKNOWN_CALL):
-                    self.on_relay_lost(call)
+                if isinstance(outcome, Refused) and outcome.reason != LANE_STOPPED:
+                    self.on_media_refused(call)
             if pending[0]:
                 return
             call.media.rounds -= 1
@@ -234,10 +232,11 @@ class Calls:
         self.apply_media(call)
 
     def media_back(self) -> None:
-        """rtpengine answers again, perhaps another life of it: everything is said again, and
-        of what it does not know it says so."""
+        """rtpengine answers again, perhaps another life of it: it is asked what it has, and
+        everything is said again."""
         for call in list(self.by_id.values()):
             call.media.failures, call.media.doubtful = 0, True
+            self.on_media_refused(call)
             self.apply_media(call)
 
     def _media_there(self, call: EdgeCall) -> None:

@@ -15,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ari_ha.core.machine import Outcome
+from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_model import MIRRORED, CodecRefused, EdgeCall, NodeLeg, PhoneLeg, narrowed
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.media import local_ports
 from ari_ha.machines.takeover import Takeover
 from ari_ha.sip.events import LocalError
 from ari_ha.sip.sdp import SdpError, SessionDescription
 
 AGAIN_S = 1.0
 """A far end that refused, or had no way to it, is asked again after this."""
+UNKNOWN_CALL = "unknown call"
+"""How rtpengine says, in lower case, that it does not have a call."""
 LOST = "lost"
 """Who ended a leg whose far end did not come along"""
 
@@ -46,6 +49,8 @@ class Rehome:
         """SIP key of a phone's leg -> when it counts as lost"""
         self._opening: dict[str, set[str]] = {}
         """call -> SIP keys of the sides rtpengine has given no port yet"""
+        self._looking: set[str] = set()
+        """Calls of which rtpengine is being asked what it has"""
 
     def refuse_unanswered(self, call: EdgeCall) -> None:
         """A caller without an answer waits for it from the other address, where his CANCEL
@@ -72,18 +77,39 @@ class Rehome:
             if leg.state != "up":
                 self._dialling.ring_again(call, leg)
 
-    def relay_lost(self, call: EdgeCall) -> None:
-        """rtpengine does not know the call: all its ports are made anew. Who has not been
-        answered, or has not answered, is told with, or after, the answer."""
-        if call.ended or self._opening.get(call.call):
+    def look(self, call: EdgeCall) -> None:
+        """rtpengine refused something, or has been away: what does it have of the call?"""
+        if call.ended or call.call in self._looking or self._opening.get(call.call):
             return
+        self._looking.add(call.call)
+
+        def seen(outcome: Outcome) -> None:
+            self._looking.discard(call.call)
+            if call.ended or self._opening.get(call.call):
+                return
+            if isinstance(outcome, Done):
+                self._relay_has(call, local_ports(outcome.value))
+            elif isinstance(outcome, Refused) and outcome.reason.lower().startswith(UNKNOWN_CALL):
+                self._relay_has(call, {})
+
+        self._context.ng(call.call, "query", {}, seen)
+
+    def _relay_has(self, call: EdgeCall, ports: dict[str, set[int]]) -> None:
+        """Ports it does not have are made anew. Who has not been answered, or has not
+        answered, is told with, or after, the answer."""
         context = self._context
-        context.note(f"call/{call.call}", "rtpengine has lost it: new ports", level="warning")
-        context.count("edge_calls_relay_lost")
-        call.media.relay_lost()
+        call.media.relay_has(set(ports))
         moving = call.move.halves.values() if call.move else ()
-        legs = [leg for leg in call.living() if context.sip.leg_state(leg.key) != "ended"]
-        halves = [h for h in (*call.halves.values(), *moving) if context.sip.leg_state(h.key) != "ended"]
+        legs = [leg for leg in call.living() if leg.port and leg.port not in ports.get(leg.leg, ())]
+        halves = [half for half in (*call.halves.values(), *moving) if half.port]
+        halves = [half for half in halves if half.port not in ports.get(half.tag, ())]
+        legs = [leg for leg in legs if context.sip.leg_state(leg.key) != "ended"]
+        halves = [half for half in halves if context.sip.leg_state(half.key) != "ended"]
+        if not legs and not halves:
+            return
+        context.note(f"call/{call.call}", "rtpengine has lost it: new ports", level="warning",
+                     legs=[leg.leg for leg in legs], nodes=[half.tag for half in halves])  # fmt: skip
+        context.count("edge_calls_relay_lost")
         for side in (*legs, *halves):
             side.elsewhere = True
         self._open(call, legs, halves)

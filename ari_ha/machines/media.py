@@ -116,15 +116,28 @@ class CallMedia:
         self.remote.pop(tag, None)
         self.taught.pop(tag, None)
 
-    def relay_lost(self) -> None:
-        """rtpengine began anew: it has nothing, and has been told nothing."""
-        self.applied, self.leftover, self.taught = set(), set(), {}
+    def relay_has(self, tags: set[str]) -> None:
+        """rtpengine has these tags: what was said of others is nowhere."""
+        self.applied = {hears for hears in self.applied if tags.issuperset(hears)}
+        self.leftover = {hears for hears in self.leftover if tags.issuperset(hears)}
+        self.taught = {tag: sdp for tag, sdp in self.taught.items() if tag in tags}
 
     def assume(self, graph: set[Hears]) -> None:
         """What rtpengine probably has, after a restart of ours: everything wanted is
         sent again, everything else known is taken away."""
         self.applied = set(graph)
         self.doubtful = True
+
+
+def local_ports(reply: Mapping[str, Any]) -> dict[str, set[int]]:
+    """The tags with media in rtpengine's reply to ``query``, and their ports. A tag that was
+    only named in a command has none."""
+    found: dict[str, set[int]] = {}
+    for tag, party in reply.get("tags", {}).items():
+        for media in party.get("medias", ()):
+            ports = {int(stream.get("local port", 0)) for stream in media.get("streams", ())} - {0}
+            found[tag] = found.get(tag, set()) | ports
+    return {tag: ports for tag, ports in found.items() if ports}
 
 
 def ng_body(call: str, hears: Hears) -> dict[str, object]:

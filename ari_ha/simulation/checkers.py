@@ -40,7 +40,9 @@ twice; an app that was frozen meanwhile begins anew (9 s seen, from the first di
 TWO_RINGS_MAX_S = 4.5
 """A lost CANCEL is repeated by then (RFC 3261 timer E)."""
 TELLING_MAX_S = 5.0
-"""Phones may be told an edge's other address for so long."""
+"""Phones may be told an edge's other address, or port, for so long, or when they answer."""
+NOBODY_HEARS_S = 1.0
+"""An edge at another address serves by then."""
 SPEAKING = (link.Bridged, link.EndLeg, link.WantMedia)
 
 
@@ -203,7 +205,10 @@ class Checkers:
         for phones in (self.cluster.carrier, self.cluster.phones):
             for talk in phones.talks.values():
                 for at, method in talk.requests:
-                    told = any(0 <= at - moved < TELLING_MAX_S for moved in self.cluster.rehomed)
+                    told = any(
+                        moved <= at < max(moved, talk.answered_s) + TELLING_MAX_S
+                        for moved in self.cluster.rehomed
+                    )
                     if method != "BYE" and not (method == "INVITE" and told):
                         self.problem("phones are left alone", f"{talk.leg} got {method} at {at:.3f}")
 
@@ -260,6 +265,8 @@ class Checkers:
             return  # somebody else has the customer: this one came second
         if self.cluster.world.now - talk.answered_s < 1.0:
             return  # answered what was just being taken back
+        if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):
+            return  # answered to an address nobody had: it is rung again
         self.problem(
             "only people end calls", f"agent's {talk.leg} (call {talk.call}) was ended: {talk.ended_by}"
         )

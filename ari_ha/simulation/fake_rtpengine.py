@@ -173,7 +173,10 @@ class FakeRtpengine:
 
     @staticmethod
     def _told(call: MediaCall, tag: Tag) -> dict[str, Any]:
-        stats = [{"stats": {"packets": tag.packets}}, {"stats": {"packets": 0}}]
+        streams = [
+            {"local port": tag.port, "stats": {"packets": tag.packets}},
+            {"local port": tag.port + 1, "stats": {"packets": 0}},
+        ]
         return {
             "tag": tag.name,
             "subscriptions": [
@@ -181,7 +184,7 @@ class FakeRtpengine:
                 for (listener, speaker), plain in call.subscriptions.items()
                 if listener == tag.name
             ],
-            "medias": [{"index": 1, "type": "audio", "streams": stats}] if tag.port else [],
+            "medias": [{"index": 1, "type": "audio", "streams": streams}] if tag.port else [],
         }
 
     # -- what the packets would show

@@ -19,7 +19,8 @@ from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.farend.rtp import VOICE, classify, set_voice, voice_buffer
-from ari_ha.machines.media import packets_from
+from ari_ha.machines.edge_rehome import UNKNOWN_CALL
+from ari_ha.machines.media import local_ports, packets_from
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
 
@@ -421,6 +422,17 @@ async def test_query_with_a_tag_tells_of_it_and_of_those_it_hears(rig) -> None:
     await rig.send("c", 2)
     assert await rig.counted(2, from_tag="c@ast1.1") == {"c@ast1.1": 0, "c": 2}
     assert set(await rig.counted(0, from_tag="a1")) == {"a1"}
+
+
+async def test_a_query_tells_the_ports_there_are(rig, empty) -> None:
+    await rig.plus("somebody", "c")
+    asked = await rig.do("query")
+    ports = local_ports(asked.value)
+    assert set(ports) == set(rig.ours), "who is only named has no port"
+    assert all(port in ports[tag] for tag, (_, port) in rig.ours.items())
+    empty.call = "nobody knows it"
+    unknown = await empty.do("query")
+    assert isinstance(unknown, Refused) and unknown.reason.lower().startswith(UNKNOWN_CALL)
 
 
 async def test_delete_ends_the_call_and_may_be_repeated(rig) -> None:

@@ -249,13 +249,14 @@ class EdgeWorld:
             case "delete":
                 self.hears.pop(call, None)
             case "query":
-                tags = [tag for known, tag in self.tag_ports if known == call]
-                counts = {tag: self.packets(call, tag) for tag in tags}
-                return Done({
-                    "result": "ok",
-                    "tags": {tag: {"medias": [{"streams": [{"stats": {"packets": count}}]}]}
-                             for tag, count in counts.items() if count is not None},
-                })  # fmt: skip
+                known = {tag: port for (ident, tag), port in self.tag_ports.items() if ident == call}
+                told = {
+                    tag: {"local port": port, "stats": {"packets": self.packets(call, tag)}}
+                    for tag, port in known.items()
+                    if self.packets(call, tag) is not None
+                }
+                tags = {tag: {"medias": [{"streams": [stream]}]} for tag, stream in told.items()}
+                return Done({"result": "ok", "tags": tags})
         return Done({"result": "ok"})
 
     # --- time and the network ------------------------------------------------------
