@@ -108,6 +108,9 @@ class Checkers:
     # -- now and then
 
     def _look(self) -> None:
+        for talk in self.cluster.carrier.talks.values():
+            if talk.state == UP and not talk.call:  # answered while its port was nowhere
+                self.people._learn_call(talk)
         self._frames()
         self._two_calls()
         self._hearing()

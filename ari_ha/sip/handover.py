@@ -33,12 +33,15 @@ class Handover:
     ) -> None:
         """Go on with a leg. Local CSeq jumps by the margin, so that requests the old process sent after the
         record was written do not collide with ours."""
+        open_change = record.get("out") if moved else None
         if moved:
             record = _without_way_back(record)
         leg = import_plain(key, record, cseq_margin)
         leg.credentials = credentials
         leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
         self.core.add(leg)
+        if moved:
+            self._acknowledge(leg, open_change)
         if record.get("inc") is not None:
             self._incoming(leg, record["inc"], now)
             self.outgoing.reliable.resume(leg, now)
@@ -54,6 +57,14 @@ class Handover:
         if leg.waiting is not None:
             self.core.start(leg, "reinvite", now + 2 * self.stack.rand())
         self._session(leg, now)
+
+    def _acknowledge(self, leg: Leg, open_change: dict[str, Any] | None) -> None:
+        """A far side whose 2xx has no ACK takes no other INVITE, and sends that 2xx where nobody is. Whoever
+        has the ACK, or did not say 2xx, passes over it (section 13.3.1.4, RFC 6141 section 3.1)."""
+        if open_change is not None and open_change["purpose"] != "invite":
+            self.core.ack(leg, stored_request(open_change["request"]).cseq[0], None)
+        elif leg.acks:
+            self.stack.transmit(leg.acks[max(leg.acks)], leg.flow)
 
     def _incoming(self, leg: Leg, record: dict[str, Any], now: float) -> None:
         """The far side's open INVITE: it can be answered, cancelled and retransmitted as if nothing

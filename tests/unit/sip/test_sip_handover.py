@@ -409,3 +409,30 @@ def test_what_was_open_at_the_old_address_is_not_waited_for(trio: tuple[World, P
     world.advance(100)
     assert new.agent.leg_state("a") == "confirmed" and not new.messages("INVITE")
     assert not other.messages(200) and other.agent.leg_state(leg) == "confirmed"
+
+
+@pytest.mark.parametrize("lost", ["ACK", 200])
+def test_a_2xx_that_was_not_acknowledged_is_from_another_address(
+    trio: tuple[World, Party, Party], lost: str | int
+) -> None:
+    """The ACK was lost and its sender died; or the sender died before it heard of the 2xx."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.agent.reinvite("a", sdp(a.name, 2), world.now)
+    world.losing(lost)
+    world.transfer()
+    b.take(ReinviteReceived)
+    b.agent.accept_reinvite(leg, sdp(b.name, 2), world.now)
+    world.transfer()
+    new = rehomed(world, a, "a")
+    new.agent.reinvite("a", sdp(new.name, 3), world.now)
+    world.transfer()
+    assert not b.messages(491)
+    b.take(ReinviteReceived)
+    b.agent.accept_reinvite(leg, sdp(b.name, 3), world.now)
+    world.transfer()
+    assert new.take(ReinviteAnswered)
