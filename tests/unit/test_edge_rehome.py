@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,15 @@ from ari_ha.core.ports.sip import SipFlowClosed
 from ari_ha.core.ports.store import StoreReach
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig
+from ari_ha.runtime.settings import build
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, parse_message
 from ari_ha.sip.sdp import SessionDescription
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import DialogsValue, decode
+from sidecars.edge.settings import EdgeSettings
+from sidecars.edge.wiring import machine_config
 from tests.support.edge_world import HOMES, Node, kill
 from tests.unit.test_edge_machine import talking
 from tests.unit.test_edge_role import Pair
@@ -419,3 +424,16 @@ def test_a_host_that_comes_back_at_once_is_told_apart_from_a_process(pair: TwoAd
     assert len(pair.requests(phone.host, "INVITE", since + 0.5)) == 1
     here = pair.edge.calls.by_id[call.call]
     assert {("c", "a1"), ("a1", "c")} <= pair.hears[call.call] and not here.legs["a1"].elsewhere
+
+
+def test_an_edge_behind_a_nat_says_the_address_it_is_known_by(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    document = json.loads((root / "sidecars/edge/settings.example.json").read_text())
+    (tmp_path / "key").write_text("k" * 32)
+    document |= {"header_key_file": str(tmp_path / "key")}
+    assert machine_config(build(EdgeSettings, document)).public_host == document["public"]["host"]
+    document["public"]["advertised"] = "203.0.113.7"
+    config = machine_config(build(EdgeSettings, document))
+    sip = EdgeMachine(config, lambda: "x").context.sip
+    assert "@203.0.113.7:" in sip.contact(Flow("public-udp", "udp", "192.0.2.1", 5060), "a")
+    assert config.core_host == document["core"]["host"]
