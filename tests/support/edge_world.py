@@ -249,13 +249,12 @@ class EdgeWorld:
             case "delete":
                 self.hears.pop(call, None)
             case "query":
-                known = {tag: port for (ident, tag), port in self.tag_ports.items() if ident == call}
-                told = {
-                    tag: {"local port": port, "stats": {"packets": self.packets(call, tag)}}
-                    for tag, port in known.items()
-                    if self.packets(call, tag) is not None
-                }
-                tags = {tag: {"medias": [{"streams": [stream]}]} for tag, stream in told.items()}
+                tags = {}
+                for tag in [tag for known, tag in self.tag_ports if known == call]:
+                    count = self.packets(call, tag)
+                    stats = {} if count is None else {"stats": {"packets": count}}
+                    streams = [{"local port": self.tag_ports[call, tag], **stats}]
+                    tags[tag] = {"medias": [{"streams": streams}]}
                 return Done({"result": "ok", "tags": tags})
         return Done({"result": "ok"})
 
