@@ -31,7 +31,8 @@ def restore_call(
     _import_legs(context, call, value, moved)
     if owner:
         call.epoch = Epoch.parse(owner.epoch)
-        call.owner = NodeId.parse(owner.moving_from if owner.moving else owner.node)
+        node = NodeId.parse(owner.moving_from if owner.moving else owner.node)
+        call.owner = node if node.name else None  # its caller waited for one
         call.by_dialplan = owner.by_dialplan
     if call.primary is None:
         calls.by_id[call.call] = call

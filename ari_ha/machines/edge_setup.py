@@ -216,9 +216,12 @@ class Setup:
             if not node.cordoned and not node.draining and node.config.name not in call.refused_by
         ]  # fmt: skip
         context = self._context
-        call.unserved_since = call.unserved_since or context.now
-        if not hoped_for or context.now >= call.unserved_since + context.timings.setup_patience_s:
+        since = call.unserved_since or context.now
+        if not hoped_for or context.now >= since + context.timings.setup_patience_s:
             return False
+        if not call.unserved_since:
+            call.unserved_since = since
+            self._calls.touch(call)  # he has heard 100: whoever serves next owes him an answer
         again = context.now + context.timings.move_retry_s
         context.at(f"setup/{call.call}", again, lambda: self.choose_node(call))
         return True

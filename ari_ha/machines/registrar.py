@@ -339,7 +339,8 @@ class Registrar:
             for aor, held in self._bindings.items()
             for ident, item in held.items()
             if item.value.pair == pair and item.value.expires + BINDING_GRACE_S > utc
-        ]
+            and self._can_reach(item.value)
+        ]  # fmt: skip
 
     def contact(self, aor: str, ident: str) -> BindingValue | None:
         """One binding."""
@@ -364,9 +365,13 @@ class Registrar:
         living = [
             held.value
             for held in self._bindings.get(aor, {}).values()
-            if held.value.expires + BINDING_GRACE_S > now
+            if held.value.expires + BINDING_GRACE_S > now and self._can_reach(held.value)
         ]
         return sorted(living, key=lambda value: (not value.unreachable, value.expires), reverse=True)
+
+    def _can_reach(self, binding: BindingValue) -> bool:
+        """Whether we speak what it registered over: an edge before us may have had TLS."""
+        return self._context.sip.has_listener(binding.listener)
 
     def route(self, binding: BindingValue) -> tuple[Flow, str, tuple[tuple[str, str], ...]]:
         """How to reach a contact: the flow it registered over, which is open through

@@ -40,9 +40,9 @@ class TrunkState:
 
     reach: str = UNKNOWN
     targets: list[Target] = field(default_factory=list)
-    """Where it is; none: its name is not known"""
-    nameless: str = ""
-    """Why its name leads nowhere"""
+    """Where it is; none: its name is not known, or it cannot be spoken to from here"""
+    nowhere: str = ""
+    """Why it has no place"""
     registered_at: str = ""
     """The place our registration is at"""
     registration: str = ""
@@ -147,12 +147,13 @@ class Trunks:
             state, question = self.state(name), question_of(trunk) if trunk.address else None
             if question is not None:
                 entry = self._names.known(question)
-                state.targets = kept(state.targets, entry.places)
-                state.nameless = "" if entry.places else entry.why
+                places, state.nowhere = list(entry.places), "" if entry.places else entry.why
             else:
-                places = [Place(*address_of(trunk))] if trunk.address else []
-                state.targets, state.nameless = kept(state.targets, places), ""
-            hosts = [target.place.host for target in state.targets]
+                places, state.nowhere = [Place(*address_of(trunk))] if trunk.address else [], ""
+            hosts = [place.host for place in places]
+            if trunk.address and not self._context.sip.has_listener(f"public-{trunk.transport}"):
+                places, state.nowhere = [], f"this edge does not speak {trunk.transport}"
+            state.targets = kept(state.targets, places)
             for host in trunk.hosts:
                 places_of = self._names.known(Question(host)).places if is_name(host) else ()
                 hosts += [place.host for place in places_of] if is_name(host) else [host]
@@ -307,10 +308,10 @@ class Trunks:
                     "trunk": name,
                     "address": trunk.address,
                     "transport": trunk.transport,
-                    "reach": DOWN if state.nameless else state.reach,
+                    "reach": DOWN if state.nowhere else state.reach,
                     "at": {target.place.text: target.reach for target in state.targets},
                     "registration": state.registration,
-                    "why": state.nameless or state.why,
+                    "why": state.nowhere or state.why,
                     "calls": self.load(name),
                     "max_calls": trunk.max_calls,
                     "resting": state.rests_until > self._context.now,

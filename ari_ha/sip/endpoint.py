@@ -108,6 +108,10 @@ class Endpoint:
         """What is to be sent since the last call, in order."""
         return self._stack.drain_output()
 
+    def has_listener(self, name: str) -> bool:
+        """Whether flows of that listener can be used."""
+        return name in self._stack.listeners
+
     def contact(self, flow: Flow, user: str = "") -> str:
         """Our Contact for somebody reached by this flow."""
         return self._stack.contact(flow, user)

@@ -222,6 +222,17 @@ def test_he_waits_as_long_the_next_time(world):
     assert world.carrier.of(sip.LegFailed)[-1].status == 503 and not world.edge.calls.by_id
 
 
+def test_he_waits_over_a_restart(world):
+    for node in world.edge.watch.nodes.values():
+        node.state = SILENT
+    _, call = world.call_in()
+    assert call.owner is None
+    world.boot()
+    world.run(2.0)
+    assert world.carrier.of(sip.LegAnswered) and list(world.edge.calls.by_id) == [call.call]
+    assert world.edge.calls.by_id[call.call].served == ["ast1#ast1-1"]
+
+
 def test_nobody_waits_for_nodes_that_are_wanted_empty(world):
     for node in world.edge.watch.nodes.values():
         node.cordoned = True

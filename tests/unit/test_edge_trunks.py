@@ -352,3 +352,14 @@ def test_a_restarted_edge_goes_on_dialling() -> None:
     world.settle()
     assert again.legs["t1"].state == "up"
     assert len(invites(first)) == 1
+
+
+def test_a_trunk_this_edge_cannot_speak_to():
+    """TLS at the trunk, none at the edge: not chosen, and said; its own calls come in."""
+    world = EdgeWorld()
+    value = TrunkValue(trunk="tls", address=A, transport="tls", prefixes=["+"], options_interval_s=5)
+    put(world, world.keys.trunk("tls"), value)
+    world.run(6.0)
+    (row,) = [row for row in world.edge.trunks.view() if row["trunk"] == "tls"]
+    assert row["reach"] == "down" and row["why"] == "this edge does not speak tls"
+    assert world.edge.trunks.candidates("+4930") == [] and world.edge.trunks.of_host(A) == "tls"

@@ -140,3 +140,19 @@ def test_what_a_newer_edge_wrote_of_a_phone_stays(world):
     world.snapshots()
     pass_time(world, phone, 45)
     assert binding(world).unreachable and json.loads(world.store[key].value)["instance"] == "urn:uuid:1"
+
+
+def test_phones_of_an_edge_that_had_tls_stop_nothing(world):
+    """This one has none: they are as if not registered, and all others are asked and rung."""
+    world.add_user("1002")
+    world.snapshots()
+    world.register("1001")
+    (key,) = [key for key in world.store if "/bindings/1001/" in key]
+    item = world.store[key]
+    value = {**json.loads(item.value), "listener": "public-tls", "transport": "tls"}
+    world.store[key] = replace(item, value=json.dumps(value).encode())
+    world.snapshots()
+    other = world.register("1002")
+    assert pass_time(world, other, 25, 200) >= 2
+    assert world.edge.registrar.counts() == {"registered": 1, "unreachable": 0}
+    assert world.edge.registrar.binding_of("1001") is None

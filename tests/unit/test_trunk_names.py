@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ari_ha.core.machine import LANE_STOPPED, Effect, Outcome, OutcomeOf, Refused, Unknown, Unreachable
 from ari_ha.core.machine import Done as Answered
 from ari_ha.core.ports.names import Found, LookUp, Service
+from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.names import Place
 from ari_ha.machines.trunk_targets import Target, pick
 from ari_ha.sip import events as sip
@@ -31,6 +33,9 @@ class Dns(EdgeWorld):
         self.held: list[LookUp] | None = None
         """Questions the test answers itself"""
         super().__init__()
+
+    def config(self) -> EdgeConfig:
+        return replace(super().config(), public_tls_port=5061)
 
     def perform(self, effect: Effect) -> None:
         if not isinstance(effect, LookUp):
