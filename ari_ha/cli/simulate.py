@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ari_ha.cli.output import BAD, GOOD, JsonFlag, fail, print_json, say
+from ari_ha.cli.output import BAD, GOOD, JsonFlag, fail, print_json, say, table
 
 if TYPE_CHECKING:
     from ari_ha.simulation.run import Plan, Result
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
 STORY_TAIL_LINES = 400
 SEEDS_AT_ONCE = 8
 DEFAULT_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to do with the results."""
+
+    story: bool
+    coverage: bool
+    keep: Path | None
+    stop: bool
+    """At the first seed that fails."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,16 +46,30 @@ def simulate(
     story: Annotated[
         bool, typer.Option("--story", help="Tell what happened, even when all is well.")
     ] = False,
+    plan_name: Annotated[
+        str,
+        typer.Option(
+            "--plan",
+            help="full: everything there is; hard: no transfers, conferences and calls out; easy: no IVR, "
+            "supervisors, slow servers and several faults at once either.",
+        ),
+    ] = "full",
     only: Annotated[str, typer.Option("--faults", help="Only these faults, comma separated.")] = "",
     pause_s: Annotated[
         float, typer.Option("--pause", help="All those faults, this many seconds apart, in fair weather.")
     ] = 0.0,
-    hard: Annotated[
-        bool,
-        typer.Option(
-            "--hard/--easy", help="With IVR, supervisors, slow servers, several faults at once; or not."
-        ),
-    ] = True,
+    weather: Annotated[
+        str, typer.Option("--weather", help="With this weather instead: loss=0.05,lag_s=0.5 and so on.")
+    ] = "",
+    plant: Annotated[
+        str, typer.Option("--plant", help="Puts a known bug in and stops when it is found; list: names them.")
+    ] = "",
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Tell in which states calls were when something went wrong.")
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Write the story of each failing seed into this directory.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes at once.")] = 1,
     demo: Annotated[
         bool, typer.Option("--demo", help="Tell how one call survives the death of its Asterisk.")
@@ -50,49 +78,118 @@ def simulate(
 ) -> None:
     """Run seeds of the simulated cluster: random faults, then everything must come
     together. Nothing of it is real: no container, no network, no Asterisk."""
-    from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, REHOME_KINDS, Odds
-    from ari_ha.simulation.run import Plan
-
     if demo:
         _demo(seed or 1, as_json)
         return
-    known = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *REHOME_KINDS)
-    unknown = set(only.split(",")) - {"", *known}
-    if unknown:
-        fail(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(known)}", as_json, 2)
-    kinds = tuple(only.split(",")) if only else (*KINDS, *HARD_KINDS) if hard else KINDS
+    plan = _planted(plant, as_json) if plant else _plan(plan_name, only, pause_s, weather, as_json)
     first = 1 if seed is None else seed
     count = seeds or (DEFAULT_SEEDS if seed is None else 1)
-    plan = Plan(kinds=kinds, odds=Odds(kinds=kinds, pause_s=pause_s) if pause_s else None, hard=hard)
-    _seeds(range(first, first + count), plan, jobs, story or count == 1, as_json)
+    runs = _results(range(first, first + count), plan, jobs)
+    _seeds(runs, Tally(plan, first), Wanted(story or count == 1, coverage, keep, bool(plant)), as_json)
 
 
-def _seeds(seeds: Sequence[int], plan: Plan, jobs: int, story: bool, as_json: bool) -> None:
+def _plan(name: str, only: str, pause_s: float, weather: str, as_json: bool) -> Plan:
+    from ari_ha.simulation.faults import KNOWN_KINDS, WEATHER, Odds
+    from ari_ha.simulation.run import PLANS
+
+    if name not in PLANS:
+        fail(f"no such plan: {name}; there are {', '.join(PLANS)}", as_json, 2)
+    chosen = tuple(kind for kind in only.split(",") if kind)
+    if unknown := sorted(set(chosen) - set(KNOWN_KINDS)):
+        fail(f"no such fault: {', '.join(unknown)}; there are {', '.join(KNOWN_KINDS)}", as_json, 2)
+    plan = PLANS[name]
+    kinds = chosen or plan.kinds
+    odds = Odds(kinds=() if weather and not chosen else kinds, pause_s=pause_s or Odds.pause_s)
+    for part in [part for part in weather.split(",") if part]:
+        what, _, value = part.partition("=")
+        if what not in WEATHER or not value.replace(".", "", 1).replace("e-", "", 1).isdigit():
+            fail(f"no such weather: {part}; there is {', '.join(WEATHER)}, each =NUMBER", as_json, 2)
+        setattr(odds, what, float(value))
+    return replace(plan, kinds=kinds, odds=odds if pause_s or weather else None)
+
+
+def _planted(name: str, as_json: bool) -> Plan:
+    from ari_ha.simulation.planted import PLANTED
+
+    if name == "list":
+        for known, bug in PLANTED.items():
+            say(f"{known:<18} {bug.what}; found by: {', '.join(bug.rules)}")
+        raise typer.Exit(0)
+    if name not in PLANTED:
+        fail(f"no such bug: {name}; there are {', '.join(PLANTED)}", as_json, 2)
+    return PLANTED[name].plan
+
+
+@dataclass
+class Tally:
+    """What came of all seeds."""
+
+    plan: Plan
+    first: int
+    seeds: int = 0
+    calls: int = 0
+    talked: int = 0
+    took_s: float = 0.0
+    covered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bad: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """One more seed."""
+        self.seeds += 1
+        self.calls, self.talked = self.calls + result.calls, self.talked + result.talked
+        self.covered.update(result.covered)
+        if not result.good:
+            self.bad.append(result)
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        from ari_ha.simulation.coverage import never
+
+        covered: dict[str, dict[str, int]] = {}
+        for (state, fault), times in sorted(self.covered.items()):
+            covered.setdefault(state, {})[fault] = times
+        return {
+            "simulated": True,
+            "seeds": self.seeds,
+            "first": self.first,
+            "calls": self.calls,
+            "talked": self.talked,
+            "covered": covered,
+            "never_covered": never(self.covered),
+            "failed": [_failed(result, self.plan) for result in self.bad],
+            "seeds_per_s": round(self.seeds / self.took_s, 1),
+        }
+
+
+def _seeds(runs: Iterable[Result], tally: Tally, wanted: Wanted, as_json: bool) -> None:
     from ari_ha.simulation.run import run_seed
 
-    began = time.perf_counter()
-    bad: list[Result] = []
-    calls = talked = 0
-    for result in _results(seeds, plan, jobs):
-        calls, talked = calls + result.calls, talked + result.talked
+    began, plan, bad = time.perf_counter(), tally.plan, tally.bad
+    for result in runs:
+        tally.add(result)
         if not result.good:
-            bad.append(result)
             if not as_json:
-                _say_failure(result, plan, seeds)
-    took = time.perf_counter() - began
-    told = run_seed(bad[0].seed if bad else seeds[0], plan, tell=True) if bad or story else None
+                _say_failure(result, plan)
+            if wanted.keep is not None:
+                _keep(result, plan, wanted.keep)
+            if wanted.stop:
+                break
+    tally.took_s = time.perf_counter() - began
     if as_json:
-        print_json(_document(seeds, bad, calls, talked, took, plan))
-    else:
-        if told is not None:
-            for line in told.story[-STORY_TAIL_LINES:]:
-                say(str(line))
-        text = f"{len(seeds)} seeds, {calls} calls, {talked} talked: {len(bad)} failed"
-        say(f"SIMULATED  {text} ({len(seeds) / took:.1f} seeds/s)", BAD if bad else GOOD)
+        print_json(tally.document())
+        raise typer.Exit(1 if bad else 0)
+    if bad or wanted.story:
+        told = run_seed(bad[0].seed if bad else tally.first, plan, tell=True)
+        for line in told.story[-STORY_TAIL_LINES:]:
+            say(str(line))
+    if wanted.coverage:
+        _say_coverage(tally)
+    text = f"{tally.seeds} seeds, {tally.calls} calls, {tally.talked} talked: {len(bad)} failed"
+    say(f"SIMULATED  {text} ({tally.seeds / tally.took_s:.1f} seeds/s)", BAD if bad else GOOD)
     raise typer.Exit(1 if bad else 0)
 
 
-def _results(seeds: Sequence[int], plan: Plan, jobs: int) -> Any:
+def _results(seeds: range, plan: Plan, jobs: int) -> Iterator[Result]:
     from ari_ha.simulation.run import run_seed
 
     if jobs <= 1:
@@ -107,45 +204,56 @@ def _results(seeds: Sequence[int], plan: Plan, jobs: int) -> Any:
 
 def replay(seed: int, plan: Plan) -> str:
     """The command that runs one seed again, with its story."""
-    from ari_ha.simulation.faults import HARD_KINDS, KINDS
+    from ari_ha.simulation.faults import WEATHER, Odds
+    from ari_ha.simulation.run import PLANS
 
-    usual = (*KINDS, *HARD_KINDS) if plan.hard else KINDS
-    chosen = "" if plan.kinds == usual else f" --faults {','.join(plan.kinds)}"
-    pause = f" --pause {plan.odds.pause_s:g}" if plan.odds else ""
-    easy = "" if plan.hard else " --easy"
-    return f"ari-ha simulate --seed {seed}{easy}{chosen}{pause}"
+    words = ["ari-ha", "simulate", "--seed", str(seed)]
+    if plan.planted:
+        return " ".join([*words, "--plant", plan.planted])
+    name, usual = next((n, p) for n, p in PLANS.items() if (p.hard, p.full) == (plan.hard, plan.full))
+    kinds = plan.odds.kinds if plan.odds else plan.kinds
+    words += ["--plan", name] if name != "full" else []
+    words += ["--faults", ",".join(kinds)] if kinds and (plan.odds or kinds != usual.kinds) else []
+    if plan.odds:
+        given = {what: getattr(plan.odds, what) for what in WEATHER}
+        given = {what: value for what, value in given.items() if value != getattr(Odds, what)}
+        only_pause = bool(kinds) and set(given) <= {"pause_s"}
+        weather = ",".join(f"{what}={value!r}" for what, value in given.items()) or "loss=0.0"
+        words += ["--pause", f"{plan.odds.pause_s:g}"] if only_pause else ["--weather", weather]
+    return " ".join(words)
 
 
-def _say_failure(result: Result, plan: Plan, seeds: Sequence[int]) -> None:
+def _say_failure(result: Result, plan: Plan) -> None:
     say(f"seed {result.seed} failed ({result.odds})", BAD)
     for problem in result.problems:
         say(f"  {problem}", BAD)
-    if len(seeds) > 1:
-        say(f"  again, with its story: {replay(result.seed, plan)}")
+    say(f"  again, with its story: {replay(result.seed, plan)}")
 
 
-def _document(
-    seeds: Sequence[int], bad: list[Result], calls: int, talked: int, took: float, plan: Plan
-) -> dict[str, Any]:
+def _keep(result: Result, plan: Plan, directory: Path) -> None:
+    """One file per failing seed: how to run it again, what is wrong, and its story."""
+    from ari_ha.simulation.run import run_seed
+
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [replay(result.seed, plan), result.odds, *map(str, result.problems), ""]
+    lines += map(str, run_seed(result.seed, plan, tell=True).story)
+    (directory / f"seed-{result.seed}.txt").write_text("\n".join(lines) + "\n")
+
+
+def _say_coverage(tally: Tally) -> None:
+    from ari_ha.simulation.coverage import table as rows
+
+    head = ("state of a call when something went wrong", "times", "kinds of faults", "most often")
+    table(f"coverage of {tally.seeds} seeds", head, rows(tally.covered))
+
+
+def _failed(result: Result, plan: Plan) -> dict[str, Any]:
     return {
-        "simulated": True,
-        "seeds": len(seeds),
-        "first": seeds[0],
-        "calls": calls,
-        "talked": talked,
-        "failed": [
-            {
-                "seed": result.seed,
-                "odds": result.odds,
-                "faults": result.faults,
-                "problems": [
-                    {"rule": p.rule, "text": p.text, "at_s": round(p.at_s, 3)} for p in result.problems
-                ],
-                "replay": replay(result.seed, plan),
-            }
-            for result in bad
-        ],
-        "seeds_per_s": round(len(seeds) / took, 1),
+        "seed": result.seed,
+        "odds": result.odds,
+        "faults": result.faults,
+        "problems": [{"rule": p.rule, "text": p.text, "at_s": round(p.at_s, 3)} for p in result.problems],
+        "replay": replay(result.seed, plan),
     }
 
 

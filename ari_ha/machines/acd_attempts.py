@@ -36,6 +36,8 @@ class Caller:
     caller: str = ""
     attempt: str = ""
     leaving: bool = False
+    ended: frozenset[str] = frozenset()
+    """Attempts that ended before we served the call, whatever the store says of them yet"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,8 +133,12 @@ class Attempts:
     def adopt(self, call: str, queue: str, name: str, attempt_id: str) -> None:
         """The agent is in this conversation and the store does not say so."""
         agent = self.desk.view.agent(name)
-        if agent is None:
+        if agent is None or self.elsewhere(name, call) is not None:
             return
+        for other in [a for a in self.attempts.values() if a.agent == name and a.call != call]:
+            self._drop(other)  # he cannot be rung for another caller: he is here
+            self._cancel(other, "elsewhere")
+            self._fail_agent(other.call, name, other.attempt, "release", 0.0)
         attempt = Attempt(
             attempt=attempt_id, call=call, agent=name, device=agent.device, queue=queue,
             state="won", told=True,
@@ -140,6 +146,11 @@ class Attempts:
         self.attempts[attempt_id] = attempt
         self.callers[call].attempt = attempt_id
         self.readopt(attempt)
+
+    def elsewhere(self, name: str, call: str) -> Attempt | None:
+        """The agent's part in a conversation of another call here, whatever the store says yet."""
+        mine = (a for a in self.attempts.values() if a.agent == name and a.state == "won")
+        return next((a for a in mine if a.call != call), None)
 
     def readopt(self, attempt: Attempt) -> None:
         """Makes the store say what is so: the agent talks in this conversation."""
@@ -191,9 +202,10 @@ class Attempts:
             return
         caller = self.callers[part.call]
         entry = self.desk.view.entry(part.call)
-        if caller.attempt or entry is None or entry.attempt != part.attempt:
+        over = part.attempt in caller.ended
+        if over or caller.attempt or entry is None or entry.attempt != part.attempt:
             self._fail_agent(part.call, name, part.attempt, "release", 0.0)
-        elif agent.work == "reserved":
+        elif agent.work == "reserved" and self.elsewhere(name, part.call) is None:
             self._start(
                 Attempt(
                     attempt=part.attempt, call=part.call, agent=name, device=agent.device, queue=part.queue,

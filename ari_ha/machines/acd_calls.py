@@ -128,13 +128,17 @@ class Calls(Attempts):
         """This node serves the call now. Of the agents' values only `recovering` changes."""
         desk, call = self.desk, caller.call
         self.callers[call] = caller
+        caller.ended = frozenset(ended)
         in_talk = bool(talking)
         for name, agent in self._parties(call, alive):
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
             in_talk = in_talk or agent.work in IN_CALL
-            if agent.attempt.attempt in ended:
+            talks = self.elsewhere(name, call)
+            if agent.attempt.attempt in ended or talks is not None:
                 self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
+                if talks is not None:
+                    self.readopt(talks)
                 continue
             self._resume_attempt(name, agent, alive, talking)
             due = desk.now + desk.settings.recovering_after_s

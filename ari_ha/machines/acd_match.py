@@ -56,6 +56,8 @@ class Matcher:
             return False
         if any(claim.agent == name for claim in self.claims.values()):
             return False
+        if self.attempts.elsewhere(name, "") is not None:
+            return False  # he talks here, and the store does not say so yet
         return not why_not_routable(agent, desk.utc, desk.device_ok)
 
     def _wants(self, entry: WaitingValue, held: set[str]) -> bool:

@@ -103,6 +103,7 @@ class EdgeMachine:
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
         self.setup.on_second_call = self.transfers.consult
+        self.dialling.on_party_failed = self.transfers.party_failed
         self.replacing = Replacing(self.context, self.calls, self.setup, self.dialling, self.registrar)
         self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
@@ -297,7 +298,9 @@ class EdgeMachine:
                 leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.fact, held=leg.held)
                 for leg in call.living()
             }
-            calls[call.call] = link.CallAtEdge(epoch=str(call.epoch), legs=legs)
+            calls[call.call] = link.CallAtEdge(
+                epoch=str(call.epoch), legs=legs, ended=call.ended_lately(), **call.grouping()
+            )
         self.context.link(node, link.EdgeCalls(calls=calls))
         for ident in calls:
             for frame in asked_frames(self.calls.by_id[ident]):

@@ -36,12 +36,6 @@ CAUSE_TO_STATUS = {"16": 487, "17": 486, "18": 408, "19": 480, "20": 480, "21": 
 """Q.850 causes an app may name, as SIP statuses (RFC 3398 §7.2.4.1)."""
 
 
-def early_graph(call: EdgeCall) -> set[Hears]:
-    """A caller who is not answered yet hears the party that lets itself be heard."""
-    heard = [leg for leg in call.living() if leg.early and leg.state == "ringing" and leg.target]
-    return {(head.leg, leg.leg) for leg in heard if (head := call.waiter(leg)) and head.progress}
-
-
 def _nothing() -> None:
     """Nothing to do."""
 
@@ -146,7 +140,7 @@ class Calls:
 
     def _graph(self, call: EdgeCall, state: str) -> set[Hears]:
         """Who is to hear whom: each conversation by its own state."""
-        graph = early_graph(call)
+        graph = call.early_graph()
         for consult in ("", *call.consults()):
             heard = {leg.leg for leg in call.audible(consult)}
             legs = [leg.leg for leg in call.conversation(consult) if leg.leg in heard]
@@ -420,8 +414,11 @@ class Calls:
             self._context.note(f"call/{parts[1]}", "unreadable record", level="error", error=error)
             return
         if record.epoch == str(call.epoch):
-            # who belongs to whom was decided before the end, and perhaps not heard either
-            self._regroup(call, record.head, {leg.leg: leg.consult for leg in record.legs.values()})
+            # who belongs to whom was decided before the end, and perhaps not heard either; the
+            # record may be older than what was, and parts nobody who was brought together
+            together = {leg.leg for leg in record.legs.values() if not leg.consult}
+            sides = {leg.leg: leg.consult for leg in call.living() if leg.leg not in together}
+            self._regroup(call, record.head if call.head in record.ending else "", sides)
         for leg, cause in record.ending.items():
             known = call.legs.get(leg)
             if known and known.alive:

@@ -9,6 +9,8 @@ dialled at a carrier is written down first and never dialled a second time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ari_ha.core.ids import is_supervisor
 from ari_ha.core.machine import Outcome
 from ari_ha.machines import identity
@@ -49,6 +51,8 @@ class Dialling:
         self._calls = calls
         self._setup = setup
         self._registrar = registrar
+        self.on_party_failed: Callable[[EdgeCall, PhoneLeg, int], None] = lambda call, leg, status: None
+        """A party was called in vain, and no node is there to say so."""
 
     # --- the node's INVITE ---------------------------------------------------------
 
@@ -112,6 +116,11 @@ class Dialling:
             calls_us=True, side=node_side,
         )  # fmt: skip
         (call.move.halves if call.move else call.halves)[leg.leg] = half
+        if leg.consult in call.legs:
+            call.legs[leg.consult].number_asked = ""  # the app has acted on it
+        if leg.target and not (leg.attempt or leg.consult or leg.aside):
+            for asker in [o for o in call.living() if o.refer]:
+                asker.refer["party"] = leg.leg
         self._calls.by_key[half.key] = (call.call, leg.leg)
         self._calls.index(call, leg)
         waiter = call.waiter(leg)
@@ -199,7 +208,22 @@ class Dialling:
 
     def _rang_out(self, call: EdgeCall, leg: PhoneLeg) -> None:
         if leg.state == "ringing" and not call.ended:
-            self._calls.end_leg(call, leg, "timeout", "18", 408)
+            self.party_over(call, leg, "timeout", "18", 408)
+
+    def party_over(self, call: EdgeCall, leg: PhoneLeg, by: str, cause: str, status: int) -> None:
+        """A party was called in vain, or hung up. While no node serves the call, whoever waits
+        for it, or talked to it, is told from here: a node that takes the call up later may not
+        know whom it was about, and would call again."""
+        called = bool(leg.target) and not (leg.attempt or leg.aside)
+        leads, talked = call.legs.get(leg.consult or call.head), leg.state == "up"
+        self._calls.end_leg(call, leg, by, cause, status)
+        if not called or call.ended or not (call.lost or call.move):
+            return
+        self.on_party_failed(call, leg, status)
+        if leads is None or not leads.alive or not (talked or leads.waits):
+            return
+        if not [o for o in call.conversation(leg.consult) if o is not leads and not o.aside]:
+            self._calls.end_leg(call, leads, "edge", "16" if talked else "", 0 if talked else status)
 
     # --- the party's answers -------------------------------------------------------
 

@@ -201,7 +201,7 @@ class Dialogs:
             if not self._dialling.outbound.failed(call, leg, event.status, event.headers):
                 # a 3xx is not passed on: Asterisk would follow it on its own
                 status = final if final >= 400 else 480
-                self._calls.end_leg(call, leg, "failed", event.reason, status)
+                self._dialling.party_over(call, leg, "failed", event.reason, status)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if call.move and call.move.halves.get(node_leg.leg) is node_leg:
@@ -215,7 +215,7 @@ class Dialogs:
     def _ended(self, key: str, by: str, cause: str, status: int) -> None:
         if found := self._calls.phone(key):
             call, leg = found
-            self._calls.end_leg(call, leg, by, cause, status)
+            self._dialling.party_over(call, leg, by, cause, status)
         elif half := self._calls.half(key):
             self._half_ended(*half, cause)
 

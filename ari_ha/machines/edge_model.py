@@ -10,6 +10,7 @@ from ari_ha.machines.media import CallMedia
 from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp, usable_crypto
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
 
+TOMBSTONES_TOLD_MAX = 24
 DIGITS_KEPT_MAX = 64
 MOVES_KEPT_MAX = 32
 DEVICE, NUMBER = "device:", "number:"
@@ -501,9 +502,28 @@ class EdgeCall:
         head = self.legs.get(leg.consult or self.head)
         return head if head is not None and head is not leg and head.alive and head.waits else None
 
+    def early_graph(self) -> set[tuple[str, str]]:
+        """A caller who is not answered yet hears the party that lets itself be heard."""
+        heard = [leg for leg in self.living() if leg.early and leg.state == "ringing" and leg.target]
+        return {(head.leg, leg.leg) for leg in heard if (head := self.waiter(leg)) and head.progress}
+
     def facts(self) -> dict[str, str]:
         """The edge's word about every living leg, for a resume."""
         return {leg.leg: "held" if leg.held else leg.fact for leg in self.living()}
+
+    def ended_lately(self) -> dict[str, str]:
+        """The last legs that ended, and who ended them: a message has room for some, and
+        older ones are history."""
+        return dict(list(self.tombstones.items())[-TOMBSTONES_TOLD_MAX:])
+
+    def grouping(self) -> dict[str, Any]:
+        """Who belongs to whom, for a resume by a node whose record may be too old to know."""
+        return {
+            "head": self.head,
+            "sides": {leg.leg: leg.consult for leg in self.living() if leg.consult},
+            "lines": {leg.leg: leg.of for leg in self.living() if leg.of},
+            "targets": {leg.leg: leg.target for leg in self.living() if leg.target and not leg.attempt},
+        }
 
     def two_talking(self, consult: str = "") -> bool:
         """Whether exactly two people are in the conversation and nobody is on hold."""

@@ -30,7 +30,6 @@ RETRY_AFTER = (("Retry-After", "5"),)
 TRY_ANOTHER_NODE = frozenset({408, 480, 500, 501, 502, 503, 504, 603})
 """Answers of a node to a new call that say something of the node, not of the
 caller's wish; 480 and 603 are what Asterisk says before its app is registered."""
-TOMBSTONES_TOLD_MAX = 24
 FALLBACK_HEADER = "X-ARI-HA-Fallback"
 """``no``: the dialplan's own fallback is not wanted (asterisk-conf/extensions.conf)."""
 
@@ -297,7 +296,8 @@ class Setup:
                 trunk=call.trunk,
                 user=leg.user,
                 facts=call.facts() if kind == "resume" else {},
-                ended=_newest(call.tombstones) if kind == "resume" else {},
+                ended=call.ended_lately() if kind == "resume" else {},
+                **(call.grouping() if kind == "resume" else {}),
             )
             host, port = node.config.sip_host, node.config.sip_port
             caller = call.caller or "anonymous"
@@ -378,8 +378,3 @@ class Setup:
         else:
             call.refused_by.add(half.node.name)
             self.choose_node(call)
-
-
-def _newest(tombstones: dict[str, str]) -> dict[str, str]:
-    """The last legs that ended: a token has room for some, and older ones are history."""
-    return dict(list(tombstones.items())[-TOMBSTONES_TOLD_MAX:])

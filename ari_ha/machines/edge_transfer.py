@@ -169,6 +169,15 @@ class Transfers:
             body=f"SIP/2.0 {status} {reason}\r\n".encode(),
         )
 
+    def party_failed(self, call: EdgeCall, party: PhoneLeg, status: int) -> None:
+        """The target refused while no node serves the call: whoever asked hears so, and asks
+        anew if he wants it called again."""
+        for leg in [leg for leg in call.living() if leg.refer.get("party") == party.leg]:
+            self._notify(leg, status)
+            leg.refer = {}
+            self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=status)
+            self._calls.touch(call)
+
     def transfer_is(self, frame: link.TransferIs) -> None:
         """The app's word on how a transfer goes."""
         call = self._calls.by_id.get(frame.call)

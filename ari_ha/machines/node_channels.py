@@ -66,6 +66,8 @@ class Channels:
         self._hangups: dict[str, int] = {}
         """Channels being hung up, and the cause."""
         self._first = True
+        self._under_way: set[str] = set()
+        """Calls for which Asterisk had dialled somebody when we connected"""
         self._quick_sweeps = 0
 
     # --- events --------------------------------------------------------------------
@@ -257,6 +259,12 @@ class Channels:
                 known.stage = "setup"
                 self._carry_out(known, entry)
                 return
+        if token.leg != PRIMARY_LEG:
+            self._turn_away(entry, "second line of a call that is not here")
+            return
+        if self._goes_on(entry):
+            self._turn_away(entry, "its edge says that others are on the call: not a new one")
+            return
         arriving = core.resumes.by_call.get(token.call)
         here, stored = self._newest(token.call)
         if entry.epoch <= here or entry.epoch < stored or entry.kind == "resume":
@@ -273,6 +281,15 @@ class Channels:
             core.moved(token.call, entry.epoch, f"{core.config.node}, anew")
         call = self._make(entry)
         self._carry_out(call, entry)
+
+    def _goes_on(self, entry: Entry) -> bool:
+        """Whether somebody has been dialled for the call already, by Asterisk's snapshot or by
+        an edge's list: we let it go, and what it asked for at first is not to be done again."""
+        if entry.token.call in self._under_way:
+            return True
+        lists = (edge.calls.calls for edge in self._context.links.values() if edge.calls is not None)
+        found = (calls.get(entry.token.call) for calls in lists)
+        return any(c is not None and c.epoch == entry.token.epoch and len(c.legs) > 1 for c in found)
 
     def _newest(self, call: str) -> tuple[Epoch, Epoch]:
         """The highest epochs of the call: of what is here, served or arriving, and of what is stored."""
@@ -385,6 +402,8 @@ class Channels:
     def _compare(self, event: AriSnapshot) -> None:
         """Channels we know and that are gone; channels we missed; who is in a bridge."""
         present = {channel.id: channel for channel in event.channels}
+        names = (ChannelName.parse(ident) for ident in present)
+        self._under_way = {name.call for name in names if name is not None}
         members = {c: bridge.id for bridge in event.bridges for c in bridge.channels}
         bridges = {bridge.id for bridge in event.bridges}
         for ident in [c for c in self._core.by_channel if c not in present]:
@@ -445,7 +464,9 @@ class Channels:
         self._core.by_channel[channel.id] = (call, leg)
         if entry is not None and leg == PRIMARY_LEG:
             arriving.caller, arriving.did = entry.token.caller, entry.token.did
-            arriving.verb, arriving.context = entry.verb, channel.dialplan.context
+            arriving.verb = entry.verb
+            # the context of moved calls leads nowhere else
+            arriving.context = channel.dialplan.context if entry.kind != "resume" else ""
 
     def down(self, event: AriDown) -> None:
         """The connection is gone; perhaps Asterisk is."""

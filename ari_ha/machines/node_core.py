@@ -419,7 +419,7 @@ class NodeCore:
         keys = self.context.keys
         if not keys.prefix("calls").startswith(event.prefix):
             return
-        for ident in {*self._supervisors, *self.calls}:
+        for ident in dict.fromkeys((*self._supervisors, *self.calls)):
             self._supervised(ident, event.items.get(keys.supervisor(ident)))
         for key, kv in event.items.items():
             match keys.split(key):

@@ -249,6 +249,9 @@ class Links:
 
     def _facts_for(self, arriving: Arriving, fact: link.CallAtEdge) -> None:
         arriving.facts = {leg: self._state_of(value) for leg, value in fact.legs.items()}
+        arriving.ended |= fact.ended
+        arriving.head, arriving.sides = fact.head, dict(fact.sides)
+        arriving.lines, arriving.targets = dict(fact.lines), dict(fact.targets)
         arriving.edge_known = True
         self._core.resumes.look(arriving)
 

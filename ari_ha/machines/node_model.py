@@ -111,6 +111,8 @@ class Leg:
     """On such a leg: the same phone's leg in the main conversation"""
     status: int = 0
     """The SIP status it failed with, as the edge said."""
+    unrecorded: bool = False
+    """The record did not know it when the call was taken up."""
 
     @property
     def alive(self) -> bool:

@@ -84,6 +84,9 @@ class Outbound:
             return
         if leg.consult:
             call.transfers.consult_failed(leg, kind)
+        if call.stage == TALKING and not [o for o in call.living() if o.leg != call.head and not o.aside]:
+            call.transfers.nowhere(kind)  # a transfer of which we have not heard
+            return
         if call.stage != DIALING:
             call.save()
             return
@@ -116,10 +119,11 @@ class Outbound:
         gone = Leg(value.leg, PARTY, state="ended", target=value.target, consult=value.consult)
         if call.transfers.party_failed(gone, "no-answer"):
             return
-        if value.consult:
+        leader = call.legs.get(value.consult)
+        if leader is not None and leader.consult == leader.leg:
             call.transfers.consult_failed(gone, "no-answer")
             return
-        if len([leg for leg in call.living() if leg.leg != call.head]) > 0:
+        if [leg for leg in call.living() if leg.leg != call.head and not leg.aside]:
             return
         call.note("the party is gone", leg=value.leg)
         cause = "480" if call.stage == DIALING else NORMAL

@@ -34,7 +34,7 @@ from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
 from ari_ha.machines.node_transfer import open_transfer
-from ari_ha.wire.keyspace import RecordValue
+from ari_ha.wire.keyspace import LegValue, RecordValue
 from ari_ha.wire.token import LegToken
 
 HELD = "held"
@@ -56,6 +56,13 @@ class Arriving:
     before the edge has spoken, as the channels look)"""
     ended: dict[str, str]
     since: float
+    trunk: str = ""
+    """Of a takeover: the carrier the call came from; empty: a phone of ours makes it."""
+    head: str = ""
+    sides: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    """The edge's word on legs the record does not know"""
     caller: str = ""
     did: str = ""
     verb: tuple[str, ...] = ()
@@ -99,6 +106,8 @@ class Resumes:
             arriving = Arriving(
                 token.call, epoch, TAKEOVER, dict(token.facts), dict(token.ended), self._context.now,
                 caller=token.caller, did=token.did, edge_known=True, retired=retired,
+                head=token.head, sides=dict(token.sides), lines=dict(token.lines),
+                targets=dict(token.targets), trunk=token.trunk,
             )  # fmt: skip
             self._begin(arriving, self._context.timings.resume_limit_s)
         arriving.channels[token.leg] = channel
@@ -231,7 +240,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
         )  # fmt: skip
         call.legs_used.add(value.leg)
     _add_legs(call, arriving, record)
-    call.transfers.lead_on(record)
+    call.transfers.lead_on(record, arriving.head)
     return call
 
 
@@ -242,10 +251,12 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         attempt = by_leg.get(name)
         role = known.role if known else ("customer" if name == PRIMARY_LEG else "agent")
         leg = Leg(
-            name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD,
+            name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD, unrecorded=known is None,
             agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
-            attempt=attempt.attempt if attempt else "", target=known.target if known else "",
-            consult=known.consult if known else "", of=known.of if known else "",
+            attempt=attempt.attempt if attempt else "",
+            target=known.target if known else arriving.targets.get(name, ""),
+            consult=_side(known, arriving, name),
+            of=known.of if known else arriving.lines.get(name, ""),
         )  # fmt: skip
         call.add_leg(leg)
         channel = arriving.channels.get(name)
@@ -260,6 +271,13 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
             attempt.state = ENDED
     for leg in arriving.ended:
         call.legs_used.add(leg)
+
+
+def _side(known: LegValue | None, arriving: Arriving, leg: str) -> str:
+    """The side conversation a leg is in. Who was brought into the main one never leaves it: what
+    edge or record says of that is news, whichever says so."""
+    at_edge = arriving.sides.get(leg, "") if arriving.head else known.consult if known else ""
+    return at_edge if known is None or known.consult else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +304,15 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     alive: dict[str, str] = {}
     ended, lost, left, unwilling = [], [], [], []
     attempts = record.attempts.values() if record else ()
+    ended += [a.attempt for a in attempts if a.state == ENDED]  # the ACD may not have heard
     for value in [a for a in attempts if a.state in OPEN_STATES]:
         leg = call.legs.get(value.leg)
         if leg is not None and leg.alive:
             alive[value.attempt] = UP if leg.state == UP else RINGING
         elif value.leg in arriving.ended:
             ended.append(value.attempt)
-            if value.state == ANSWERED:
+            # whom the app itself released was not the one who hung up on the caller
+            if value.state == ANSWERED and arriving.ended[value.leg] != "app":
                 left.append(value.agent)
             elif value.state == LOST:
                 unwilling.append(value.attempt)
@@ -312,6 +332,8 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = FEATURE
     elif record is not None and (dialling := stage_after(call, record)):
         stage = dialling
+    elif (head := call.legs.get(call.head)) is not None and head.of and head.state == RINGING:
+        stage = DIALING  # the main conversation ended meanwhile, and the side one is not answered yet
     elif agents_up or open_transfer(record):
         stage = TALKING
     elif record is not None and record.stage == TALKING and not left:
@@ -353,7 +375,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.over("interrupted")
         return
     if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):
-        _into_dialplan(call, record)
+        _into_dialplan(call, record, arriving)
         return
     call.save()
     if past.stage == IVR:
@@ -394,9 +416,13 @@ def _nobody_to_serve(call: NodeCall) -> None:
     call.over("ended meanwhile")
 
 
-def _into_dialplan(call: NodeCall, record: RecordValue | None) -> None:
+def _into_dialplan(call: NodeCall, record: RecordValue | None, arriving: Arriving) -> None:
     """Where the dialplan had it; without any record: where its number leads."""
-    if record is None:
+    if record is None and arriving.kind == TAKEOVER and not arriving.trunk and arriving.ended:
+        call.note("no record, and whoever was called is gone: nobody is called again", level="warning")
+        call.end_leg(call.legs[call.head], "480", "the other side is gone")
+        call.over("the party left meanwhile")
+    elif record is None:
         call.note("no record: the dialplan serves the caller anew", level="warning")
         call.to_dialplan("no record", call.context_name, call.facts.did)
     elif record.ending:

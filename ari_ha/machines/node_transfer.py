@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ari_ha.machines.node_model import ENDED, NORMAL, QUEUED, RINGING, TALKING, UP, Leg
+from ari_ha.machines.node_model import DIALING, ENDED, NORMAL, QUEUED, RINGING, TALKING, UP, Leg, next_leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
@@ -110,6 +110,12 @@ class Transfers:
         if leg.consult and (leg.consult == leg.leg or leg.state == UP):
             self._consult_over(leg)
             return True
+        alone = side and leg.state == UP and not (leg.consult or leg.aside)
+        if alone and [o.leg for o in self._others(leg)] == [call.head]:
+            head = call.legs[call.head]
+            call.end_leg(head, NORMAL, "the other side hung up")
+            self._main_ended(head, side[0])
+            return True
         return False
 
     def _gone(self, leg: Leg) -> None:
@@ -120,9 +126,9 @@ class Transfers:
         self._parts.acd.conversation_ended(self._call.call, leg.agent, "transfer")
 
     def _main_ended(self, leg: Leg, consult: str) -> None:
-        """The caller hung up while his agent consults: the side conversation goes on."""
+        """The main conversation is over while an agent consults: the side conversation goes on."""
         call = self._call
-        call.note("the caller is gone, the consultation goes on", leg=leg.leg, head=consult)
+        call.note("the main conversation is over, the consultation goes on", leg=leg.leg, head=consult)
         leader = call.legs[consult]
         main = call.legs.get(leader.of)
         if main is not None:
@@ -135,7 +141,9 @@ class Transfers:
             call.hang_up_later(other)
         call.head = consult
         for other in call.living():
-            other.consult = ""
+            other.consult = "" if other.consult == consult else other.consult
+        if leader.state != UP:
+            call.stage = DIALING  # whom he wanted to consult still rings: a call like any he makes
         call.save()
 
     def _consult_over(self, leg: Leg) -> None:
@@ -187,18 +195,42 @@ class Transfers:
         if t.other:
             self._attended(t)
         elif queue := self._parts.queue_of_number(t.number):
-            self._into_queue(queue)
-        else:
-            self._set(party=call.outbound.ring(t.number).leg)
+            leg = call.legs.get(t.leg)
+            if leg is not None and len(self._others(leg)) > 1:
+                self._say(480)  # of three people nobody can wait for the others
+                self.now = None
+            else:
+                self._into_queue(queue)
+        elif (leg := self._dialled(t)) is not None:
+            self._set(party=leg.leg)
             call.save()
+            if leg.state == UP:
+                self.party_answered(leg)
+            elif leg.state == RINGING:
+                self.party_rings(leg)
+        else:
+            self._ring(t.number)
+            call.save()
+
+    def _ring(self, number: str) -> None:
+        """Which leg it will be is in the record before it is dialled."""
+        self._set(party=next_leg([*self._call.legs_used]))
+        self._call.outbound.ring(number)
+
+    def _dialled(self, t: TransferValue) -> Leg | None:
+        """The target, where the node before us had dialled it and we have no record of that."""
+        call, target = self._call, self._parts.dial_target(t.number)
+        return next((o for o in call.living() if o.unrecorded and o.target == target and not o.consult), None)
 
     def _attended(self, t: TransferValue) -> None:
         call = self._call
         legs = [leg for name in (t.leg, t.other) if (leg := call.legs.get(name)) is not None]
         leader = next((leg for leg in legs if leg.consult == leg.leg), None)
         party = next((o for o in self._others(leader) if o.leg != t.leg), None) if leader else None
-        if party is None:
-            self._say(480)
+        both = {leg.leg for leg in legs}
+        stays = [o for o in call.living() if o.leg not in both and not (o.consult or o.aside)]
+        if party is None or not stays:
+            self._say(480)  # there is nobody to be connected
             self.now = None
             return
         party.consult = ""
@@ -304,16 +336,16 @@ class Transfers:
         elif t.state != BACK and t.device:
             call.note("transfer failed: whoever asked is rung again", device=t.device, kind=kind)
             self._set(state=BACK, party="")
-            self._set(party=call.outbound.ring(t.device).leg)
+            self._ring(t.device)
         else:
             self._set(state=OVER)
-            self._nowhere(kind)
+            self.nowhere(kind)
             return True
         call.save()
         call.touch()
         return True
 
-    def _nowhere(self, kind: str) -> None:
+    def nowhere(self, kind: str) -> None:
         """Nobody takes the caller: back into his queue, first; without one the call ends."""
         call = self._call
         if call.queue:
@@ -362,18 +394,26 @@ class Transfers:
 
     # --- taken up ------------------------------------------------------------------
 
-    def lead_on(self, record: RecordValue) -> None:
-        """Being rebuilt: the caller hung up while the call moved, and the side conversation
-        is the main one now, as at the edge."""
+    def lead_on(self, record: RecordValue, at_edge: str) -> None:
+        """Being rebuilt: the caller, or the only one who talked to him, hung up while the call
+        moved. The side conversation is the main one now; a caller who is left is sent home.
+        ``at_edge``: who leads the call there."""
         call = self._call
-        leader = next((leg for leg in call.living() if leg.consult == leg.leg), None)
-        if call.head in call.legs or leader is None:
+        head, leader = call.legs.get(call.head), call.legs.get(at_edge)
+        if head is not None or leader is None:
+            leader = next((leg for leg in call.living() if leg.consult == leg.leg), None)
+        if leader is None:
             return
+        if head is not None:
+            if self._others(head) or self.open:
+                return
+            call.ending[head.leg] = NORMAL
         main = record.legs.get(leader.of)
-        leader.agent = main.agent if main is not None else ""
-        for attempt in call.attempts.values():
-            if attempt.leg == leader.of:
-                attempt.leg, attempt.state, leader.attempt = leader.leg, "answered", attempt.attempt
+        if main is not None and leader.of not in call.legs:
+            leader.agent = main.agent
+            for attempt in call.attempts.values():
+                if attempt.leg == leader.of:
+                    attempt.leg, attempt.state, leader.attempt = leader.leg, "answered", attempt.attempt
         call.head = leader.leg
         for leg in [leg for leg in call.living() if leg.consult == leader.leg]:
             leg.consult = ""

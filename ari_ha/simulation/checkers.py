@@ -4,9 +4,10 @@ they agree with each other.
 
 - one owner speaks per call and epoch, and a call's epoch never goes back
 - no agent in two calls, queue order kept (`checkers_acd`)
-- an answered call is never ended by us: only people end calls
+- at the phones (`checkers_people`): an answered call is never ended by us, only people end
+  calls; people on one call hear each other, once, within a limit after any fault; nobody is
+  called twice
 - nothing is sent to a carrier or a phone because a node was lost
-- two people on one call hear each other, once, within a limit after any fault
 - agents' states and counters tell only what agents did
 - nothing is left of a call 30 s after it, but its rows in the database (`checkers_records`)
 """
@@ -19,21 +20,20 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.checkers_acd import History, check_store, picture
+from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
-from ari_ha.simulation.cluster import EDGE, SUPERVISOR, Cluster
-from ari_ha.simulation.fake_phones import ENDED, UP, Talk
+from ari_ha.simulation.cluster import EDGES, Cluster
+from ari_ha.simulation.fake_phones import Phones, Talk
 from ari_ha.simulation.faults import Faults
 from ari_ha.simulation.people import People
 from ari_ha.simulation.world import UTC_AT_START_S
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import AgentValue, OwnerValue, decode
-from ari_ha.wire.token import BadToken, verify
 
 LOOK_EVERY_S = 0.25
 CALM_S = 6.0
 """After a fault, what must be true again by then. Longer than a move's limit and its
 retry, and than the retransmissions of a lost BYE."""
-DEAF_MAX_S = 4.0
 DISAGREE_MAX_S = 10.0
 """An agent whose conversation ended while etcd was away is freed by the reconciler, which looks
 twice; an app that was frozen meanwhile begins anew (9 s seen, from the first disagreement)."""
@@ -41,8 +41,6 @@ TWO_RINGS_MAX_S = 4.5
 """A lost CANCEL is repeated by then (RFC 3261 timer E)."""
 TELLING_MAX_S = 5.0
 """Phones may be told an edge's other address, or port, for so long, or when they answer."""
-NOBODY_HEARS_S = 1.0
-"""An edge at another address serves by then."""
 SPEAKING = (link.Bridged, link.EndLeg, link.WantMedia)
 
 
@@ -83,15 +81,27 @@ class Checkers:
         cluster.store.on_commit.append(self._commit)
         self.books = Books(cluster, self.people, self.problem)
         self.books.begin()
+        self.phones = AtThePhones(cluster, self.people, self.problem, self._lasting, self._forget)
         was_ended = cluster.phones.on_ended
 
         def agent_over(talk: Talk) -> None:
             was_ended(talk)
-            self._agent_over(talk)
+            self.phones.over(talk)
 
         cluster.phones.on_ended = agent_over
         cluster.carrier.on_ended = self._customer_over
+        for phones in (cluster.carrier, cluster.phones):
+            self._watch_rings(phones)
         cluster.world.after(LOOK_EVERY_S, self._look)
+
+    def _watch_rings(self, phones: Phones) -> None:
+        was_ringing = phones.on_ringing
+
+        def rings(talk: Talk) -> None:
+            self.phones.rings(talk)
+            was_ringing(talk)
+
+        phones.on_ringing = rings
 
     def problem(self, rule: str, text: str) -> None:
         """Something is wrong; said once."""
@@ -108,12 +118,9 @@ class Checkers:
     # -- now and then
 
     def _look(self) -> None:
-        for talk in self.cluster.carrier.talks.values():
-            if talk.state == UP and not talk.call:  # answered while its port was nowhere
-                self.people._learn_call(talk)
         self._frames()
         self._two_calls()
-        self._hearing()
+        self.phones.hearing()
         self._agreement()
         self._untouched()
         self.books.look()
@@ -132,7 +139,7 @@ class Checkers:
         """Only one node speaks under one epoch of a call."""
         frames = self.cluster.traffic.frames
         for at, sender, _, frame in frames[self._frames_seen :]:
-            if isinstance(frame, SPEAKING) and sender != EDGE:
+            if isinstance(frame, SPEAKING) and sender not in EDGES:
                 first = self._speakers.setdefault((frame.call, frame.epoch), sender)
                 if first != sender:
                     self.problem(
@@ -163,34 +170,9 @@ class Checkers:
                 legs = ", ".join(f"{talk.leg} {talk.state}" for talk in talks)
                 self.problem("one call per agent", f"the phone of {who} has {legs}")
 
-    def _hearing(self) -> None:
-        """Two people on a call hear each other, exactly once."""
-        ears, seen = self.cluster.ears, set()
-        for customer, agent in self.people.pairs():
-            key = f"deaf/{customer.leg}/{agent.leg}"
-            seen.add(key)
-            held = customer.held or agent.held or customer.busy or agent.busy
-            for_customer, for_agent = ears.heard_by(customer), ears.heard_by(agent)
-            good = for_customer == [agent.leg] and for_agent == [customer.leg]
-            good = good or self._supervised(customer, agent, for_customer, for_agent)
-            if self._lasting(key, not good and not held, DEAF_MAX_S):
-                self.problem(
-                    "people hear each other",
-                    f"call {agent.call}: {customer.leg} hears {for_customer}, {agent.leg} hears {for_agent}",
-                )
-        for key in [key for key in self._since if key.startswith("deaf/") and key not in seen]:
+    def _forget(self, prefix: str, seen: set[str]) -> None:
+        for key in [key for key in self._since if key.startswith(prefix) and key not in seen]:
             del self._since[key]
-
-    def _supervised(self, customer: Talk, agent: Talk, for_customer: list[str], for_agent: list[str]) -> bool:
-        """With a supervisor on the call both hear each other, once, and perhaps him."""
-        supervisors = {
-            talk.leg for talk in self.cluster.phones.talks.values()
-            if talk.who == SUPERVISOR and talk.state == UP and talk.call == agent.call
-        }  # fmt: skip
-        both = ((agent.leg, for_customer), (customer.leg, for_agent))
-        return bool(supervisors) and all(
-            heard.count(other) == 1 and set(heard) <= {other, *supervisors} for other, heard in both
-        )
 
     def _agreement(self) -> None:
         """What etcd says of agents and of places agrees; for a moment, while what was
@@ -217,23 +199,11 @@ class Checkers:
 
     # -- endings
 
-    def _others(self, talk: Talk) -> list[Talk]:
-        self.people._learn_call(talk)
-        phones = self.cluster.phones if talk.who == "customer" else self.cluster.carrier
-        return [other for other in phones.talks.values() if talk.call and other.call == talk.call]
-
     def _customer_over(self, talk: Talk) -> None:
-        """An answered customer's call ends because a person ended it."""
-        if talk.ended_by == "self":
-            return
-        if not talk.answered_s:
+        if talk.ended_by != "self" and not talk.answered_s and talk.who == "customer":
             self._never_answered(talk)
-            return
-        if any(other.ended_by == "self" and other.answered_s for other in self._others(talk)):
-            return
-        if talk.call in self._apologised():
-            return
-        self.problem("only people end calls", f"{talk.leg} (call {talk.call}) was ended: {talk.ended_by}")
+        else:
+            self.phones.over(talk)
 
     def _never_answered(self, talk: Talk) -> None:
         self.unserved += 1
@@ -241,52 +211,35 @@ class Checkers:
         if self.calm and node_lives:
             self.problem("callers are served", f"{talk.leg} got {talk.status} in calm")
 
-    def _apologised(self) -> set[str]:
-        """Calls that ended in the dialplan's fallback."""
-        found = set()
-        for node in self.cluster.nodes:
-            for token in node.asterisk.apologies:
-                try:
-                    found.add(verify(token, b"simulated header key").call)
-                except BadToken:
-                    continue
-        return found
-
-    def _agent_over(self, talk: Talk) -> None:
-        """An agent who talked is only cut off when the customer is gone."""
-        if talk.ended_by == "self" or not talk.answered_s or talk.dialled or talk.who == SUPERVISOR:
-            return
-        if talk.referred:
-            return
-        others = self._others(talk)
-        if any(other.state == ENDED for other in others):
-            return
-        if any(
-            t is not talk and t.call == talk.call and t.state == UP
-            for t in self.cluster.phones.talks.values()
-        ):
-            return  # somebody else has the customer: this one came second
-        if self.cluster.world.now - talk.answered_s < 1.0:
-            return  # answered what was just being taken back
-        if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):
-            return  # answered to an address nobody had: it is rung again
-        self.problem(
-            "only people end calls", f"agent's {talk.leg} (call {talk.call}) was ended: {talk.ended_by}"
-        )
-
     # -- etcd
 
     def _commit(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
         utc = UTC_AT_START_S + self.cluster.world.now
+        before = {name: value.intent for name, value in self.history.picture.agents.items()}
+        places = {call: entry.entered for call, entry in self.history.picture.entries.items()}
         self.history.commit({key: item.value if item else None for _, key, item in changes}, utc)
         for text in self.history.found:
             if "served before" not in text or self._could_be_served(text):
                 self.problem("queue and agents' history", text)
         self.history.found.clear()
+        for name, value in self.history.picture.agents.items():
+            if value.intent != before.get(name, value.intent):
+                self._intent(name)
+        for call, entry in self.history.picture.entries.items():
+            if entry.entered > places.get(call, entry.entered):
+                self.problem("places are kept", f"{call} waits since {entry.entered}, was {places[call]}")
         for _, key, item in changes:
             parts = self.cluster.keys.split(key)
             if len(parts) == 3 and parts[0] == "calls" and parts[2] == "owner":
                 self._owner(parts[1], item)
+
+    def _intent(self, agent: str) -> None:
+        """What an agent wants to be is what he dialled, or what too many unanswered rings made of it."""
+        rona = self.people.not_answered[agent] >= self.cluster.shape.rona_max
+        if agent not in self.people.paused and not rona:
+            value = self.history.picture.agents[agent]
+            text = f"{agent} became {value.intent} ({value.reason}), by {value.by}"
+            self.problem("agents keep their state", text)
 
     def _could_be_served(self, text: str) -> bool:
         """Whether whoever was passed over is still there: nobody keeps an order he

@@ -83,8 +83,9 @@ def check_store(now: Picture) -> list[str]:
         if part is None:
             found.append(f"agent {name} is {agent.work} without attempt or call")
             continue
-        by_call[part.call].append(name)
-        by_attempt[part.attempt].append(name)
+        if part.attempt != part.call:  # else he came by no queue: called, or was called by somebody in it
+            by_call[part.call].append(name)
+            by_attempt[part.attempt].append(name)
         entry = now.entries.get(part.call)
         if agent.work in TRYING and entry is not None and entry.attempt not in ("", part.attempt):
             found.append(f"place of {part.call} names {entry.attempt}, agent {name} has {part.attempt}")

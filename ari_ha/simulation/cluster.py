@@ -9,6 +9,7 @@ from typing import Any
 
 from ari_ha.core.machine import Effect, Event, Outcome, Refused, Unreachable
 from ari_ha.core.ports.ari import AriCall, SetMaintenance
+from ari_ha.core.ports.guard import PairWord, TellGuard
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.operator import OperatorReply
@@ -37,6 +38,7 @@ from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
 from ari_ha.sip.auth import ha1
 from ari_ha.sip.flow import Flow
+from ari_ha.wire.beat import RoleWord
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep
 from ari_ha.wire.keyspace import (
     AgentValue,
@@ -46,18 +48,22 @@ from ari_ha.wire.keyspace import (
     ReachValue,
     SecretUserValue,
     UserValue,
+    VipValue,
     encode,
 )
+from ari_ha.wire.sip_values import TrunkValue
 
 CLUSTER = "sim"
-VIP, EDGE = "pair1", "edge1"
+VIP, EDGES = "pair1", ("edge1", "edge2")
 EDGE_HOSTS = (("192.0.2.11", "10.0.0.11"), ("192.0.2.12", "10.0.0.12"))
 """Public and core address of each host the edge may be on"""
 CARRIER, PHONES = "192.0.2.50", "192.0.2.60"
 EDGE_PORTS = {"public-udp": 5060, "node-trunk": 5070, "node-agent": 5072, "node-resume": 5074}
 HEADER_KEY = b"simulated header key"
 QUEUE, NUMBER, IVR_NUMBER = "support", "6000", "6200"
-REALM, PASSWORD = "sim", "simulated"
+QUEUE_NUMBER = "6999"
+"""Transferred to it, a caller waits in the queue again."""
+REALM, PASSWORD, TRUNK = "sim", "simulated", "carrier1"
 MENUS = {
     "main": IvrMenuValue(
         menu="main", prompts=["sound:hello"], wait_ms=3_000, tries_max=2,
@@ -77,6 +83,8 @@ MENUS = {
 """The IVR everybody leaves for the queue, some by a step that must not happen twice."""
 SUPERVISOR = "1900"
 """Address of record of a phone nobody is logged in at."""
+GUARD_MIN_S, GUARD_MAX_S = 0.005, 0.08
+"""From the start of an edge process to its guard's word."""
 MEDIA_PING_S = 0.5
 MEDIA_TIMEOUT_S = 60.0
 """rtpengine's own default"""
@@ -96,6 +104,12 @@ class Shape:
     """Monotonic clocks run up to this share too fast or too slow."""
     wall_offset_s: float = 0.0
     """Wall clocks are wrong by up to this much."""
+    refusals: bool = True
+    """Phones hear that a port was refused (ICMP) and give a request up; most do not, and repeat it."""
+    pair: bool = False
+    """Two hosts for the edge, and a guard that says which of them serves."""
+    dials_out: bool = False
+    """The carrier takes calls from us too."""
 
 
 @dataclass
@@ -145,16 +159,17 @@ class Cluster:
         """Called with every edge machine that is made: planted bugs."""
         self.on_node: list[Callable[[NodeMachine], None]] = []
         """The same for node machines."""
-        self.edge = self._process(EDGE, EDGE, self._make_edge, self._edge_effect, self._edge_now)
+        self.edge = self._process(EDGES[0], EDGES[0], self._make_edge, self._edge_effect, self._edge_now)
         self.edge_client: StoreClient | None = None
         self.clients: dict[str, StoreClient] = {}
         self.nodes = [self._node(n) for n in range(1, shape.nodes + 1)]
         self.by_name = {node.name: node for node in self.nodes}
         self.carrier = Phones(world, self.wire, "carrier", CARRIER, self.edge_at("public-udp"))
         self.phones = Phones(world, self.wire, "phones", PHONES, self.edge_at("public-udp"))
+        self.carrier.refusals = self.phones.refusals = shape.refusals
         self.ears = Ears(
             self.relays, [node.asterisk for node in self.nodes], [self.carrier, self.phones],
-            self.network, EDGE,
+            self.network, EDGES[0],
         )  # fmt: skip
         self.agents = [f"{1001 + n}" for n in range(shape.agents)]
 
@@ -176,7 +191,7 @@ class Cluster:
     def _process(self, name: str, host: str, make: Any, perform: Any, perform_now: Any) -> MachineProcess:
         process = MachineProcess(
             self.world, name, host, make=make, perform=perform, perform_now=perform_now,
-            instant=(SendSip, SendLink, SendProbe, OperatorReply),
+            instant=(SendSip, SendLink, SendProbe, OperatorReply, TellGuard),
         )  # fmt: skip
         skew, offset = self.shape.clock_skew, self.shape.wall_offset_s
         process.clock.rate = 1.0 + (self.world.between(-skew, skew) if skew else 0.0)
@@ -205,12 +220,12 @@ class Cluster:
             f"ast{n}": EdgeNode(f"ast{n}", f"10.0.0.{30 + n}", 5060) for n in range(1, self.shape.nodes + 1)
         }
         config = EdgeConfig(
-            cluster=CLUSTER, edge=EDGE, vip=VIP, realm=REALM,
+            cluster=CLUSTER, edge=process.name, vip=VIP, realm=REALM,
             public_host=self.edge_at("public-udp")[0], public_port=5060,
             core_host=self.edge_at("node-trunk")[0], trunk_port=5070, agent_port=5072, resume_port=5074,
             nodes=nodes,
-            trunks={"carrier1": {"hosts": [CARRIER], "dids": [NUMBER, IVR_NUMBER]}}, header_key=HEADER_KEY,
-            process=f"life{process.life}", call_records=True,
+            trunks={TRUNK: {"hosts": [CARRIER], "dids": [NUMBER, IVR_NUMBER]}}, header_key=HEADER_KEY,
+            process=f"life{process.life}", call_records=True, guarded=self.shape.pair,
         )  # fmt: skip
         machine = EdgeMachine(config, self._ids(process, "k"), self.world.rng.random)
         for change in self.on_edge:
@@ -221,7 +236,8 @@ class Cluster:
         number = int(process.name.removeprefix("ast"))
         config = NodeConfig(
             cluster=CLUSTER, node=process.name, sip=f"10.0.0.{30 + number}:5060", link="link",
-            edges=((EDGE, f"{EDGE_HOSTS[0][1]}:5070"),), header_key=HEADER_KEY,
+            edges=tuple((name, f"{EDGE_HOSTS[0][1]}:5070") for name in EDGES[: 1 + self.shape.pair]),
+            header_key=HEADER_KEY,
             acd=AcdSettings(queue_log=True), new_call_endpoints=("edge-in-trunk",),
         )  # fmt: skip
         machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
@@ -253,6 +269,8 @@ class Cluster:
         self.edge_client = StoreClient(self.store, self.edge, prefixes, LEASE_TTL_S)
         self.edge.post(self._reach())
         self.edge.tell_time()
+        if self.shape.pair:
+            self.world.after(self.world.between(GUARD_MIN_S, GUARD_MAX_S), self.edge.in_life(self._appoint))
         self._ping_media()
         if self.edge.life == 1:
             self.world.after(MEDIA_TIMEOUT_S / 4, self._media_timeout)
@@ -273,6 +291,20 @@ class Cluster:
         self.relays[self.edge_host] = self._new_relay(self.edge_host)
         self.carrier.edge = self.phones.edge = self.edge_at("public-udp")
         self.rehomed.append(self.world.now)
+
+    def switch_edge(self) -> None:
+        """The edge process stops, and its address goes to the other host; call `start_edge`
+        when it is there. rtpengine's calls are there already, by their own replication."""
+        self.edge.kill()
+        other = EDGES[self.edge.name == EDGES[0]]
+        self.edge.name = self.edge.host = self.ears.relay_host = other
+
+    def _appoint(self) -> None:
+        """The guard beside the edge has written it into etcd, and says so."""
+        edge, process = self.edge.name, f"life{self.edge.life}"
+        value = VipValue(edge=edge, since=UTC_AT_START_S + self.world.now, process=process)
+        self.store.put(self.keys.vip(VIP), encode(value))
+        self.edge.post(PairWord(word=RoleWord(edge=edge, process=process, revision=self.store.revision)))
 
     def start_app(self, node: Node) -> None:
         """The node app starts beside its Asterisk."""
@@ -316,10 +348,16 @@ class Cluster:
                 QueueConfigValue(
                     queue=QUEUE, ring_timeout_ms=self.shape.ring_timeout_ms, wrapup_ms=self.shape.wrapup_ms,
                     rona_max=self.shape.rona_max, no_answer_delay_ms=500, reject_delay_ms=500,
-                    busy_delay_ms=500,
+                    busy_delay_ms=500, numbers=[QUEUE_NUMBER],
                 )
             ),
         )  # fmt: skip
+        if self.shape.dials_out:
+            trunk = TrunkValue(
+                trunk=TRUNK, hosts=[CARRIER], dids=[NUMBER, IVR_NUMBER], address=f"{CARRIER}:5060",
+                prefixes=["+49"],
+            )  # fmt: skip
+            put(keys.trunk(TRUNK), encode(trunk))
         for name, menu in MENUS.items():
             put(keys.ivr(name), encode(menu))
         self._phone(SUPERVISOR)
@@ -346,7 +384,7 @@ class Cluster:
         """A registered phone."""
         binding = BindingValue(
             aor=aor, contact=f"sip:{aor}@{PHONES}:5060", host=PHONES, port=5060, pair=VIP,
-            expires=UTC_AT_START_S + 86_400.0, edge=EDGE,
+            expires=UTC_AT_START_S + 86_400.0, edge=EDGES[0],
         )  # fmt: skip
         self.store.put(self.keys.binding(aor, "contact"), encode(binding))
 
@@ -408,7 +446,7 @@ class Cluster:
         node, network = self.by_name[probe.node], self.network
 
         def back(event: Event) -> None:
-            network.datagram(node.host, EDGE, lambda: self.edge.deliver(event))
+            network.datagram(node.host, self.edge.host, lambda: self.edge.deliver(event))
 
         def arrive() -> None:
             if node.host in self.wire.hosts_down:
@@ -418,7 +456,7 @@ class Cluster:
             else:
                 node.asterisk.in_life(lambda: back(ProbeReply(node=probe.node, n=probe.n)))()
 
-        network.datagram(EDGE, node.host, arrive)
+        network.datagram(self.edge.host, node.host, arrive)
 
     # -- a node's effects
 
@@ -437,7 +475,7 @@ class Cluster:
             self._nobody(effect, settle)
 
     def _node_now(self, process: MachineProcess, effect: Effect) -> None:
-        if isinstance(effect, SendLink) and effect.peer == EDGE:
+        if isinstance(effect, SendLink) and effect.peer == self.edge.name:
             self.by_name[process.name].link.send(process, effect.frame)
         elif isinstance(effect, OperatorReply):
             self.replies[effect.request] = effect

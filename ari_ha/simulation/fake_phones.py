@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
-from ari_ha.simulation.sip_wire import SipProcess, Wire
+from ari_ha.simulation.sip_wire import Refused, SipProcess, Wire
 from ari_ha.simulation.world import World
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import Credentials
@@ -46,7 +47,18 @@ class Talk:
     busy: bool = False
     """A re-INVITE of ours is under way."""
     referred: str = ""
-    """To whom this phone asked its far end to be transferred"""
+    """To whom this phone asked its far end to be transferred, until it hears that it failed"""
+    attended: bool = False
+    """Asked with Replaces: to whoever this phone consults"""
+    main: Talk | None = None
+    """The call beside which this phone made this one: it consults."""
+    joining: bool = False
+    """The digits of a conference were typed here."""
+
+    @property
+    def calls_out(self) -> bool:
+        """A phone of ours called somebody; a feature code is nobody."""
+        return self.who != "customer" and bool(self.dialled) and not self.dialled.startswith("*")
 
     @property
     def alive(self) -> bool:
@@ -64,16 +76,29 @@ class Phones(SipProcess):
         self.on_ringing: Callable[[Talk], None] = lambda talk: None
         self.on_answered: Callable[[Talk], None] = lambda talk: None
         self.on_ended: Callable[[Talk], None] = lambda talk: None
+        self.on_act: list[Callable[[Talk, str], None]] = []
+        """Called with what a person does with a call that there is."""
+        self.refusals = True
+        """Whether it hears that a port is refused."""
         self._rtp_port = FIRST_RTP_PORT
         self._dialled = 0
 
+    def _refusal(self, listener: str) -> Refused:
+        refused = super()._refusal(listener)
+        return lambda host, port: refused(host, port) if self.refusals else None
+
     # -- acts of people
 
-    def call(self, number: str, caller: str, credentials: Credentials | None = None) -> Talk:
-        """Dials the contact center; an agent's phone with its password."""
+    def call(
+        self, number: str, caller: str, credentials: Credentials | None = None, main: Talk | None = None
+    ) -> Talk:
+        """Dials the contact center; an agent's phone with its password, perhaps beside the
+        call it is in (``main``)."""
         self._dialled += 1
         talk = self._talk(f"{self.name}-call-{self._dialled}", caller if credentials else "customer")
-        talk.dialled = number
+        talk.dialled, talk.main = number, main
+        if main is not None:
+            self.acts(main, "dials")
         self.sip.invite(
             talk.leg,
             flow=Flow("udp", "udp", *self.edge),
@@ -91,6 +116,7 @@ class Phones(SipProcess):
     def answer(self, talk: Talk) -> None:
         """Picks up."""
         if talk.state == RINGING:
+            self.acts(talk, "answers")
             talk.state, talk.answered_s = UP, self.world.now
             self.sip.answer(talk.leg, self._sdp(talk, "sendrecv"), self.mono)
             self.world.say(self.name, f"{talk.leg} ({talk.who}) answers")
@@ -107,6 +133,7 @@ class Phones(SipProcess):
     def hang_up(self, talk: Talk) -> None:
         """Hangs up, or gives up waiting."""
         if talk.alive:
+            self.acts(talk, "hangs up")
             self.sip.hangup(talk.leg, self.mono)
             self._over(talk, "self", 0)
             self.pump()
@@ -114,19 +141,36 @@ class Phones(SipProcess):
     def hold(self, talk: Talk, held: bool) -> None:
         """Presses hold, or takes the far end back."""
         if talk.state == UP and talk.held != held and not talk.busy:
+            self.acts(talk, "holds" if held else "unholds")
             talk.held, talk.busy = held, True
             self.sip.reinvite(talk.leg, self._sdp(talk, "sendonly" if held else "sendrecv"), self.mono)
             self.world.say(self.name, f"{talk.leg} ({talk.who}) {'holds' if held else 'unholds'}")
             self.pump()
 
-    def refer(self, talk: Talk, number: str) -> None:
-        """Asks that the far end be connected to ``number`` instead."""
-        if talk.state == UP and not talk.referred:
-            talk.referred = number
-            headers = (("Refer-To", f"<sip:{number}@{self.edge[0]}>"),)
-            self.sip.request_in_dialog(talk.leg, "REFER", self.mono, headers=headers)
-            self.world.say(self.name, f"{talk.leg} ({talk.who}) transfers to {number}")
-            self.pump()
+    def refer(self, talk: Talk, number: str, replaces: Talk | None = None) -> None:
+        """Asks that the far end be connected to ``number`` instead, or to whoever this
+        phone talks to in another dialog of its own (RFC 3891)."""
+        if talk.state != UP or talk.referred:
+            return
+        target = f"sip:{number}@{self.edge[0]}"
+        if replaces is not None:
+            dialog = self.sip.dialog_of(replaces.leg)
+            if dialog is None or not all(dialog):
+                return
+            text = f"{dialog[0]};to-tag={dialog[2]};from-tag={dialog[1]}"
+            target += f"?Replaces={quote(text, safe='')}"
+            replaces.attended = True
+        talk.referred, talk.attended = number, replaces is not None
+        self.acts(talk, "refers")
+        headers = (("Refer-To", f"<{target}>"),)
+        self.sip.request_in_dialog(talk.leg, "REFER", self.mono, headers=headers)
+        self.world.say(self.name, f"{talk.leg} ({talk.who}) transfers to {number}")
+        self.pump()
+
+    def acts(self, talk: Talk, what: str) -> None:
+        """A person does something with a call."""
+        for tell in self.on_act:
+            tell(talk, what)
 
     # -- the endpoint
 
@@ -137,12 +181,29 @@ class Phones(SipProcess):
                 self._invited(event)
             case sip.RequestReceived(txn=txn):
                 self.sip.respond(txn, 200, self.mono)
-            case sip.InDialogRequest(txn=txn):
-                self.sip.respond(txn, 200, self.mono)
+            case sip.InDialogRequest():
+                self._told(event)
+            case sip.ResponseReceived(key=key, status=status):
+                if key in self.talks and status >= 300:
+                    self._not_transferred(self.talks[key])
             case _:
                 talk = self.talks.get(getattr(event, "leg", ""))
                 if talk is not None:
                     self._of_talk(talk, event)
+
+    def _told(self, event: sip.InDialogRequest) -> None:
+        """A NOTIFY of how a transfer goes (RFC 3515 §2.4.5)."""
+        self.sip.respond(event.txn, 200, self.mono)
+        status = event.request.body[8:11]
+        talk = self.talks.get(event.leg)
+        if talk is not None and status.isdigit() and int(status) >= 300:
+            self._not_transferred(talk)
+
+    def _not_transferred(self, talk: Talk) -> None:
+        talk.referred = ""
+        for line in self.talks.values():
+            if line is talk or line.main is talk or talk.main is line:
+                line.attended = False
 
     def _of_talk(self, talk: Talk, event: sip.SipEvent) -> None:
         now = self.world.now

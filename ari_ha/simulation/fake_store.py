@@ -58,6 +58,8 @@ class Store:
         self.compacted = 0
         self.available = True
         """A majority of the members works."""
+        self.full = False
+        """No room: reads, watches and leases go on, nothing is written."""
         self.reply_lost = 0.0
         """Share of transactions that are applied and whose answer never comes."""
         self.request_lost = 0.0
@@ -237,7 +239,11 @@ class StoreClient:
     def _look(self) -> None:
         """Now and then, and after a failure: is the store there."""
         world = self._world
-        if self._connected():
+        if self._connected() and self.store.full:
+            self._silent_since = None
+            if self.reachable is not False:
+                self._reach(StoreReach(reachable=False, why="no space"))
+        elif self._connected():
             self._silent_since = None
             back = self.reachable is not True
             if back:
@@ -266,11 +272,15 @@ class StoreClient:
 
     def _renew(self) -> None:
         """Keeps the lease; takes a new one when it is gone."""
-        self._unrenewed = not self._connected() or self.reachable is not True
+        full = self.store.full
+        self._unrenewed = not self._connected() or (self.reachable is not True and not full)
         if self._unrenewed:
             return
         sent = self.process.clock.monotonic()
         if not self.lease or not self.store.renew(self.lease):
+            if full:  # no new lease is granted either
+                self._unrenewed = True
+                return
             if self._held:
                 self._held = False
                 self.process.post(LeaseState(held=False, lease=self.lease))
@@ -351,7 +361,7 @@ class StoreClient:
         if self._world.chance(store.request_lost):
             store.last_lost_s = self._world.now
             return
-        delay_s = 2 * store.network.delay()
+        delay_s = 2 * store.network.stream_delay(self.process.host, HOST)
         if store.slow_s:
             delay_s += self._world.rng.expovariate(SLOWEST_OF_100 / store.slow_s)
         self._world.after(delay_s, lambda: self._arrived(effect, settle))
@@ -361,7 +371,9 @@ class StoreClient:
         if not self._connected():
             return
         outcome: Outcome
-        if isinstance(effect, StoreTxn):
+        if isinstance(effect, StoreTxn) and store.full and effect.puts:
+            outcome = Unreachable("no space")
+        elif isinstance(effect, StoreTxn):
             outcome = store.txn(effect, self.lease)
         elif isinstance(effect, StoreRead):
             outcome = Done(store.read(effect.key, effect.prefix))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ari_ha.machines.edge import EdgeMachine
-from ari_ha.simulation.cluster import EDGE, Cluster, Node
+from ari_ha.simulation.cluster import Cluster, Node
 from ari_ha.simulation.fake_store import HOST as ETCD
 from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
 from ari_ha.wire.keyspace import DrainValue, encode
@@ -33,8 +33,22 @@ REHOME_KINDS = ("edge-rehome", "relay-lost")
 an rtpengine that keeps its calls nowhere."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
+PAIR_KINDS = ("edge-switch",)
+"""Only where the edge has two hosts."""
+MORE_KINDS = ("node-loss", "etcd-full", "all-hosts", "edge-and-node")
+"""Faults of the full plan."""
+FULL_KINDS = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *PAIR_KINDS, *MORE_KINDS)
+KNOWN_KINDS = (*FULL_KINDS, *REHOME_KINDS)
+AIMED_AT = ("dials", "refers", "types", "holds", "answers")
+AIMED_WITHIN_S, AIMED_APART_S = (0.01, 1.0), 0.5
+"""In the middle of it, or when it has just been done; not two at once"""
 DRAINED_WITHIN_S = 3.0
 """A node that is drained is empty by then, if another takes calls and nothing else goes wrong."""
+
+
+WEATHER = ("pause_s", "loss", "duplicate", "slow", "reply_lost", "request_lost", "lag_s", "office_s", "doubt",
+           "aimed")  # fmt: skip
+"""Names of what an `Odds` has beside its kinds."""
 
 
 @dataclass
@@ -53,19 +67,15 @@ class Odds:
     office_s: float = 0.0
     """Mean time between two faults of clerks and database; 0: there are none."""
     doubt: float = 0.0
+    aimed: float = 0.0
+    """How probable it is that a fault strikes just after somebody asked for something."""
 
     def __str__(self) -> str:
-        weather = " ".join(
-            f"{name}={getattr(self, name):.3g}"
-            for name in (
-                "pause_s", "loss", "duplicate", "slow", "reply_lost", "request_lost", "lag_s", "office_s",
-                "doubt",
-            )
-        )  # fmt: skip
+        weather = " ".join(f"{name}={getattr(self, name):.3g}" for name in WEATHER)
         return f"{','.join(self.kinds)} {weather}"
 
 
-def draw_odds(cluster: Cluster, allowed: tuple[str, ...] = KINDS) -> Odds:
+def draw_odds(cluster: Cluster, allowed: tuple[str, ...] = KINDS, aimed: bool = False) -> Odds:
     """This seed's mix."""
     world = cluster.world
     kinds = tuple(kind for kind in allowed if world.chance(0.5))
@@ -84,6 +94,7 @@ def draw_odds(cluster: Cluster, allowed: tuple[str, ...] = KINDS) -> Odds:
         lag_s=sometimes(0.4, 0.5),
         office_s=world.rng.choice((0.0, 2.0, 5.0)),
         doubt=sometimes(0.5, 0.3),
+        aimed=world.rng.choice((0.0, 0.2, 0.6)) if aimed else 0.0,
     )
 
 
@@ -99,6 +110,8 @@ class Faults:
     calm_since: float = 0.0
     """When the last fault began or was mended."""
     done: list[str] = field(default_factory=list)
+    on_fault: list[Callable[[str], None]] = field(default_factory=list)
+    """Called with each fault's kind when it happens."""
     _etcd_back_at: float = -ETCD_SETTLED_S
     _acts: dict[str, Callable[[], None]] = field(default_factory=dict)
 
@@ -120,7 +133,8 @@ class Faults:
         network.lossless, network.loss, network.duplicate, network.slow = True, 0.0, 0.0, 0.0
         network.heal()
         store.reply_lost = store.request_lost = store.lag_max_s = 0.0
-        store.available = True
+        store.available, store.full = True, False
+        network.lossy.clear()
         store.slow_s = cluster.media_slow_s = 0.0
         cluster.media_away = False
         cluster.office.stop_faults()
@@ -151,16 +165,31 @@ class Faults:
         self.happen(kind)
         self._next()
 
-    def happen(self, kind: str, node: Node | None = None) -> None:
-        """One fault of this kind, now, at ``node`` or at one drawn."""
+    def aim(self, what: str) -> None:
+        """Somebody asked for something that takes its time: now would be a bad moment."""
+        world, odds = self.cluster.world, self.odds
+        calm_s = world.now - self.calm_since
+        if self.active and odds.kinds and what in AIMED_AT and calm_s > AIMED_APART_S:
+            if world.chance(odds.aimed):
+                kind = world.rng.choice(odds.kinds)
+                within_s = world.rng.choice(AIMED_WITHIN_S)
+                world.after(world.between(0.0, within_s), lambda: self.happen(kind, now_only=True))
+
+    def happen(self, kind: str, node: Node | None = None, now_only: bool = False) -> None:
+        """One fault of this kind, now, at ``node`` or at one drawn; ``now_only``: unless faults
+        have stopped."""
         cluster = self.cluster
+        if now_only and not self.active:
+            return
         node = node or cluster.world.rng.choice(cluster.nodes)
         cluster.world.say("faults", f"{kind} ({node.name})")
         self.done.append(kind)
         self.calm_since = cluster.world.now
+        for tell in self.on_fault:
+            tell(kind)
         getattr(self, "_" + kind.replace("-", "_"))(node)
 
-    def _later(self, least_s: float, most_s: float, act: Callable[[], None]) -> None:
+    def _later(self, least_s: float, most_s: float, act: Callable[[], object]) -> None:
         """Mends it after a while, unless everything has been mended meanwhile."""
         world = self.cluster.world
 
@@ -221,7 +250,7 @@ class Faults:
         node.asterisk.kill()
         node.app.kill()
         self.cluster.wire.hosts_down.add(node.host)
-        self.cluster.network.cut_off(node.host, [EDGE, ETCD])
+        self.cluster.network.cut_off(node.host, [self.cluster.edge.host, ETCD])
 
         def back() -> None:
             self.cluster.network.heal(node.host)
@@ -231,16 +260,27 @@ class Faults:
 
     def _node_cut(self, node: Node) -> None:
         network = self.cluster.network
-        network.cut_off(node.host, [EDGE, ETCD])
+        network.cut_off(node.host, [self.cluster.edge.host, ETCD])
         self._later(0.2, 5.0, lambda: network.heal(node.host))
 
     def _node_cut_one_way(self, node: Node) -> None:
         network, world = self.cluster.network, self.cluster.world
         if world.chance(0.5):
-            network.cut_off(node.host, [EDGE], both_ways=False)
+            network.cut_off(node.host, [self.cluster.edge.host], both_ways=False)
         else:
-            network.cut_off(EDGE, [node.host], both_ways=False)
+            network.cut_off(self.cluster.edge.host, [node.host], both_ways=False)
         self._later(0.2, 5.0, lambda: network.heal(node.host))
+
+    def _node_loss(self, node: Node) -> None:
+        """A bad cable: some of what goes to and from the node is lost."""
+        network, world = self.cluster.network, self.cluster.world
+        network.lossy[node.host] = world.between(0.02, 0.4)
+        self._later(0.5, 5.0, lambda: network.lossy.pop(node.host, None))
+
+    def _all_hosts(self, node: Node) -> None:
+        """Every node's host, as when the power of a rack goes; they come back in any order."""
+        for one in self.cluster.nodes:
+            self._node_reboot(one)
 
     def _node_cut_etcd(self, node: Node) -> None:
         network = self.cluster.network
@@ -282,9 +322,10 @@ class Faults:
         cluster = self.cluster
         return (
             cluster.store.available
+            and not cluster.store.full
             and cluster.world.now - self._etcd_back_at > ETCD_SETTLED_S
             and cluster.world.now - cluster.store.last_lost_s > ETCD_SETTLED_S
-            and not cluster.network.cut(EDGE, ETCD)
+            and not cluster.network.cut(cluster.edge.host, ETCD)
         )
 
     def _edge_kill(self, node: Node) -> None:
@@ -326,6 +367,27 @@ class Faults:
 
         self._later(0.05, 1.0, back)
 
+    def _edge_switch(self, node: Node) -> None:
+        """The address goes to the other host: because somebody wants it, or because the first
+        is gone."""
+        edge = self.cluster.edge
+        if edge.state == DEAD or not self._etcd_safe():
+            return
+        self.cluster.switch_edge()
+
+        def there() -> None:
+            if edge.state == DEAD:
+                self.cluster.start_edge()
+
+        self._later(0.02, 0.8, there)
+
+    def _edge_and_node(self, node: Node) -> None:
+        """The edge process and an Asterisk, nearly together."""
+        world = self.cluster.world
+        first, second = (self._edge_kill, self._asterisk_kill)[:: world.rng.choice((1, -1))]
+        first(node)
+        world.after(world.between(0.0, 0.6), lambda: second(node) if self.active else None)
+
     def _edge_freeze(self, node: Node) -> None:
         self.cluster.edge.freeze()
         self._later(0.1, 1.5, self.cluster.edge.thaw)
@@ -341,6 +403,19 @@ class Faults:
             self._etcd_back_at = self.cluster.world.now
 
         self._later(0.3, 6.0, back)
+
+    def _etcd_full(self, node: Node) -> None:
+        """A disk is full: etcd takes no more writes until somebody made room."""
+        store = self.cluster.store
+        if not store.available or self.cluster.edge.state in (DEAD, FROZEN):
+            return
+        store.full = True
+
+        def room() -> None:
+            store.full = False
+            self._etcd_back_at = self.cluster.world.now
+
+        self._later(0.5, 6.0, room)
 
     def _relay_away(self, node: Node) -> None:
         """rtpengine's control port does not answer; media flows on."""

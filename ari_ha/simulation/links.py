@@ -123,7 +123,8 @@ class NodeLink:
         if not self._connected():
             self._held_back[to.name].append(arrive)
             return
-        when = max(self.world.now + self.network.delay(), self._last.get(to.name, 0.0))
+        delay_s = self.network.stream_delay(sender.host, to.host)
+        when = max(self.world.now + delay_s, self._last.get(to.name, 0.0))
         self._last[to.name] = when
         self.world.at(when, arrive)
 

@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ari_ha.core.ports.operator import OperatorRequest
+from ari_ha.simulation.circles import Circles
 from ari_ha.simulation.cluster import IVR_NUMBER, NUMBER, PASSWORD, SUPERVISOR, Cluster
-from ari_ha.simulation.fake_phones import RINGING, UP, Talk
+from ari_ha.simulation.fake_phones import UP, Talk
+from ari_ha.simulation.work import Work
 from ari_ha.sip.auth import Credentials
 
 
@@ -27,16 +29,21 @@ class Habits:
     ignores: float = 0.05
     rejects: float = 0.05
     holds: float = 0.2
+    hold_max_s: float = 1.5
     presses: float = 0.3
     customer_hangs_up: float = 0.5
-    transfers: float = 0.0
-    """How often an agent hands his caller over to a colleague (REFER)."""
     pauses: int = 0
     """Times an agent dials *24 (not ready) and, a little later, *23 (available)."""
     ivr: float = 0.0
     """Share of customers who call the number of the IVR; some type an account there."""
     supervises: int = 0
     """Times a supervisor begins to listen, whisper or speak, and leaves off a little later."""
+    works: float = 0.0
+    """Share of conversations in which somebody consults, transfers or confers (`work`)."""
+    calls_out: int = 0
+    """Times an agent calls a number outside, or a colleague."""
+    startled: float = 0.0
+    """How probable it is that somebody on the phone does something just after a fault."""
     pause_min_s: float = 1.0
     pause_max_s: float = 4.0
 
@@ -56,10 +63,13 @@ class People:
         """agent's leg -> what the agent means to do: answer, ignore, reject"""
         self.paused: set[str] = set()
         """Agents who dialled a code: what they are now is their own doing"""
+        self.circles = Circles(cluster)
+        self.work = Work(cluster, self.circles, habits)
         cluster.phones.on_ringing = self._rings
         cluster.phones.on_answered = self._agent_talks
         cluster.phones.on_ended = self._agent_over
         cluster.carrier.on_answered = self._customer_up
+        cluster.carrier.on_ringing = self.work.number_rings
 
     def begin(self, from_s: float) -> None:
         """Customers will call from then on."""
@@ -95,7 +105,8 @@ class People:
         """Everybody still on a phone hangs up within that time."""
         for phones in (self.cluster.carrier, self.cluster.phones):
             for talk in phones.talks.values():
-                if talk.alive and (talk.state == UP or phones is self.cluster.carrier):
+                theirs = phones is self.cluster.carrier or talk.calls_out
+                if talk.alive and (talk.state == UP or theirs):
                     self.world.after(self.world.between(0.0, within_s), lambda p=phones, t=talk: p.hang_up(t))
 
     # -- customers
@@ -109,11 +120,13 @@ class People:
 
     def _patience_over(self, talk: Talk) -> None:
         """Whoever still waits, gives up; whoever talks, talks on."""
-        if talk.alive and self._partner(talk) is None:
+        if talk.alive and not self.circles.with_whom(talk):
             self.cluster.carrier.hang_up(talk)
 
     def _customer_up(self, talk: Talk) -> None:
-        self._learn_call(talk)
+        self.circles.learn_call(talk)
+        if not talk.dialled:
+            return
         if talk.dialled == IVR_NUMBER:
             self._choose(talk)
         elif self.world.chance(self.habits.presses):
@@ -157,7 +170,9 @@ class People:
     # -- agents
 
     def _rings(self, talk: Talk) -> None:
-        self._learn_call(talk)
+        if talk.dialled:
+            return
+        self.circles.learn_call(talk)
         if talk.who == SUPERVISOR:
             self._will[talk.leg] = "answer"
             self.world.after(self.world.between(0.2, 2.0), lambda: self.cluster.phones.answer(talk))
@@ -175,73 +190,38 @@ class People:
             self.world.after(delay, lambda: self.cluster.phones.answer(talk))
 
     def _agent_talks(self, talk: Talk) -> None:
+        if talk.calls_out:
+            self.circles.learn_call(talk)
+            self.answered[talk.who] += talk.main is None
+            self.work.reached(talk)
         if talk.dialled or talk.who == SUPERVISOR:
             return
         self.answered[talk.who] += 1
         habits = self.habits
         talk_s = self.world.between(habits.talk_min_s, habits.talk_max_s)
         self.world.after(talk_s, lambda: self._conversation_over(talk))
-        if habits.transfers and self.world.chance(habits.transfers):
-            self.world.after(self.world.between(0.3, 4.0), lambda: self._hand_over(talk))
+        self.work.talks(talk)
         if self.world.chance(habits.holds) and talk_s > 3.0:
             begin = self.world.between(0.5, talk_s - 2.0)
             self.world.after(begin, lambda: self.cluster.phones.hold(talk, True))
-            self.world.after(
-                begin + self.world.between(0.3, 1.5), lambda: self.cluster.phones.hold(talk, False)
-            )
-
-    def _hand_over(self, talk: Talk) -> None:
-        """To whichever colleague: free, busy, or not at his desk."""
-        colleagues = [agent for agent in self.cluster.agents if agent != talk.who]
-        if colleagues and not talk.held:
-            self.cluster.phones.refer(talk, self.world.rng.choice(colleagues))
+            end = begin + self.world.between(0.3, habits.hold_max_s)
+            self.world.after(end, lambda: self.cluster.phones.hold(talk, False))
 
     def _conversation_over(self, talk: Talk) -> None:
         if not talk.alive:
             return
-        customer = self._partner(talk)
+        customer = next((o for o in self.circles.with_whom(talk) if o.who == "customer"), None)
         if customer is not None and self.world.chance(self.habits.customer_hangs_up):
             self.cluster.carrier.hang_up(customer)
         else:
             self.cluster.phones.hang_up(talk)
 
     def _agent_over(self, talk: Talk) -> None:
+        self.work.over(talk)
+        if talk.calls_out and not talk.answered_s:
+            # given up while nobody hears it, it may be answered all the same
+            self.answered[talk.who] += 1
         if talk.dialled:
             return
         if talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore"):
             self.not_answered[talk.who] += 1
-
-    # -- who is with whom
-
-    def _learn_call(self, talk: Talk) -> None:
-        found = self.cluster.ears.call_of(talk)
-        if found and not talk.call:
-            talk.call = found[0]
-
-    def _partner(self, talk: Talk) -> Talk | None:
-        """The other person who talks on the same call."""
-        self._learn_call(talk)
-        agent_side = talk.who == "customer"
-        phones = self.cluster.phones if agent_side else self.cluster.carrier
-        if not talk.call:
-            return None
-        for other in phones.talks.values():
-            if other.who == SUPERVISOR:
-                continue
-            if other.call == talk.call and other.state == UP and not (agent_side and other.dialled):
-                return other
-        return None
-
-    def pairs(self) -> list[tuple[Talk, Talk]]:
-        """Customer and agent who both are on the same call, answered."""
-        found = []
-        for agent in self.cluster.phones.talks.values():
-            if agent.state == UP and agent.who != SUPERVISOR:
-                customer = self._partner(agent)
-                if customer is not None:
-                    found.append((customer, agent))
-        return found
-
-    def ringing(self) -> list[Talk]:
-        """Agents' phones that ring."""
-        return [talk for talk in self.cluster.phones.talks.values() if talk.state == RINGING]

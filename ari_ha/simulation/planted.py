@@ -4,24 +4,29 @@ find its own bug checks nothing; the tests run each of these."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.machine import Done, Unknown
+from ari_ha.machines.acd_agents import Not
+from ari_ha.machines.acd_attempts import Caller
+from ari_ha.machines.acd_writes import Plan as AcdPlan
 from ari_ha.machines.clerk import ClerkMachine
 from ari_ha.machines.edge import EdgeMachine
-from ari_ha.machines.edge_model import EdgeCall, NodeLeg
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.node import NodeMachine
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_model import NORMAL, Leg
+from ari_ha.machines.node_resume import Arriving
 from ari_ha.simulation.cluster import Cluster
 from ari_ha.simulation.faults import REHOME_KINDS, Odds
 from ari_ha.simulation.run import Plan
 from ari_ha.wire import link
 from ari_ha.wire.ivr import IvrMenuValue
+from ari_ha.wire.keyspace import RecordValue
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,21 @@ class Planted:
     rules: tuple[str, ...]
     hard: bool = False
     """Shows only where people use everything there is."""
-    transfers: float = 0.0
+    name: str = ""
+    full: bool = False
+    """Shows only where agents do all they can do."""
+    pause_s: float = 2.0
+    aimed: float = 0.0
     doubt: float = 0.0
     """Share of the database's commits whose client does not hear of them."""
 
     @property
     def plan(self) -> Plan:
         """Runs that should fail."""
-        odds = Odds(kinds=self.kinds, pause_s=2.0, doubt=self.doubt)
-        return Plan(plant=self.plant, odds=odds, hard=self.hard, transfers=self.transfers)
+        odds = Odds(kinds=self.kinds, pause_s=self.pause_s, doubt=self.doubt, aimed=self.aimed)
+        return Plan(
+            kinds=self.kinds, plant=self.plant, planted=self.name, odds=odds, hard=self.hard, full=self.full
+        )  # fmt: skip
 
 
 def _same_epoch(cluster: Cluster) -> None:
@@ -169,10 +180,195 @@ def _kept_address(cluster: Cluster) -> None:
     cluster.on_edge.append(change)
 
 
+def _dead_epoch(cluster: Cluster) -> None:
+    """A node that learns that its call is another's ends it aloud, and the edge listens to
+    words of any epoch."""
+
+    def believe(machine: EdgeMachine) -> None:
+        def announced_end(frame: link.EndLeg) -> None:
+            call = machine.calls.by_id.get(frame.call)
+            leg = call.legs.get(frame.leg) if call else None
+            if call is not None and leg is not None and leg.alive:
+                call.announced.add(frame.leg)
+                machine.calls.end_leg(call, leg, "app", frame.cause)
+
+        machine.calls.announced_end = announced_end  # type: ignore[method-assign]
+
+    def talk(machine: NodeMachine) -> None:
+        real = machine.core.moved
+
+        def moved(ident: str, epoch: Epoch, to: str) -> None:
+            call = machine.core.calls.get(ident)
+            if call is not None and call.epoch < epoch:
+                for leg in call.living():
+                    frame = link.EndLeg(call=ident, leg=leg.leg, epoch=str(call.epoch), cause="16")
+                    call.say(frame)
+            real(ident, epoch, to)
+
+        machine.core.moved = moved  # type: ignore[method-assign]
+
+    cluster.on_edge.append(believe)
+    cluster.on_node.append(talk)
+
+
+def _on_begin(change: Callable[[NodeMachine, NodeCall], None]) -> Callable[[Cluster], None]:
+    """Puts ``change`` into every call that a node begins to serve."""
+
+    def begins(machine: NodeMachine) -> None:
+        real = machine.core.begin
+
+        def begin(call: NodeCall) -> None:
+            change(machine, call)
+            real(call)
+
+        machine.core.begin = begin  # type: ignore[method-assign]
+
+    return lambda cluster: cluster.on_node.append(begins)
+
+
+def _on_resumed(change: Callable[[NodeMachine, NodeCall], None]) -> Callable[[Cluster], None]:
+    """Puts ``change`` into every call that a node takes up, once it has."""
+
+    def takes_up(machine: NodeMachine) -> None:
+        real = machine.core.resumes._done
+
+        def done(arriving: Arriving) -> None:
+            real(arriving)
+            call = machine.core.calls.get(arriving.call)
+            if call is not None:
+                change(machine, call)
+
+        machine.core.resumes._done = done
+
+    return lambda cluster: cluster.on_node.append(takes_up)
+
+
+def _trunk_twice(machine: NodeMachine, call: NodeCall) -> None:
+    """A survivor dials anew what the record says was dialled, under a new leg's name."""
+
+    def resumed(arriving: Arriving, record: RecordValue) -> None:
+        for value in record.legs.values():
+            if value.target.startswith("number:") and value.state != "ended":
+                call.outbound.ring(value.target.removeprefix("number:"), value.consult)
+
+    call.outbound.resumed = resumed  # type: ignore[method-assign]
+
+
+def _unasked_bye(cluster: Cluster) -> None:
+    """The end of the main conversation ends the one beside it."""
+
+    def change(machine: EdgeMachine) -> None:
+        def end_others(call: EdgeCall, leg: PhoneLeg) -> None:
+            if leg.leg == call.head:
+                for other in call.living():
+                    machine.calls.end_leg(call, other, "edge", "16")
+
+        machine.calls._end_others = end_others  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
+def _ghost_agent(cluster: Cluster) -> None:
+    """Nobody frees an agent whose conversation ended unseen."""
+
+    def change(machine: NodeMachine) -> None:
+        machine.core.acd.acd._care._free = lambda name, seen, why: None  # type: ignore[method-assign]
+
+    cluster.on_node.append(change)
+
+
+def _changed_intent(machine: NodeMachine, call: NodeCall) -> None:
+    """An agent whose call had to be taken up is taken to need a break."""
+    for leg in call.living():
+        if leg.agent:
+            request = f"planted/{call.call}/{call.epoch}"
+            machine.core.acd.agent_verb(request, "not-ready", {"by": "planted"}, agent=leg.agent)
+
+
+def _charged_miss(machine: NodeMachine, call: NodeCall) -> None:
+    """A ring that had to be taken up counts as one the agent let go by."""
+    for attempt in [a for a in call.attempts.values() if a.state == "ringing"]:
+        known = machine.core.acd.acd._calls.find(attempt.attempt)
+        if known is not None:
+            known.resumed = False
+        machine.core.acd.attempt_failed(attempt.attempt, "no-answer")
+
+
+def _hold_forgotten(machine: NodeMachine, call: NodeCall) -> None:
+    """A survivor takes whoever is on hold for one who talks, whatever the edge says."""
+    call.phone_held = lambda leg, held: None  # type: ignore[method-assign]
+    for leg in call.living():
+        leg.held = False
+
+
+def _third_forgotten(machine: NodeMachine, call: NodeCall) -> None:
+    """A survivor brings only two of a conference together."""
+    for leg in [leg for leg in call.people() if not leg.consult][2:]:
+        leg.consult = leg.leg
+
+
+def _lost_place(cluster: Cluster) -> None:
+    """A caller who is taken up waits as if he had just come."""
+
+    def change(machine: NodeMachine) -> None:
+        calls = machine.core.acd.acd._calls
+        real = calls._plan_place
+
+        def plan_place(caller: Caller) -> AcdPlan | Not:
+            plan = real(caller)
+            if isinstance(plan, AcdPlan) and plan.text.startswith("keeps"):
+                ((key, entry),) = plan.writes.items()
+                late = msgspec.structs.replace(entry, entered=calls.desk.utc)
+                return AcdPlan({key: late}, plan.text)
+            return plan
+
+        calls._plan_place = plan_place  # type: ignore[method-assign]
+
+    cluster.on_node.append(change)
+
+
 PLANTED = {
     "kept-address": Planted(
         "far ends are not told the edge's other address", _kept_address, REHOME_KINDS,
         ("people hear each other", "only people end calls"),
+    ),
+    "dead-epoch": Planted(
+        "a node that serves a call no more ends it", _dead_epoch,
+        ("asterisk-freeze", "app-freeze", "node-cut"),
+        ("only people end calls",),
+    ),
+    "trunk-twice": Planted(
+        "a number that was dialled is dialled again after a takeover", _on_begin(_trunk_twice),
+        ("asterisk-kill",), ("nobody is called twice",), full=True,
+    ),
+    "unasked-bye": Planted(
+        "whoever consults is cut off with his caller", _unasked_bye, ("asterisk-kill",),
+        ("only people end calls",), full=True,
+    ),
+    "ghost-agent": Planted(
+        "an agent stays busy after his call", _ghost_agent, ("app-kill", "host-crash"), ("no ghost agents",)
+    ),
+    "changed-intent": Planted(
+        "a takeover sends the agent on a break", _on_resumed(_changed_intent), ("asterisk-kill",),
+        ("agents keep their state",),
+    ),
+    "charged-miss": Planted(
+        "a takeover counts as the agent's missed call", _on_resumed(_charged_miss), ("asterisk-kill",),
+        ("counters tell the truth",),
+    ),
+    "hold-forgotten": Planted(
+        "held is not held after a takeover", _on_resumed(_hold_forgotten), ("asterisk-kill",),
+        ("whoever is held hears music",), full=True, pause_s=5.0, aimed=0.4,
+    ),
+    "third-forgotten": Planted(
+        "of three people two are left after a takeover", _on_resumed(_third_forgotten),
+        ("asterisk-kill", "drain"),
+        ("people hear each other", "nobody is left alone"), full=True,
+        aimed=0.6,
+    ),
+    "lost-place": Planted(
+        "a takeover puts a waiting caller behind the others", _lost_place, ("asterisk-kill",),
+        ("places are kept",),
     ),
     "unread-row": Planted(
         "a row whose commit is in doubt is taken to be there", _unread_row, ("app-kill",),
@@ -180,7 +376,7 @@ PLANTED = {
     ),
     "dropped-transfer": Planted(
         "a transfer that fails ends the caller", _dropped_transfer, ("asterisk-kill",),
-        ("only people end calls",), transfers=0.9,
+        ("only people end calls",), full=True,
     ),
     "double-owner": Planted(
         "two nodes serve one call under one epoch", _same_epoch, ("asterisk-kill",), ("one owner",)
@@ -205,3 +401,4 @@ PLANTED = {
         "channels stay on a node the call has left", _left_behind, ("node-cut",), ("nothing is left",)
     ),
 }  # fmt: skip
+PLANTED = {name: replace(bug, name=name) for name, bug in PLANTED.items()}

@@ -7,15 +7,16 @@ together by itself, and leave nothing behind when people have gone.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ari_ha.simulation.checkers import Checkers, Problem
 from ari_ha.simulation.cluster import Cluster, Shape
-from ari_ha.simulation.faults import KINDS, Faults, Odds, draw_odds
+from ari_ha.simulation.coverage import Coverage, Covered
+from ari_ha.simulation.faults import FULL_KINDS, HARD_KINDS, KINDS, Faults, Odds, draw_odds
 from ari_ha.simulation.people import Habits, People
 from ari_ha.simulation.world import StoryLine, World
 
@@ -42,6 +43,7 @@ class Result:
     calls: int = 0
     talked: int = 0
     unserved: int = 0
+    covered: Covered = field(default_factory=Counter)
     happened: int = 0
     took_s: float = 0.0
     story: list[StoryLine] = field(default_factory=list)
@@ -59,24 +61,36 @@ class Plan:
     kinds: tuple[str, ...] = KINDS
     plant: Callable[[Cluster], None] | None = None
     """Puts a bug into the cluster, to see that the checkers see it."""
+    planted: str = ""
+    """Its name."""
     odds: Odds | None = None
     """Instead of odds drawn from the seed."""
     hard: bool = False
     """People use the IVR and are supervised, and `HARD_KINDS` are in the mix."""
-    transfers: float = 0.0
-    """How often agents hand their callers over."""
+    full: bool = False
+    """Agents call out, consult, transfer and confer, and people act just when something
+    goes wrong. With `hard`, everything there is."""
+
+
+EASY = Plan()
+HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
+FULL = Plan(kinds=FULL_KINDS, hard=True, full=True)
+PLANS = {"easy": EASY, "hard": HARD, "full": FULL}
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
     """Runs one seed. ``tell`` keeps the story, which costs time."""
     began = time.perf_counter()
     world = World(seed, tell=tell)
-    cluster = Cluster(world, _draw_shape(world))
-    habits = dataclasses.replace(_draw_habits(world, plan.hard), transfers=plan.transfers)
-    people = People(cluster, habits)
-    odds = plan.odds or draw_odds(cluster, plan.kinds)
+    cluster = Cluster(world, _draw_shape(world, plan.full))
+    people = People(cluster, _draw_habits(world, plan))
+    odds = plan.odds or draw_odds(cluster, plan.kinds, plan.full)
     faults = Faults(cluster, odds)
     checkers = Checkers(cluster, people, faults)
+    coverage = Coverage(cluster, people.circles)
+    faults.on_fault += [coverage.fault, lambda kind: people.work.startle()]
+    for phones in (cluster.carrier, cluster.phones):
+        phones.on_act.append(lambda talk, what: faults.aim(what))
     result = Result(seed, odds=str(odds))
     world.say("run", f"seed {seed}: {odds}")
     try:
@@ -91,6 +105,7 @@ def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
     result.calls = len(people.customers)
     result.talked = sum(people.answered.values())
     result.unserved = checkers.unserved
+    result.covered = coverage.counted
     result.happened = world.happened
     result.took_s = time.perf_counter() - began
     result.story = world.story
@@ -108,6 +123,7 @@ def _run(
     people.begin(world.now)
     people.begin_pauses(world.now)
     people.begin_supervision(world.now)
+    people.work.begin(world.now)
     faults.begin()
     world.run_until(world.now + world.between(SAFETY_MIN_S, SAFETY_MAX_S))
     faults.stop()
@@ -124,24 +140,33 @@ def _run(
         checkers.swept()
 
 
-def _draw_shape(world: World) -> Shape:
+def _draw_shape(world: World, full: bool) -> Shape:
     return Shape(
+        dials_out=full,
+        pair=full,
+        refusals=not full,
         nodes=world.rng.choice((2, 2, 3)),
-        agents=world.rng.choice((1, 2, 3)),
+        agents=world.rng.choice((2, 3, 4) if full else (1, 2, 3)),
         clock_skew=world.rng.choice((0.0, 0.0, 0.001)),
         wall_offset_s=world.rng.choice((0.0, 0.05, 0.5)),
     )
 
 
-def _draw_habits(world: World, hard: bool) -> Habits:
+def _draw_habits(world: World, plan: Plan) -> Habits:
+    hard, full = plan.hard, plan.full
     return Habits(
+        hold_max_s=world.rng.choice((1.5, 15.0)) if full else 1.5,
+        arrive_s=world.rng.choice((3.0, 12.0)) if full else 12.0,
+        works=world.rng.choice((0.5, 0.95)) if full else 0.0,
+        calls_out=world.rng.choice((0, 1, 3)) if full else 0,
+        startled=world.rng.choice((0.0, 0.1, 0.25)) if full else 0.0,
         ivr=world.rng.choice((0.3, 0.8)) if hard else 0.0,
         supervises=world.rng.choice((0, 1, 3)) if hard else 0,
-        calls=world.rng.choice((1, 2, 3, 5)),
-        ignores=world.rng.choice((0.0, 0.05, 0.3)),
-        rejects=world.rng.choice((0.0, 0.05, 0.3)),
+        calls=world.rng.choice((2, 3, 5) if full else (1, 2, 3, 5)),
+        ignores=world.rng.choice((0.0, 0.05, 0.1 if full else 0.3)),
+        rejects=world.rng.choice((0.0, 0.05, 0.15 if full else 0.3)),
         holds=world.rng.choice((0.0, 0.2, 0.8)),
-        talk_max_s=world.rng.choice((6.0, 30.0, 60.0)),
+        talk_max_s=world.rng.choice((15.0, 40.0, 60.0) if full else (6.0, 30.0, 60.0)),
         pauses=world.rng.choice((0, 0, 1, 3)),
     )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 UTC_AT_START_S = 1_900_000_000.0
 EVENTS_MAX = 3_000_000
 STORY_LINES_MAX = 50_000
+RESEND_S, RESEND_MAX_S = 0.2, 3.0
 
 
 class RunawayWorld(Exception):
@@ -141,6 +142,8 @@ class Network:
     slow_max_s: float = 0.3
     cuts: set[tuple[str, str]] = field(default_factory=set)
     """(from, to) pairs of hosts; nothing gets through"""
+    lossy: dict[str, float] = field(default_factory=dict)
+    """host -> share of what goes to or from it that is lost on top"""
     lossless: bool = False
     """Faults have stopped."""
     dropped: int = 0
@@ -167,10 +170,20 @@ class Network:
             return world.between(self.delay_max_s, self.slow_max_s)
         return world.between(self.delay_min_s, self.delay_max_s)
 
+    def stream_delay(self, one: str, two: str) -> float:
+        """How long a message of a connection takes: what is lost is sent again (RFC 6298)."""
+        delay_s, wait_s = self.delay(), RESEND_S
+        if one in self.lossy or two in self.lossy:
+            share = self.lossy.get(one, 0.0) + self.lossy.get(two, 0.0)
+            while wait_s < RESEND_MAX_S and self.world.chance(share):
+                delay_s, wait_s = delay_s + wait_s, 2 * wait_s
+        return delay_s
+
     def datagram(self, one: str, two: str, deliver: Callable[[], None]) -> None:
         """Sends a datagram; it may be lost, late, or come twice."""
         if one != two:
-            if self.cut(one, two) or (not self.lossless and self.world.chance(self.loss)):
+            loss = self.loss + self.lossy.get(one, 0.0) + self.lossy.get(two, 0.0)
+            if self.cut(one, two) or (not self.lossless and self.world.chance(loss)):
                 self.dropped += 1
                 return
         self.world.after(self.delay(), deliver)

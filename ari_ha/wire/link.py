@@ -53,6 +53,16 @@ class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
 
     epoch: str = ""
     legs: dict[str, LegAtEdge] = msgspec.field(default_factory=dict)
+    ended: dict[str, str] = msgspec.field(default_factory=dict)
+    """Legs that ended lately: leg -> who. Nobody rings them again."""
+    head: str = ""
+    """Whose end ends the call."""
+    sides: dict[str, str] = msgspec.field(default_factory=dict)
+    """Who consults: leg -> leg that leads it."""
+    lines: dict[str, str] = msgspec.field(default_factory=dict)
+    """Second lines: leg -> leg of the same phone."""
+    targets: dict[str, str] = msgspec.field(default_factory=dict)
+    """Whom legs were dialled to that no queue chose: ``device:`` or ``number:``."""
 
 
 # --- both directions ------------------------------------------------------------------

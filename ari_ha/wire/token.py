@@ -31,7 +31,10 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     ``facts`` is the edge's word about every living leg of the call, and it
     overrides the record: leg -> ``ringing`` | ``up`` | ``held``. ``ended`` names
-    legs that people ended: leg -> who.
+    legs that people ended: leg -> who. ``head``, ``sides``, ``lines`` and ``targets``
+    are for legs the record does not know: whose end ends the call, who consults with
+    whom (leg -> leg that leads it), of which leg's phone a leg is the second line, and
+    whom a leg was dialled to.
     """
 
     kind: str
@@ -50,6 +53,10 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The consulting phone's leg this one is rung for"""
     facts: dict[str, str] = {}
     ended: dict[str, str] = {}
+    head: str = ""
+    sides: dict[str, str] = {}
+    lines: dict[str, str] = {}
+    targets: dict[str, str] = {}
 
     @property
     def name(self) -> str:

@@ -10,10 +10,17 @@ from pathlib import Path
 from ari_ha.simulation.run import run_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (
-    "from ari_ha.simulation.run import run_seed; import hashlib;"
-    "print(hashlib.sha256('\\n'.join(map(str, run_seed(5, tell=True).story)).encode()).hexdigest())"
-)
+PROGRAM = """
+import hashlib
+from ari_ha.simulation.faults import HARD_KINDS, KINDS
+from ari_ha.simulation.run import Plan, run_seed
+
+hard = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
+stories = [run_seed(seed, plan, tell=True).story for seed, plan in ((5, Plan()), (3, hard), (9, hard))]
+told = [line for story in stories for line in story]
+print(hashlib.sha256("\\n".join(map(str, told)).encode()).hexdigest())
+"""
+"""The stories of the second and third depended on the order of sets once."""
 
 
 def test_a_seed_tells_the_same_story_twice_and_another_seed_another() -> None:

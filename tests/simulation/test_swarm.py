@@ -3,42 +3,90 @@ that must not; then faults stop and everything comes together and is cleaned up.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from ari_ha.cli.simulate import replay
-from ari_ha.simulation.faults import HARD_KINDS, KINDS, PURPOSE_KINDS, REHOME_KINDS, Odds
-from ari_ha.simulation.run import Plan, Result, run_seed
+from ari_ha.simulation.coverage import Covered, never
+from ari_ha.simulation.faults import (
+    HARD_KINDS,
+    KINDS,
+    MORE_KINDS,
+    PAIR_KINDS,
+    PURPOSE_KINDS,
+    REHOME_KINDS,
+    Odds,
+)
+from ari_ha.simulation.run import EASY, FULL, HARD, Plan, Result, run_seed
 
-SWARM_SEEDS = 200
+FULL_SEEDS = 200
+EASY_SEEDS = 60
 SEEDS_PER_BLOCK = 10
-TRANSFER_SEEDS = 20
 SEEDS_PER_FAULT = 5
 PAUSE_S = 2.5
+STORY_LINES = 60
 
 
-def verdict(result: Result, plan: Plan = Plan()) -> str:
-    """What to say of a failed seed: what is wrong, and how to see it again."""
+def verdict(result: Result, plan: Plan = EASY) -> str:
+    """What to say of a failed seed: what is wrong, how to see it again, and the end of its story."""
+    told = run_seed(result.seed, plan, tell=True).story
+    until = result.problems[0].at_s if result.problems else float("inf")
+    story = [str(line) for line in told if line.at_s <= until][-STORY_LINES:]
     lines = [f"seed {result.seed} ({result.odds})", *map(str, result.problems)]
-    return "\n".join([*lines, f"again: {replay(result.seed, plan)}"])
+    return "\n".join([*lines, f"again: {replay(result.seed, plan)}", *story])
 
 
-@pytest.mark.parametrize("first", range(0, SWARM_SEEDS, SEEDS_PER_BLOCK))
+KNOWN_FULL = {
+    55: "transferred into a queue, and the record of that is lost: the survivor leaves him alone",
+    234: "the edge dies between a call's end and its deletion: its successor keeps it for two minutes",
+}
+"""Seeds of the full plan whose fault is known and not mended (docs/internals/simulator.md)."""
+
+
+def swarm(seeds: range, plan: Plan) -> None:
+    known = KNOWN_FULL if plan == FULL else {}
+    bad = [result for seed in seeds if seed not in known and not (result := run_seed(seed, plan)).good]
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+
+
+@pytest.mark.parametrize("first", range(0, FULL_SEEDS, SEEDS_PER_BLOCK))
 def test_swarm(first: int) -> None:
-    seeds = range(first, first + SEEDS_PER_BLOCK)
-    bad = [r for seed in seeds if not (r := run_seed(seed)).good]
-    assert not bad, "\n\n".join(verdict(result) for result in bad)
+    swarm(range(first, first + SEEDS_PER_BLOCK), FULL)
 
 
-HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
-HARD_SEEDS = 60
+@pytest.mark.parametrize("first", range(0, EASY_SEEDS, SEEDS_PER_BLOCK))
+def test_easy_swarm(first: int) -> None:
+    swarm(range(first, first + SEEDS_PER_BLOCK), EASY)
+
+
+COVERAGE_SEEDS = 80
+
+
+def test_every_state_meets_faults() -> None:
+    """Nothing people do is left out: a habit that dies out would make every swarm green."""
+    covered: Covered = Covered()
+    plan = dataclasses.replace(FULL, odds=Odds(kinds=FULL.kinds, pause_s=2.0, aimed=0.6))
+    for seed in range(COVERAGE_SEEDS):
+        covered.update(run_seed(seed, plan).covered)
+    assert not never(covered)
+
+
+HARD_SEEDS = 40
 
 
 @pytest.mark.parametrize("first", range(0, HARD_SEEDS, SEEDS_PER_BLOCK))
 def test_hard_swarm(first: int) -> None:
-    seeds = range(first, first + SEEDS_PER_BLOCK)
-    results = [run_seed(seed, HARD) for seed in seeds]
+    swarm(range(first, first + SEEDS_PER_BLOCK), HARD)
+
+
+@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS))
+def test_one_kind_of_the_full_plan_often(kind: str) -> None:
+    plan = dataclasses.replace(FULL, odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
+    results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
     bad = [result for result in results if not result.good]
-    assert not bad, "\n\n".join(verdict(result, HARD) for result in bad)
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
+    assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
 
 
 @pytest.mark.parametrize("kind", HARD_KINDS)
@@ -48,14 +96,6 @@ def test_one_hard_kind_often(kind: str) -> None:
     bad = [result for result in results if not result.good]
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
     assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
-
-
-@pytest.mark.parametrize("first", range(1_000, 1_000 + TRANSFER_SEEDS, SEEDS_PER_BLOCK))
-def test_swarm_of_transfers(first: int) -> None:
-    plan = Plan(transfers=0.6)
-    results = [run_seed(seed, plan) for seed in range(first, first + SEEDS_PER_BLOCK)]
-    bad = [result for result in results if not result.good]
-    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
 
 
 @pytest.mark.parametrize("kind", PURPOSE_KINDS)
@@ -110,9 +150,10 @@ def test_one_kind_of_fault_often(kind: str) -> None:
     ids=["loss", "duplicates", "slow", "lost-transactions", "lagging-watches"],
 )
 def test_bad_weather(odds: Odds) -> None:
-    results = [run_seed(seed, Plan(odds=odds)) for seed in range(SEEDS_PER_FAULT)]
+    plan = Plan(odds=odds)
+    results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
     bad = [result for result in results if not result.good]
-    assert not bad, "\n\n".join(verdict(result) for result in bad)
+    assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
     assert sum(result.talked for result in results) > 0
 
 
@@ -183,3 +224,21 @@ KEPT_SWARM = {
 def test_what_failed_once_in_the_swarm(name: str) -> None:
     result = run_seed(KEPT_SWARM[name])
     assert result.good, verdict(result)
+
+
+KEPT_FULL = {
+    "an agent who talks is given to another caller": 210,
+}
+"""Seeds of the full plan that failed once, beside those of the swarm above."""
+
+
+@pytest.mark.parametrize("name", KEPT_FULL)
+def test_what_failed_once_in_the_full_plan(name: str) -> None:
+    result = run_seed(KEPT_FULL[name], FULL)
+    assert result.good, verdict(result, FULL)
+
+
+@pytest.mark.parametrize("seed", KNOWN_FULL)
+def test_what_is_known_to_fail_still_does(seed: int) -> None:
+    """So that the list goes when the fault does."""
+    assert not run_seed(seed, FULL).good

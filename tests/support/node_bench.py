@@ -480,12 +480,12 @@ class Bench:
 
     def resume(
         self, call: str, epoch: str, facts: dict[str, str], legs: list[str] | None = None,
-        ended: dict[str, str] | None = None,
+        ended: dict[str, str] | None = None, **more: Any,
     ) -> dict[str, str]:  # fmt: skip
         """The edge INVITEs us for the living legs of a moved call."""
         channels = {}
         for leg in legs if legs is not None else list(facts):
-            token = self.token(call, leg, epoch, "resume", facts=facts, ended=ended or {})
+            token = self.token(call, leg, epoch, "resume", facts=facts, ended=ended or {}, **more)
             start = self.asterisk.enter(f"ari-ha,resume,{token}", "6000")
             channels[leg] = start.channel.id
             self.post(AriEvent(event=start))

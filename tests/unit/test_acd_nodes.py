@@ -275,3 +275,20 @@ def test_the_place_of_a_caller_who_is_nowhere_goes(cluster: Cluster) -> None:
     )
     c.advance(20)
     assert not c.picture().entries
+
+
+def test_who_talks_in_one_call_is_not_rung_for_another_that_is_taken_up(cluster: Cluster) -> None:
+    """Of two calls taken up together the store names only one, and he is in the other."""
+    c = cluster
+    queued(c, "k1", "n1")
+    assert c.agent_now("alice").work == "reserved"
+    c.call("k2", "", "n2")
+    node = c.nodes["n2"]
+    c._took(node, node.acd.caller_resumed("k2", "", 0.0, 0, "4930", c.now, c.utc, talking=["alice"]))
+    c.kill("n1")
+    c.legs.clear()
+    c.take_over("k1", "n2")
+    node.acd.check()
+    c.flow()
+    node.acd.check()
+    assert not [order for order in orders(c, "n2", StartAttempt) if order.agent == "alice"]

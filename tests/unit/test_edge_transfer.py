@@ -7,9 +7,11 @@ from urllib.parse import quote
 
 import pytest
 
+from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
+from ari_ha.wire.keyspace import LegValue, RecordValue, encode
 from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, digest_header, kill
 from tests.unit.test_edge_machine import talking
 from tests.unit.test_edge_outbound import dial
@@ -240,3 +242,51 @@ def test_a_third_call_of_a_phone_is_refused(world):
     consult(world, phone, "6000")
     assert phone.of(sip.LegFailed)[-1].status == 486
     assert len(call.living()) == 4
+
+
+def test_an_older_record_parts_nobody(world):
+    """etcd's stream is slower than the link: what the record said before the transfer comes after it."""
+    _, call, node, phone, leg, _, party = consulting(world)
+    assert call.legs["a2"].consult == "k1"
+    aside = [LegValue(leg="a2", role="party", consult="k1"), LegValue(leg="k1", role="user", consult="k1")]
+    old = RecordValue(
+        call=call.call, epoch=str(call.epoch), node=node.name, head="c", ending={"s1": "16"},
+        legs={leg.leg: leg for leg in aside},
+    )  # fmt: skip
+    merged = link.Conversations(call=call.call, epoch=str(call.epoch), head="c", consult={"k1": "k1"})
+    world.say(node, merged)
+    key = world.keys.record(call.call)
+    world.post(StoreChanged(key=key, value=KeyValue(key, encode(old), 999), revision=999))
+    for name in ("a1", "k1"):
+        world.say(node, link.EndLeg(call=call.call, leg=name, epoch=str(call.epoch), cause="16"))
+    world.settle()
+    assert set(call.legs) == {"c", "a2"} and call.legs["a2"].state == "up"
+
+
+def test_a_takeover_says_who_belongs_to_whom(world):
+    """A survivor's record may be older than the consultation."""
+    _, call, node, *_ = consulting(world)
+    kill(world, node.name)
+    world.run(1)
+    tokens = [t for n in world.nodes.values() for t in n.tokens.values() if t.kind == "resume"]
+    assert {(t.head, *t.sides.items(), *t.lines.items()) for t in tokens} == {
+        ("c", ("k1", "k1"), ("a2", "k1"), ("k1", "a1"))
+    }
+    assert {t.targets["a2"] for t in tokens} == {"device:1002"}
+
+
+def test_a_target_that_refuses_in_the_gap_is_not_called_again(world):
+    _, call, node, phone, leg = talking(world)
+    for other in world.nodes.values():
+        other.auto_answer_new = False
+    colleague = world.register("1002")
+    refer(world, phone, leg, "<sip:1002@test>")
+    dial(world, call, "a2", "device:1002")
+    (invite,) = colleague.of(sip.InviteReceived)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    kill(world, node.name)
+    colleague.sip.reject(invite.leg, 486, world.now)
+    world.run(1)
+    assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here" and not call.legs["a1"].refer
+    assert [f for n in world.nodes.values() if n is not node for f in n.got(link.TransferAsked)] == []

@@ -108,6 +108,18 @@ def test_refused_while_it_moved_the_caller_is_told() -> None:
     assert bench.said(link.EndLeg, leg="c") and not bench.dialled()
 
 
+def test_nobody_is_called_again_where_no_record_says_who_was() -> None:
+    """The edge says that somebody was, and is gone; a carrier's caller is served anew."""
+    bench = Bench()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "ringing"}, ended={"a1": "lost"}, did="+4930", user="1001")
+    assert [f.cause for f in bench.said(link.EndLeg, leg="c")] == ["480"]
+    bench.own("k2", epoch="7.3")
+    bench.resume("k2", "7.3", {"c": "up"}, ended={"a1": "failed"}, trunk="carrier1")
+    assert not bench.dialled() and not bench.said(link.EndLeg)[1:]
+    assert [p["extension"] for p in bench.operations("channels.continueInDialplan")] == ["6000"]
+
+
 def test_not_dialled_yet_it_is_dialled_under_the_same_name() -> None:
     bench = Bench()
     moved_while_dialling(bench)
@@ -115,12 +127,15 @@ def test_not_dialled_yet_it_is_dialled_under_the_same_name() -> None:
     assert bench.dialled() == ["k1.a1.7.2"]
 
 
-def test_the_party_hung_up_in_the_gap() -> None:
+@pytest.mark.parametrize("supervised", [False, True])
+def test_the_party_hung_up_in_the_gap(supervised: bool) -> None:
+    """A supervisor is nobody to talk to."""
     bench = Bench()
     moved_while_dialling(bench)
     record = bench.record()
     assert record is not None
     bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, stage="talking", answered=UTC0))
     bench.store_back()
-    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "phone"})
+    facts = {"c": "up", "s1": "up"} if supervised else {"c": "up"}
+    bench.resume("k1", "7.2", facts, ended={"a1": "phone"})
     assert bench.said(link.EndLeg, leg="c") and not bench.dialled()

@@ -274,6 +274,48 @@ def test_an_app_that_restarts_drops_nothing() -> None:
     assert bench.said(link.EndLeg, leg="c")
 
 
+def test_a_ring_refused_while_the_app_was_away_is_not_repeated() -> None:
+    """The edge's word on who ended what comes with its list of our calls."""
+    bench = Bench()
+    customer = bench.trunk()
+    (ringing,) = bench.dialled()
+    bench.ring(ringing)
+    first = bench.agent().attempt
+    assert first is not None and bench.agent().work == "ringing"
+    bench.asterisk.channels.pop(ringing)
+    bench.restart_app()
+    legs = {"c": link.LegAtEdge("answered")}
+    bench.link({"k1": link.CallAtEdge("7.1", legs, ended={"a1": "failed"}, head="c")})
+    assert bench.hears(customer) == "music" and bench.agent().missed == 0
+    (again,) = bench.dialled()
+    now = bench.agent().attempt
+    assert again != ringing and now is not None and now.attempt != first.attempt
+
+
+def test_a_moved_call_without_a_record_goes_on_in_the_context_of_its_number() -> None:
+    """The app restarts, and neither record nor etcd is there: the leg came through a context
+    that leads nowhere else."""
+    bench = Bench(())
+    bench.own("k1", epoch="7.2")
+    bench.store.up = False
+    bench.resume("k1", "7.2", {"c": "up"})
+    bench.restart_app()
+    bench.link({"k1": link.CallAtEdge("7.2", {"c": link.LegAtEdge("answered")}, head="c")})
+    bench.sleep(3)
+    assert {p["context"] for p in bench.operations("channels.continueInDialplan")} == {"from-trunk"}
+
+
+def test_what_was_let_go_is_not_a_new_call_when_asterisk_is_back() -> None:
+    """The call could not be taken up, and its channels are still there: nobody is dialled."""
+    bench = Bench()
+    bench.talk()
+    core = bench.machine.core
+    there = bench.asterisk.snapshot()
+    core.drop(core.calls["k1"], "let go")
+    bench.post(AriDown(reason="not read", process_gone=False), there)
+    assert "k1" not in core.calls and not bench.dialled()
+
+
 def test_an_app_that_restarts_alone_goes_by_what_asterisk_has() -> None:
     """No store and no edge: people go on talking."""
     bench = Bench()

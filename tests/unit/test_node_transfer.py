@@ -73,6 +73,21 @@ def test_a_blind_transfer_to_a_colleague() -> None:
     assert bench.said(link.EndLeg, leg="c")
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_taken_up_with_a_record_older_than_the_transfer(answered: bool) -> None:
+    """The target rings, or is there, and the phone's wish is told again: it is dialled once."""
+    bench = Bench()
+    talk(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "up", "a1": "up", "a2": "up" if answered else "ringing"}
+    channels = bench.resume("k1", "7.2", facts, head="c", targets={"a2": "number:+4940"})
+    asks(bench, "+4940", epoch="7.2")
+    assert not bench.dialled() and statuses(bench) == [200] and bench.said(link.EndLeg, leg="a1")
+    assert bench.hears(channels["c"]) == ("people" if answered else "music")
+
+
 def test_the_asker_hangs_up_at_once() -> None:
     bench = Bench()
     customer, _ = talk(bench)
@@ -91,6 +106,25 @@ def test_into_a_queue() -> None:
     assert statuses(bench) == [200] and bench.said(link.EndLeg, leg="a1")
     assert bench.hears(customer) == "music" and bench.waiting() == ["k1"]
     assert bench.agent("1001").work == "acw"
+
+
+def test_three_people_do_not_wait_in_a_queue() -> None:
+    bench = bench_with_sales()
+    customer, _, second, party = consulting(bench)
+    bench.machine.core.calls["k1"].transfers.conference()
+    asks(bench, "6100", leg="a2")
+    assert statuses(bench) == [480] and bench.machine.core.calls["k1"].stage == "talking"
+    assert bench.hears(customer) == bench.hears(second) == bench.hears(party) == "people"
+
+
+def test_an_attended_transfer_of_nobody_is_refused() -> None:
+    """The caller has gone: whoever consults is in no conversation he could hand over."""
+    bench = Bench()
+    consulting(bench)
+    call = bench.machine.core.calls["k1"]
+    call.legs["c"].state = "ended"
+    asks(bench, "1002", "k1")
+    assert statuses(bench) == [480] and not bench.said(link.EndLeg)
 
 
 def test_to_a_number_at_a_carrier() -> None:
@@ -296,6 +330,111 @@ def test_the_caller_hung_up_while_the_call_moved() -> None:
     bench.gone("k1", "a2", "7.2")
     bench.sleep(4)
     assert bench.said(link.EndLeg, leg="k1") and {bench.agent(a).work for a in ("1001", "1002")} == {"idle"}
+
+
+def test_a_second_line_of_a_call_that_is_not_here() -> None:
+    """It has moved on, or is over: the edge hears a refusal."""
+    bench = Bench()
+    token = bench.token("k7", "k1", kind="agent", user="1001", did="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
+    bench.post(AriEvent(event=start))
+    assert start.channel.id not in bench.asterisk.channels and not bench.machine.core.calls
+
+
+def test_the_wrong_line_is_hung_up() -> None:
+    """Of the two lines of a phone the one with the caller: he is not left alone with music."""
+    bench = Bench()
+    _, _, second, party = consulting(bench)
+    bench.gone("k1", "a1")
+    assert bench.said(link.EndLeg, leg="c") and not bench.said(link.EndLeg, leg="k1")
+    bench.frame(link.LegGone("k1", "c", E, cause="16", by="edge"))
+    assert bench.hears(second) == bench.hears(party) == "people"
+    assert bench.agent("1001").work == "talking"
+    bench.gone("k1", "k1")
+    bench.sleep(4)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"idle", "acw"}
+    assert "k1" not in bench.machine.core.calls
+
+
+def test_the_caller_hangs_up_while_the_consulted_one_rings() -> None:
+    """The second line is not answered before its party is, whoever leads the call meanwhile."""
+    bench = Bench()
+    talk(bench)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    bench.ring(party)
+    bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone"))
+    bench.frame(link.LegGone("k1", "a1", E, cause="16", by="edge"))
+    second = start.channel.id
+    assert bench.asterisk.channels[second]["state"] == "Ring"
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    assert bench.hears(second) == bench.hears(party) == "people"
+
+
+def test_the_wrong_line_was_hung_up_while_the_call_moved() -> None:
+    bench = Bench()
+    consulting(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "up", "k1": "up", "a2": "up"}
+    channels = bench.resume("k1", "7.2", facts, ended={"a1": "phone"})
+    assert bench.said(link.EndLeg, leg="c") and not bench.said(link.EndLeg, leg="a2")
+    bench.frame(link.LegGone("k1", "c", "7.2", cause="16", by="edge"))
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    bench.sleep(0.5)
+    assert bench.agent("1001").work == "talking"
+
+
+def test_taken_up_with_a_record_older_than_the_consultation() -> None:
+    """The survivor has been without etcd: it knows neither the second line nor its party."""
+    bench = Bench()
+    talk(bench)
+    old = bench.record()
+    consulting_leg = {"sides": {"k1": "k1", "a2": "k1"}, "lines": {"k1": "a1"}, "head": "c"}
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    assert old is not None and set(old.legs) == {"c", "a1"}
+    facts = {"c": "up", "a1": "held", "k1": "up", "a2": "up"}
+    channels = bench.resume("k1", "7.2", facts, **consulting_leg)
+    bench.sleep(0.5)
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    assert bench.hears(channels["c"]) == "music" and not bench.said(link.EndLeg)
+
+
+def test_taken_up_with_a_record_older_than_the_conference() -> None:
+    """The edge knows that the three were brought together, and that one has left since."""
+    bench = Bench()
+    consulting(bench)
+    old = bench.record()
+    assert old is not None and old.legs["k1"].consult == "k1"
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"a1": "app", "a2": "phone"}
+    channels = bench.resume("k1", "7.2", {"c": "up", "k1": "up"}, ended=ended, head="c", lines={"k1": "a1"})
+    bench.sleep(0.5)
+    assert bench.hears(channels["c"]) == bench.hears(channels["k1"]) == "people"
+    assert not bench.said(link.EndLeg)
+
+
+def test_taken_up_with_a_record_older_than_the_end_of_the_main_conversation() -> None:
+    bench = Bench()
+    talk(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"c": "phone", "a1": "edge"}
+    channels = bench.resume("k1", "7.2", {"k1": "up", "a2": "up"}, ended=ended, head="k1", lines={"k1": "a1"})
+    bench.sleep(0.5)
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    assert not bench.said(link.EndLeg)
 
 
 # --- three people ----------------------------------------------------------------------
