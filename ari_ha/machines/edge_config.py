@@ -40,7 +40,7 @@ class EdgeTimings:
     witness. At least three looks."""
     rtp_queries_per_second_max: float = 100.0
     """Questions to rtpengine by close looks, for all nodes together; where there are more, each node is
-    looked at less often. One costs about 1 ms of a core."""
+    looked at less often. One takes 0.7 ms, 0.5 ms of it our CPU (measured, four parties)."""
     link_silence_s: float = 0.6
     """No word on the node link for this long: the second witness."""
     bye_grace_s: float = 0.15

@@ -35,7 +35,7 @@ SHARE_MIN = 0.25
 LATE_PROBES = 1.5
 """OPTIONS unanswered for this many probe intervals: the node's sentinels are looked at closely."""
 TAGS_MAX = 16
-"""A call that has had more parties is no sentinel: rtpengine's answer tells of each, 1.5 kB."""
+"""A call that has had more parties is no sentinel: rtpengine's answer tells of each, 1.7 kB."""
 
 BY_THROUGH, BY_TALK, BY_MUSIC = range(3)
 """Kinds of sentinels, the best first: two who talk through Asterisk, two who talk, a caller alone."""

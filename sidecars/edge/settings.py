@@ -187,12 +187,12 @@ class EdgeSettings:
         if self.public.srtp_to_phones not in ("tls", "always", "off"):
             raise SettingsError("public.srtp_to_phones must be tls, always or off")
         timings = self.timings
-        if timings.silence_s < 3 * timings.probe_interval_s:
+        if timings.silence_s < round(3 * timings.probe_interval_s, 6):
             raise SettingsError(
                 f"timings.silence_s is {timings.silence_s} s: less than three probes of "
                 f"{timings.probe_interval_s} s; one lost datagram would count as silence. Raise it."
             )
-        if timings.rtp_stop_s < 3 * timings.rtp_poll_s:
+        if timings.rtp_stop_s < round(3 * timings.rtp_poll_s, 6):
             raise SettingsError(
                 f"timings.rtp_stop_s is {timings.rtp_stop_s} s: less than three looks of "
                 f"{timings.rtp_poll_s} s; one burst would look like an end. Raise it."

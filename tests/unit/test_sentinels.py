@@ -537,6 +537,7 @@ def test_settings_that_would_cry_wolf_are_refused():
         return dataclasses.replace(base, timings=dataclasses.replace(base.timings, **timings))
 
     settings().check()
+    settings(rtp_stop_s=0.15, silence_s=0.3).check()
     with pytest.raises(SettingsError, match="rtp_stop_s"):
         settings(rtp_stop_s=0.1).check()
     with pytest.raises(SettingsError, match="rtp_queries_per_second_max"):
