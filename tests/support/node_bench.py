@@ -131,9 +131,11 @@ class BenchAsterisk:
     def channel(self, ident: str) -> ari.Channel:
         """The channel as ARI shows it."""
         c = self.channels.get(ident, {"state": "Down", "app_data": "", "exten": ""})
+        resumed = c["app_data"].startswith("ari-ha,resume,")
         where = ari.DialplanCEP(
-            context="from-trunk", exten=c["exten"], priority=2, app_name="Stasis", app_data=c["app_data"]
-        )
+            context="resume" if resumed else "from-trunk", exten=c["exten"], priority=2, app_name="Stasis",
+            app_data=c["app_data"],
+        )  # fmt: skip
         return ari.Channel(id=ident, name=f"PJSIP/{ident}", state=c["state"], dialplan=where)
 
     def snapshot(self) -> AriSnapshot:

@@ -327,6 +327,18 @@ def test_an_app_that_restarts_alone_goes_by_what_asterisk_has() -> None:
     assert bench.machine.core.calls["k1"].stage == "talking"
 
 
+def test_an_app_that_restarts_alone_with_a_moved_caller() -> None:
+    """No store: his channel came through the context of resumed legs, which leads nowhere."""
+    bench = Bench(())
+    moved(bench, "waiting")
+    bench.resume("k1", "7.2", {"c": "up"})
+    bench.store.up = False
+    bench.restart_app()
+    bench.sleep(3)
+    (went,) = bench.operations("channels.continueInDialplan")
+    assert (went["context"], went["extension"]) == ("from-trunk", "6000")
+
+
 def test_a_queued_call_after_a_restart_of_the_app() -> None:
     bench = Bench(())
     customer = bench.trunk()
