@@ -51,6 +51,8 @@ class Rehome:
         """call -> SIP keys of the sides rtpengine has given no port yet"""
         self._looking: set[str] = set()
         """Calls of which rtpengine is being asked what it has"""
+        self._doubted: set[str] = set()
+        """Calls to ask of when their ports are there"""
 
     def refuse_unanswered(self, call: EdgeCall) -> None:
         """A caller without an answer waits for it from the other address, where his CANCEL
@@ -78,8 +80,12 @@ class Rehome:
                 self._dialling.ring_again(call, leg)
 
     def look(self, call: EdgeCall) -> None:
-        """rtpengine refused something, or has been away: what does it have of the call?"""
-        if call.ended or call.call in self._looking or self._opening.get(call.call):
+        """rtpengine refused something, or has been away, or we have: what does it have of the
+        call? A connection to a tag without media it calls done, so that proves nothing."""
+        if call.ended or call.call in self._looking:
+            return
+        if self._opening.get(call.call):
+            self._doubted.add(call.call)
             return
         self._looking.add(call.call)
 
@@ -129,7 +135,13 @@ class Rehome:
     def _opened(self, call: EdgeCall, key: str) -> None:
         opening = self._opening.get(call.call, set())
         opening.discard(key)
-        if not opening and self._opening.pop(call.call, None) is not None and not call.ended:
+        if opening or self._opening.pop(call.call, None) is None:
+            return
+        doubted = call.call in self._doubted
+        self._doubted.discard(call.call)
+        if not call.ended:
+            if doubted:
+                self.look(call)
             call.media.doubtful = True  # said before there was a port, it may count for nothing
             self._calls.apply_media(call)
 
@@ -182,14 +194,19 @@ class Rehome:
                            leg=leg.leg)  # fmt: skip
         self._calls.end_leg(call, leg, LOST, "41")
 
-    @staticmethod
-    def _if_away(call: EdgeCall, leg: PhoneLeg, act: Callable[[], None]) -> None:
+    def _if_away(self, call: EdgeCall, leg: PhoneLeg, act: Callable[[], None]) -> None:
         if leg.alive and leg.elsewhere and not call.ended:
             act()
+        else:
+            self._opened(call, leg.key)
 
     def phone_answered(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """It has accepted a re-INVITE of ours: it speaks to us from now on."""
+        """It has accepted a re-INVITE of ours: it speaks to us from now on. One that had to
+        wait may have offered a port that is gone meanwhile."""
         if not leg.elsewhere:
+            return
+        if not self._was_offered(leg):
+            self.answered(call, leg)
             return
         leg.elsewhere = False
         self._until.pop(leg.key, None)
@@ -241,7 +258,9 @@ class Rehome:
 
     def node_answered(self, call: EdgeCall, half: NodeLeg) -> None:
         """The node's Asterisk speaks to us from now on."""
-        if half.elsewhere:
+        if half.elsewhere and not self._was_offered(half):
+            self.half_answered(call, half)
+        elif half.elsewhere:
             half.elsewhere = False
             self._calls.touch(call)
 
@@ -256,6 +275,16 @@ class Rehome:
             return
         self._takeover.lose(call, f"its node did not take our address: {status}")
         self._takeover.pump()
+
+    def _was_offered(self, side: PhoneLeg | NodeLeg) -> bool:
+        """Whether the last description of ours that counts names the port of today."""
+        try:
+            session = SessionDescription.parse(self._context.sip.local_sdp(side.key) or "")
+        except SdpError:
+            return False
+        audio = session.audio()
+        where = (audio.connection or session.connection, audio.port) if audio else None
+        return where == (side.host, side.port)
 
     def _far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:
         """rtpengine here has never heard of it."""
