@@ -29,7 +29,7 @@ from ari_ha.cli.chaos_judge import (
     Pair,
     Verdict,
 )
-from ari_ha.cli.chaos_menu import leave_menu
+from ari_ha.cli.chaos_menu import heard_digits, leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import FAULTS, NODES, LabError, Struck
@@ -96,6 +96,9 @@ class Run:
     address_moves: bool = True
     pairs: list[Pair] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    typed: dict[str, str] = field(default_factory=dict)
+    """call -> digits that nodes had heard before the fault"""
+    struck_at: float = 0.0
     after: dict[str, int] = field(default_factory=dict)
     mended_at: float = field(default_factory=time.monotonic)
     """Monotonic seconds"""
@@ -127,6 +130,8 @@ class Run:
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
+            if self.state == "ivr":
+                self.typed = {pair.call: heard_digits(stage.edge_call(pair.call)) for pair in self.pairs}
             then = after.before(stage, self.host if self.fault in APP_FAULTS else "")
             at = time.time()
             self._strike_and_watch(then)
@@ -182,6 +187,7 @@ class Run:
         stage, edge = self.stage, self.stage.active_edge()
         stage.say(f"striking: {self.fault} {self.host}")
         struck = FAULTS[self.fault](stage.lab, self.host)
+        self.struck_at = struck.at
         try:
             if self.during in inside.HANGUPS:
                 by_caller = self.during == inside.HANGUP_CALLER
@@ -468,7 +474,7 @@ class Run:
 
     def _choose(self, verdicts: Sequence[Verdict]) -> None:
         """The menu still knows what was typed; then as any caller who waits."""
-        leave_menu(self.stage, verdicts)
+        leave_menu(self.stage, verdicts, self.typed, self.struck_at)
         self._serve(verdicts)
 
     def _unsupervise(self, verdicts: Sequence[Verdict]) -> None:

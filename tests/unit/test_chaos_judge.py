@@ -12,6 +12,7 @@ from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.chaos import report
 from ari_ha.cli.chaos_inside import answer_times
 from ari_ha.cli.chaos_judge import Pair, Verdict
+from ari_ha.cli.chaos_menu import all_digits
 from ari_ha.cli.chaos_run import MEND_AFTER_S
 
 
@@ -250,3 +251,12 @@ def test_the_titles_of_the_table_say_how_long_the_fault_lasts() -> None:
         assert titles
         for title in titles:
             assert words.format(MEND_AFTER_S[fault]) in title
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(True, "1111"), (False, "111111")])
+def test_digits_from_before_the_fault_count_where_the_edge_is_another(kept: bool, expected: str) -> None:
+    """An edge that took over knows only what nodes heard since."""
+    at = (9.0, 9.5, 11.0, 12.0) if kept else (11.0, 11.5, 12.0, 12.5)
+    digits = [{"leg": "c", "digit": "1", "at_utc": utc} for utc in at]
+    digits.append({"leg": "a1", "digit": "2", "at_utc": 8.0})
+    assert all_digits({"digits": digits}, "11", 10.0) == expected
