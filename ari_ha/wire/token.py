@@ -69,7 +69,17 @@ class BadToken(ValueError):
 
 
 def sign(token: LegToken, key: bytes) -> str:
-    """The header value for ``token``."""
+    """The header value for ``token``. Of the legs that ended, the newest that there is room for: a call
+    must not be lost because of its history."""
+    text = _signed(token, key)
+    while len(text) > TOKEN_MAX_CHARS and token.ended:
+        newest = list(token.ended.items())[(len(token.ended) + 1) // 2 :]
+        token = msgspec.structs.replace(token, ended=dict(newest))
+        text = _signed(token, key)
+    return text
+
+
+def _signed(token: LegToken, key: bytes) -> str:
     body = base64.urlsafe_b64encode(msgspec.json.encode(token)).rstrip(b"=")
     return f"{body.decode()}.{_signature(body, key)}"
 

@@ -47,3 +47,11 @@ def test_any_text(text):
 def test_another_key(token):
     with pytest.raises(BadToken):
         verify(sign(token, b"another"), KEY)
+
+
+@given(st.integers(0, 400))
+def test_a_long_history_makes_no_token_that_is_refused(count):
+    ended = {f"a{number}": "agent" for number in range(count)}
+    back = verify(sign(LegToken(kind="resume", call="k", leg="c", epoch="1.1", ended=ended), b"key"), b"key")
+    assert list(back.ended.items()) == list(ended.items())[count - len(back.ended) :]
+    assert len(back.ended) >= min(count, 24)
