@@ -391,6 +391,8 @@ class Run:
     def _after_mending(self) -> None:
         """The broken part returns; living calls must not notice."""
         stage = self.stage
+        # an edge may still think well of an app that is just being started again
+        until("every app answers", 90, lambda: [stage.node_http(node, "/v1/calls") for node in NODES], 0.2)
         until("all nodes take calls again", 90, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
         until("the pair is whole again", 60, stage.pair_is_whole, 0.2)
         time.sleep(STEADY_S)
