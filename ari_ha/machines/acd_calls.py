@@ -143,7 +143,9 @@ class Calls(Attempts):
             self._resume_attempt(name, agent, alive, talking)
             due = desk.now + desk.settings.recovering_after_s
             self._moved[call, name] = Moved(due, desk.utc, from_node)
-        for lost in [a for a in alive if a not in self.attempts and not talking]:
+        # whoever is there talks, whatever is known of him: only a phone that still rings is taken back
+        ringing = [attempt for attempt, state in alive.items() if state == "ringing"]
+        for lost in [a for a in ringing if a not in self.attempts and not talking]:
             desk.order(CancelAttempt(call=call, attempt=lost, agent="", why="lost"))
         for name in talking:
             if not any(a.agent == name for a in self._attempts_of(call)):

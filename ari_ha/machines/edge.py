@@ -315,6 +315,7 @@ class EdgeMachine:
                 self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
                 if frame.ready:
                     self.takeover.stay(node, APP_AWAY)
+                    self.transfers.node_ready(node)
                 self.takeover.pump()
             case link.AsteriskGone():
                 self.watch.asterisk_gone(node, frame.incarnation, frame.reason)

@@ -88,6 +88,16 @@ class Transfers:
             self._context.link(node.config.name, frame)
         self._setup.invite_node(call, leg, node, call.epoch, "agent")
 
+    def node_ready(self, node: str) -> None:
+        """A second line that began while the node's app was away gets its half there now: the
+        call was not lost, so no survivor was told of it."""
+        for call in self._calls.of_node(node):
+            if call.lost or call.move is not None or call.ended:
+                continue
+            for leg in [leg for leg in call.living() if leg.of and leg.leg not in call.halves]:
+                if leg.port:  # else what opens its media goes on from there
+                    self._to_node(call, leg)
+
     # --- REFER ----------------------------------------------------------------------
 
     def refer(self, event: InDialogRequest) -> None:

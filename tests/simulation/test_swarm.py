@@ -39,7 +39,6 @@ def verdict(result: Result, plan: Plan = EASY) -> str:
 
 KNOWN_FULL = {
     55: "transferred into a queue, and the record of that is lost: the survivor leaves him alone",
-    123: "a second line called while its node's app was away: no half of it is made at the node afterwards",
 }
 """Seeds of the full plan whose fault is known and not mended (docs/internals/simulator.md)."""
 

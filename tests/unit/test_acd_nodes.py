@@ -7,6 +7,7 @@ import pytest
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.acd_orders import (
     AttemptWon,
+    CancelAttempt,
     StartAttempt,
 )
 from ari_ha.simulation.acd_cluster import Cluster
@@ -292,3 +293,20 @@ def test_who_talks_in_one_call_is_not_rung_for_another_that_is_taken_up(cluster:
     c.flow()
     node.acd.check()
     assert not [order for order in orders(c, "n2", StartAttempt) if order.agent == "alice"]
+
+
+@pytest.mark.parametrize(("state", "cancelled"), [("up", 0), ("ringing", 1)])
+def test_only_a_phone_that_rings_is_taken_back_when_its_attempt_is_over(
+    cluster: Cluster, state: str, cancelled: int
+) -> None:
+    """He has two conversations, and the store names the other one: nobody who talks is cut off."""
+    c = cluster
+    c.agent("alice", "support")
+    for call in ("k1", "k2"):
+        c.call(call, "", "n1")
+    node = c.nodes["n1"]
+    c._took(node, node.acd.caller_resumed("k2", "", 0.0, 0, "4930", c.now, c.utc, talking=["alice"]))
+    before = len(orders(c, "n1", CancelAttempt))
+    alive = {"x1": state}
+    c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4931", c.now, c.utc, alive=alive))
+    assert len(orders(c, "n1", CancelAttempt)) - before == cancelled

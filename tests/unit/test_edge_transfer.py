@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
@@ -290,3 +291,19 @@ def test_a_target_that_refuses_in_the_gap_is_not_called_again(world):
     world.run(1)
     assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here" and not call.legs["a1"].refer
     assert [f for n in world.nodes.values() if n is not node for f in n.got(link.TransferAsked)] == []
+
+
+def test_a_second_line_that_begins_while_its_nodes_app_is_away_gets_there_when_it_is_back(world):
+    _, call, node, phone, _ = talking(world)
+    world.post(LinkDown(peer=node.name, reason="silence", clean=False))
+    for other in world.nodes.values():
+        other.auto_answer_new = False
+    consult(world, phone)
+    assert call.legs["k1"].alive and "k1" not in call.halves
+    world.post_link(node, f"{node.name}-1")
+    world.settle()
+    assert call.halves["k1"].node.name == node.name
+    half = call.halves["k1"]
+    world.say(node, link.NodeState(ready=True, asterisk="up"))
+    world.settle()
+    assert call.halves["k1"] is half
