@@ -7,13 +7,12 @@ all the same; it is marked, and the ACD rings nobody there until it answers or r
 
 from __future__ import annotations
 
+from ari_ha.machines import options
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.registrar import Registrar
 
 LOOK_S = 1.0
 """Bindings are looked through this often: a phone may be asked that much late."""
-ANSWER_LIMIT_S = 4.0
-"""No answer by then counts as missed; SIP's own timeout is 32 s."""
 KEY = "phone/"
 Contact = tuple[str, str]
 """Address of record and the contact's hash"""
@@ -59,17 +58,9 @@ class PhoneCare:
         flow, target, routes = self._registrar.route(value)
         key = f"{KEY}{context.serial()}"
         self._asked[key] = who
-        context.sip.request(
-            key,
-            "OPTIONS",
-            flow=flow,
-            target=target,
-            from_=f"<sip:ping@{context.config.realm}>",
-            to=f"<sip:{value.aor}@{context.config.realm}>",
-            headers=(*routes, ("Contact", context.sip.contact(flow)), ("Accept", "application/sdp")),
-            now=context.now,
-        )
-        context.at(f"{key}/missed", context.now + ANSWER_LIMIT_S, lambda: self.heard(key, False))
+        realm = context.config.realm
+        options.ask(context, key, flow, target, realm, f"sip:{value.aor}@{realm}", routes)
+        context.at(f"{key}/missed", context.now + options.ANSWER_LIMIT_S, lambda: self.heard(key, False))
 
     def heard(self, key: str, answered: bool) -> None:
         """An answer, whatever it says, or the lack of one."""

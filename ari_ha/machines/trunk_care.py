@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ari_ha.machines import options
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.trunk_targets import DOWN, UNKNOWN, UP, Target, reach_of
 from ari_ha.machines.trunks import RESTS_S, Trunks
@@ -26,8 +27,6 @@ RETRY_MAX_S = 600.0
 AUTH_TRIES_MAX = 3
 """Challenges answered in one round: one, a stale nonce, and one more."""
 EXPIRES_MIN_S, EXPIRES_MAX_S = 10, 86_400
-OPTIONS_LIMIT_S = 4.0
-"""No answer to OPTIONS by then counts as missed; the SIP timeout is 32 s."""
 OPTIONS_MISSED_MAX = 2
 DEAD_STATUSES = frozenset((408, 502, 503, 504))
 """Answers to OPTIONS that say that nobody is there to serve."""
@@ -126,17 +125,9 @@ class TrunkCare:
         context, number = self._context, str(self._context.serial())
         self._asked[number] = (name, target)
         flow = self._trunks.flow(trunk, target)
-        context.sip.request(
-            f"{KEY}{name}/options/{number}",
-            "OPTIONS",
-            flow=flow,
-            target=self._trunks.uri(trunk, ""),
-            from_=f"<sip:ping@{context.config.public_host}>",
-            to=f"<{self._trunks.uri(trunk, '')}>",
-            headers=(("Contact", context.sip.contact(flow)), ("Accept", "application/sdp")),
-            now=context.now,
-        )
-        limit = min(OPTIONS_LIMIT_S, trunk.options_interval_s)
+        uri = self._trunks.uri(trunk, "")
+        options.ask(context, f"{KEY}{name}/options/{number}", flow, uri, context.config.public_host, uri)
+        limit = min(options.ANSWER_LIMIT_S, trunk.options_interval_s)
         context.at(f"{KEY}{number}/missed", context.now + limit,
                    lambda: self._lives(number, False, "no answer"))  # fmt: skip
 
