@@ -111,7 +111,8 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
     """Fault and state of every run; words separated by commas count as several."""
     from ari_ha.cli.chaos_inside import ACTS_OF_AGENT, DURING, HOLD_AGENT, REFER_AGENT
     from ari_ha.cli.chaos_judge import ALONE_STATES, STATES
-    from ari_ha.cli.chaos_stage import CALLS_MAX, SALES
+    from ari_ha.cli.chaos_party import CALLS_MAX as THIRD_PERSONS_MAX
+    from ari_ha.cli.chaos_stage import CALLS_MAX
     from ari_ha.cli.lab import FAULTS
 
     chosen_faults = [word for text in faults for word in text.split(",")] or list(PLAN_FAULTS)
@@ -125,8 +126,8 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
         fail("a queued call has no agent who could do that", status=2)
     if during in (HOLD_AGENT, REFER_AGENT) and {*chosen_states} - {"talking"}:
         fail("only people who talk can be put on hold or be transferred", status=2)
-    if during == REFER_AGENT and calls > len(SALES):
-        fail(f"there are {len(SALES)} phones to transfer to", status=2)
+    if during == REFER_AGENT and calls > THIRD_PERSONS_MAX:
+        fail(f"there are {THIRD_PERSONS_MAX} phones to transfer to", status=2)
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
 
 

@@ -75,9 +75,7 @@ def refer(stage: Stage, verdicts: Iterable[Verdict], struck_at: float) -> None:
         stage.far.order(verdict.pair.agent_call, "refer", number=others[verdict.pair.customer])
 
     def there() -> bool:
-        calls = stage.far.calls(living="1")
-        up = {c["owner"]: c["call"] for c in calls if c["way"] == "in" and c["state"] == "up"}
-        at_edge = stage.edge_calls()
+        up, at_edge = stage.came_in("up"), stage.edge_calls()
         for verdict in verdicts:
             pair, other = verdict.pair, others[verdict.pair.customer]
             legs = at_edge[pair.caller]["legs"] if pair.caller in at_edge else {}

@@ -150,6 +150,11 @@ class Stage:
         """All calls of the far ends by id."""
         return {call["call"]: call for call in self.far.calls()}
 
+    def came_in(self, state: str) -> dict[str, str]:
+        """Calls in this state that somebody made to a phone, by the phone."""
+        calls = self.far_calls().values()
+        return {c["owner"]: c["call"] for c in calls if (c["way"], c["state"]) == ("in", state)}
+
     def measure(self, since: float, pairs: Sequence[Pair], until: float | None = None) -> dict[str, Any]:
         """The far ends' rows of these calls, by id."""
         idents = [
@@ -402,10 +407,7 @@ class Stage:
 
     def rung_anew(self, pairs: Sequence[Pair]) -> None:
         """An edge at another address rings the same phones anew: for the far ends another call."""
-        far = self.far_calls().values()
-        rings = {
-            call["owner"]: call["call"] for call in far if (call["way"], call["state"]) == ("in", "ringing")
-        }
+        rings = self.came_in("ringing")
         for pair in pairs:
             pair.agent_call = rings.get(pair.agent, pair.agent_call)
 
@@ -446,8 +448,7 @@ class Stage:
             self.supervise(pair, SUPERVISED[pair.state], devices[pair.customer])
 
         def there() -> bool:
-            calls = self.far_calls().values()
-            up = {c["owner"]: c["call"] for c in calls if c["way"] == "in" and c["state"] == "up"}
+            up = self.came_in("up")
             at_edge = self.edge_calls()
             for pair in pairs:
                 pair.supervisor_call = up.get(devices[pair.customer], "")
