@@ -8,9 +8,9 @@ import pytest
 
 from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED
 from ari_ha.cli.chaos_mixed import shares
-from ari_ha.cli.chaos_run import Run
 from ari_ha.cli.chaos_stage import Stage
 from ari_ha.cli.lab_versions import there
+from tests.support.chaos_runs import survives
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -20,13 +20,7 @@ MIXED_CALLS = 10
 
 
 def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) -> dict[str, Any]:
-    count = MIXED_CALLS if state == MIXED else CALLS
-    report = Run(stage, fault, state, count, serial, **more).perform()
-    against = {call["call"]: call["why"] for call in report["calls"] if not call["survived"]}
-    assert not against
-    assert not any(report["after"].values()), (report["after"], report["left"])
-    assert len(report["calls"]) == count
-    return report
+    return survives(stage, fault, state, MIXED_CALLS if state == MIXED else CALLS, serial, **more)
 
 
 @pytest.mark.parametrize(

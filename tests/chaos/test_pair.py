@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ari_ha.cli.chaos_run import Run
 from ari_ha.cli.chaos_stage import Stage, until
 from ari_ha.cli.lab import FAULTS, NETWORK, PAIR
+from tests.support.chaos_runs import survives_within
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -34,12 +34,7 @@ def pair(running_lab: Stage) -> Stage:
 
 
 def perform(stage: Stage, fault: str, state: str, serial: int = 0) -> None:
-    report = Run(stage, fault, state, CALLS, serial).perform()
-    assert not {call["call"]: call["why"] for call in report["calls"] if not call["survived"]}
-    assert not any(report["after"].values()), (report["after"], report["left"])
-    if state == "talking":
-        for call in report["calls"]:
-            assert max(call["lost_audio_ms"].values()) <= LOST_MAX_MS[fault]
+    survives_within(stage, fault, state, CALLS, serial, LOST_MAX_MS)
 
 
 @pytest.mark.parametrize("fault", LOST_MAX_MS)

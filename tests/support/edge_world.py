@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ari_ha.core.machine import DeadlineReached, Done, Effect, Note, OutcomeOf, Refused, Unreachable
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp, SendLink
@@ -365,6 +365,13 @@ class EdgeWorld:
         ):  # fmt: skip
             self.revision += 1
             self.store[key] = KeyValue(key, encode(value), self.revision)
+
+    def with_users(self, *users: str) -> Self:
+        """The same world, and these users in the directory."""
+        for user in users:
+            self.add_user(user)
+        self.snapshots()
+        return self
 
     def register(self, user: str) -> Party:
         """A phone registers with digest."""

@@ -70,18 +70,14 @@ def wrong_password(world: EdgeWorld, user: str, party: Party) -> int:
 
 
 def test_guessing_passwords_is_banned_for_a_while() -> None:
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     guesser = world.phones["guesser"] = Party("10.0.1.90", 5060, world.new_id)
     tried = [wrong_password(world, "1001", guesser) for _ in range(LIMITS.auth_failures_max + 2)]
     assert tried == [401] * LIMITS.auth_failures_max + [0, 0]
 
 
 def test_phones_that_come_before_the_directory_are_not_banned() -> None:
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     office = world.phones["office"] = Party("10.0.1.91", 5060, world.new_id)
     assert [wrong_password(world, "1002", office) for _ in range(60)] == [401] * 60
     world.add_user("1002")

@@ -24,14 +24,6 @@ from tests.support.edge_world import EDGE_PUBLIC, KEY, EdgeWorld, Party, digest_
 from tests.unit.test_edge_machine import talking
 
 
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
-
-
 def stranger(world: EdgeWorld) -> Party:
     party = Party("10.0.1.99", 5060, world.new_id)
     world.phones["stranger"] = party

@@ -13,14 +13,6 @@ from tests.support.edge_world import EdgeWorld
 from tests.unit.test_edge_machine import talking
 
 
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
-
-
 def drain(world: EdgeWorld, node: str, **how) -> None:
     world.revision += 1
     key = world.keys.drain(node)

@@ -28,10 +28,7 @@ class RecordingWorld(EdgeWorld):
 
 @pytest.fixture
 def world() -> RecordingWorld:
-    world = RecordingWorld()
-    world.add_user("1001")
-    world.snapshots()
-    return world
+    return RecordingWorld().with_users("1001")
 
 
 def talk(world: EdgeWorld) -> tuple[str, Any, Any, Any]:

@@ -153,9 +153,7 @@ def test_only_between_two_that_may(here, there):
 
 
 def test_a_phone_is_no_fax():
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     put(world, world.keys.trunk("carrier1"), TrunkValue(trunk="carrier1", hosts=[CARRIER[0]], t38=True))
     caller, _, _, phone, _ = talking(world)
     offer(world, world.carrier, caller, image(world.carrier, 51_000))

@@ -35,10 +35,7 @@ def at_places(world: EdgeWorld, count: int) -> list[Party]:
 
 @pytest.fixture
 def world() -> Forking:
-    w = Forking()
-    w.add_user("1001")
-    w.snapshots()
-    return w
+    return Forking().with_users("1001")
 
 
 def ring(world: EdgeWorld, attempt: str = "t1") -> tuple[str, Any, Node]:
@@ -66,9 +63,7 @@ def test_the_newest_ring(world, registered):
 
 
 def test_one_alone_unless_it_is_wanted():
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     places = at_places(world, 2)
     ring(world)
     assert [bool(key) for key in invited(places)] == [False, True]

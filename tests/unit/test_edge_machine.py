@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ari_ha.core.machine import Count, Note
 from ari_ha.core.ports.link import LinkDown, LinkReceived
 from ari_ha.core.ports.media import NgCommand
@@ -11,14 +9,6 @@ from ari_ha.sip import events as sip
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire import link
 from tests.support.edge_world import EdgeWorld, kill
-
-
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
 
 
 def talking(world: EdgeWorld, state: str = "hitless"):

@@ -13,14 +13,6 @@ from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, Party, kill
 from tests.unit.test_edge_machine import talking
 
 
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
-
-
 def say(world: EdgeWorld, party: Party, leg: str, text: str) -> int:
     """The answer to a MESSAGE in the dialog."""
     party.sip.request_in_dialog(leg, "MESSAGE", world.now, content_type="text/plain", body=text.encode())
@@ -102,9 +94,7 @@ class Slow(EdgeWorld):
 
 def test_while_the_answer_is_being_written_down():
     """A phone that answers at once without ringing: its caller has no dialog yet."""
-    world = Slow()
-    world.add_user("1001")
-    world.snapshots()
+    world = Slow().with_users("1001")
     phone = world.register("1001")
     for node in world.nodes.values():
         node.auto_answer_new = False

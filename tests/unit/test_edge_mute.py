@@ -9,14 +9,6 @@ from tests.support.edge_world import EdgeWorld, kill
 from tests.unit.test_edge_machine import talking
 
 
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
-
-
 def ask(world: EdgeWorld, call: str, leg: str, muted: object) -> int:
     status, _ = world.edge._answer("mute", {"call": call, "leg": leg, "muted": muted})
     world.post(OperatorRequest(request="r", verb="status"))

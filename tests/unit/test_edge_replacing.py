@@ -17,11 +17,7 @@ from tests.unit.test_edge_machine import talking
 
 @pytest.fixture
 def world() -> EdgeWorld:
-    w = EdgeWorld()
-    for user in ("1001", "1002"):
-        w.add_user(user)
-    w.snapshots()
-    return w
+    return EdgeWorld().with_users("1001", "1002")
 
 
 def name_of(party: Party, leg: str, more: str = "", swapped: bool = False) -> tuple[str, str]:
@@ -119,9 +115,7 @@ class SlowEtcd(EdgeWorld):
 
 
 def test_the_edge_dies_before_the_new_dialog_was_written():
-    world = SlowEtcd()
-    world.add_user("1001")
-    world.snapshots()
+    world = SlowEtcd().with_users("1001")
     _, call, _, phone, leg = talking(world)
     world.stuck = True
     other = other_phone(world)
@@ -165,9 +159,7 @@ def test_the_edge_dies_as_soon_as_the_new_dialog_was_written(rang):
 
 
 def test_the_old_dialog_ends_though_etcd_never_answers():
-    world = SlowEtcd()
-    world.add_user("1001")
-    world.snapshots()
+    world = SlowEtcd().with_users("1001")
     _, _, _, phone, leg = talking(world)
     world.stuck = True
     replace(world, other_phone(world), "1001", name_of(phone, leg))

@@ -129,9 +129,7 @@ def test_an_offer_may_not_drop_the_protection() -> None:
 
 
 def test_phones_on_tls_are_offered_srtp() -> None:
-    world = SrtpWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = SrtpWorld().with_users("1001")
     phone = world.register("1001")
     (held,) = world.edge.registrar._bindings["1001"].values()
     held.value.transport, held.value.conn = "tls", "c1"
@@ -141,9 +139,7 @@ def test_phones_on_tls_are_offered_srtp() -> None:
 
 
 def test_a_phone_that_reconnects_keeps_its_dialogs() -> None:
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     phone = world.register("1001")
     call, node = served(world)
     world.dial(node, call, "a1", "1001")

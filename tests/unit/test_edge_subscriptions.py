@@ -18,14 +18,6 @@ from tests.unit.test_edge_trunks import invites, put, served
 DIALOG, MESSAGES = "dialog", "message-summary"
 
 
-def world_with(*users: str) -> EdgeWorld:
-    world = EdgeWorld()
-    for user in users:
-        world.add_user(user)
-    world.snapshots()
-    return world
-
-
 class Lamp:
     """One subscription of a phone."""
 
@@ -88,7 +80,7 @@ class Lamp:
 
 
 def test_a_lamp_needs_a_password() -> None:
-    world = world_with("1001", "1002")
+    world = EdgeWorld().with_users("1001", "1002")
     lamp = Lamp(world, "1001", DIALOG, "1002")
     assert lamp.ask(authenticate=False) == 401
     assert lamp.ask() == 200
@@ -97,23 +89,23 @@ def test_a_lamp_needs_a_password() -> None:
 
 @pytest.mark.parametrize(("package", "status"), [("presence", 489), ("", 489)])
 def test_other_packages_are_refused_by_name(package: str, status: int) -> None:
-    lamp = Lamp(world_with("1001"), "1001", package, "1001")
+    lamp = Lamp(EdgeWorld().with_users("1001"), "1001", package, "1001")
     assert lamp.ask() == status
     assert lamp.headers["allow-events"] == "dialog, message-summary"
 
 
 def test_messages_of_others_are_nobodys_business() -> None:
-    assert Lamp(world_with("1001", "1002"), "1001", MESSAGES, "1002").ask() == 403
+    assert Lamp(EdgeWorld().with_users("1001", "1002"), "1001", MESSAGES, "1002").ask() == 403
 
 
 def test_a_short_interval_is_refused() -> None:
-    lamp = Lamp(world_with("1001"), "1001", MESSAGES, "1001")
+    lamp = Lamp(EdgeWorld().with_users("1001"), "1001", MESSAGES, "1001")
     assert lamp.ask(expires=5) == 423
     assert lamp.headers["min-expires"] == "60"
 
 
 def test_messages_are_told_at_once_and_when_they_change() -> None:
-    world = world_with("1001")
+    world = EdgeWorld().with_users("1001")
     lamp = Lamp(world, "1001", MESSAGES, "1001")
     assert lamp.ask() == 200
     first = lamp.last()
@@ -142,7 +134,7 @@ def state_of(request: Request) -> list[tuple[str, str]]:
 
 
 def test_a_busy_lamp_follows_a_call() -> None:
-    world = world_with("1001", "1002")
+    world = EdgeWorld().with_users("1001", "1002")
     lamp = Lamp(world, "1001", DIALOG, "1002")
     lamp.ask()
     assert state_of(lamp.last()) == []
@@ -163,7 +155,7 @@ def test_a_busy_lamp_follows_a_call() -> None:
 
 @pytest.mark.parametrize("attempt", ["", "t1"])
 def test_a_lamp_names_what_may_be_picked_up(attempt: str) -> None:
-    world = world_with("1001", "1002")
+    world = EdgeWorld().with_users("1001", "1002")
     lamp = Lamp(world, "1001", DIALOG, "1002")
     lamp.ask()
     watched = world.register("1002")
@@ -182,7 +174,7 @@ def test_a_lamp_names_what_may_be_picked_up(attempt: str) -> None:
 
 
 def test_a_refresh_tells_again_and_the_end_is_told() -> None:
-    world = world_with("1001")
+    world = EdgeWorld().with_users("1001")
     lamp = Lamp(world, "1001", MESSAGES, "1001")
     lamp.ask()
     count = len(lamp.told)
@@ -196,7 +188,7 @@ def test_a_refresh_tells_again_and_the_end_is_told() -> None:
 
 
 def test_nobody_refreshes_and_it_is_over() -> None:
-    world = world_with("1001")
+    world = EdgeWorld().with_users("1001")
     lamp = Lamp(world, "1001", MESSAGES, "1001")
     lamp.ask(expires=60)
     world.run(70, step=0.5)
@@ -204,7 +196,7 @@ def test_nobody_refreshes_and_it_is_over() -> None:
 
 
 def test_a_phone_that_knows_nothing_of_it_is_forgotten() -> None:
-    world = world_with("1001")
+    world = EdgeWorld().with_users("1001")
     lamp = Lamp(world, "1001", MESSAGES, "1001")
     lamp.ask()
     world.run(1)
@@ -215,7 +207,7 @@ def test_a_phone_that_knows_nothing_of_it_is_forgotten() -> None:
 
 
 def test_somebody_else_cannot_refresh_it() -> None:
-    world = world_with("1001", "1002")
+    world = EdgeWorld().with_users("1001", "1002")
     lamp = Lamp(world, "1001", MESSAGES, "1001")
     lamp.ask()
     thief = Lamp(world, "1002", MESSAGES, "1001")
@@ -224,7 +216,7 @@ def test_somebody_else_cannot_refresh_it() -> None:
 
 
 def test_a_new_process_tells_everybody_and_goes_on() -> None:
-    world = world_with("1001", "1002")
+    world = EdgeWorld().with_users("1001", "1002")
     lamp = Lamp(world, "1001", DIALOG, "1002")
     lamp.ask()
     before = lamp.last()
@@ -238,7 +230,7 @@ def test_a_new_process_tells_everybody_and_goes_on() -> None:
 
 
 def test_limits() -> None:
-    world = world_with("1001")
+    world = EdgeWorld().with_users("1001")
     statuses = {Lamp(world, "1001", DIALOG, f"{n}").ask() for n in range(65)}
     assert statuses == {200, 503}
     assert isinstance(world.phones["1001"], Party) and EDGE_PUBLIC

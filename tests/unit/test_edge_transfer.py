@@ -20,11 +20,7 @@ from tests.unit.test_edge_outbound import dial
 
 @pytest.fixture
 def world() -> EdgeWorld:
-    w = EdgeWorld()
-    for user in ("1001", "1002"):
-        w.add_user(user)
-    w.snapshots()
-    return w
+    return EdgeWorld().with_users("1001", "1002")
 
 
 def refer(world: EdgeWorld, phone: Any, leg: str, target: str, **headers: str) -> None:

@@ -27,9 +27,7 @@ def add(world: EdgeWorld, key: str, **places: dict) -> None:
 
 
 def test_what_a_newer_edge_wrote_is_still_there_after_an_older_one_went_on() -> None:
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     _, call, *_ = talking(world)
     world.run(1.0)
     keys = world.keys

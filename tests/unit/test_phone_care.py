@@ -25,10 +25,7 @@ class Asking(EdgeWorld):
 
 @pytest.fixture
 def world() -> EdgeWorld:
-    w = Asking()
-    w.add_user("1001")
-    w.snapshots()
-    return w
+    return Asking().with_users("1001")
 
 
 def asked(phone: Party) -> list[sip.RequestReceived]:
@@ -55,9 +52,7 @@ def binding(world: EdgeWorld) -> BindingValue:
 
 
 def test_nobody_is_asked_unless_it_is_wanted():
-    world = EdgeWorld()
-    world.add_user("1001")
-    world.snapshots()
+    world = EdgeWorld().with_users("1001")
     phone = world.register("1001")
     world.run(90.0, step=1.0)
     assert not asked(phone)

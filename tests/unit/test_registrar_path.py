@@ -15,14 +15,6 @@ NEAR, FAR = "<sip:10.0.1.60:6001;lr>", "<sip:edge.branch.example;lr;ob>"
 PHONE = "sip:1001@192.168.1.20:5060"
 
 
-@pytest.fixture
-def world() -> EdgeWorld:
-    w = EdgeWorld()
-    w.add_user("1001")
-    w.snapshots()
-    return w
-
-
 def register(world: EdgeWorld, path: list[str], require: str = "") -> tuple[Party, Any]:
     """A phone behind a proxy registers; the proxy, and the last answer."""
     proxy = world.phones.setdefault("1001", Party("10.0.1.60", 6001, world.new_id))

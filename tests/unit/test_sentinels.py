@@ -48,11 +48,7 @@ class Rtp:
 
 @pytest.fixture
 def world() -> EdgeWorld:
-    w = EdgeWorld()
-    for user in ("1001", "1002", "1003", "1004"):
-        w.add_user(user)
-    w.snapshots()
-    return w
+    return EdgeWorld().with_users("1001", "1002", "1003", "1004")
 
 
 @pytest.fixture
