@@ -26,7 +26,7 @@ BORROWED = "1060"
 """The phone whose account the other programs use while our own stays silent."""
 BARESIP_USER = "1059"
 """Another one: SIPp's binding outlives its test. The directory has an MD5 digest of it only."""
-SIPP_PORT, BARESIP_PORT = 5090, 5095
+SIPP_PORT, REPLACED_PORT, BARESIP_PORT = 5090, 5092, 5095
 TELL_BARESIP = """
 import json, socket
 words = json.dumps({{"command": "{command}", "params": "{params}"}})
@@ -66,6 +66,18 @@ def sipp(stage: Stage, scenario: str, local: str, *more: str, limit_s: float = 6
     stage.lab.run(FAREND, "sh", "-c", command, limit_s=limit_s)
 
 
+def waiting_sipp(stage: Stage, name: str, local: str, *more: str) -> Callable[[], str]:
+    """Starts ``/tmp/NAME.xml`` for one call, without waiting; tells SIPp's exit status once it has ended."""
+    stage.lab.run(
+        FAREND,
+        "sh",
+        "-c",
+        f"cd /tmp && rm -f sipp-{name}.rc && (sipp -sf {name}.xml -i {local} -mi {local} -m 1 -nostdin "
+        f"-timeout 40 -timeout_error {' '.join(more)} >sipp-{name}.log 2>&1; echo $? >sipp-{name}.rc) &",
+    )
+    return lambda: _read(stage, f"/tmp/sipp-{name}.rc")
+
+
 @contextmanager
 def lent(stage: Stage, user: str) -> Iterator[str]:
     """Our own phone gives its account away; yields the password."""
@@ -96,9 +108,17 @@ def test_sipp_calls_and_is_answered(stage: Stage) -> None:
 def test_sipp_moves_its_call_to_another_phone(stage: Stage) -> None:
     """INVITE with Replaces from the carrier: one call, and its agent notices nothing."""
     stage.agents_in(["1001"])
+    put(stage, "sipp/replaced.xml", "/tmp/replaced.xml")
     put(stage, "sipp/replaces.xml", "/tmp/replaces.xml")
+    stage.lab.run(FAREND, "rm", "-f", "/tmp/replaced.dialog")
     before = {c["call"] for c in stage.far.calls()}
-    sipp(stage, "/tmp/replaces.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 1 -d 3000")
+    left = waiting_sipp(stage, "replaced", CARRIER, f"{EDGE}:5060 -p {REPLACED_PORT} -s 6000")
+    dialog = until("the first phone talks", 30, lambda: _read(stage, "/tmp/replaced.dialog").split(), 0.1)
+    old = f"-key old_call_id {dialog[0]} -key old_tag {dialog[1]}"
+    sipp(stage, "/tmp/replaces.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 1 -d 3000 {old}")
+    assert until("the first phone was hung up on", 10, left, 0.2) == "0", _read(
+        stage, "/tmp/sipp-replaced.log"
+    )
     rung = [c["call"] for c in stage.far.calls() if c["call"] not in before]
     assert len(rung) == 1, "the agent's phone noticed"
     until("the phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
@@ -138,19 +158,12 @@ def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str, proxied: b
     put(stage, "sipp/phone.xml", "/tmp/phone.xml", changed=phone if proxied else {}, USER=BORROWED)
     sipp(stage, "/tmp/register.xml", PHONES, f"-p {SIPP_PORT + 1} -m 1")
     stage.agents_out()
-    stage.lab.run(
-        FAREND,
-        "sh",
-        "-c",
-        f"cd /tmp && (sipp -sf phone.xml -i {PHONES} -mi {PHONES} -p {SIPP_PORT + 1} -m 1 -nostdin "
-        "-timeout 40 -timeout_error >sipp-phone.log 2>&1; echo $? >sipp-phone.rc) & rm -f /tmp/sipp-phone.rc",
-    )
+    code = waiting_sipp(stage, "phone", PHONES, f"-p {SIPP_PORT + 1}")
     ask_a_node(stage.cluster, stage.view(), BORROWED, "login", {"device": BORROWED})
     (ident,) = stage.far.place("6100", "15551060")
     until("SIPp's phone has answered", 30, lambda: _agent_up(stage, "15551060"), 0.1)
     stage.far.order(ident, "hangup")
-    code = until("SIPp's phone was hung up on", 30, lambda: _read(stage, "/tmp/sipp-phone.rc"), 0.2)
-    assert code == "0", _read(stage, "/tmp/sipp-phone.log")
+    assert until("SIPp's phone was hung up on", 30, code, 0.2) == "0", _read(stage, "/tmp/sipp-phone.log")
 
 
 def _agent_up(stage: Stage, caller: str) -> bool:

@@ -38,6 +38,8 @@ def use(stage: Stage, host: str, service: str, older: bool) -> None:
             lambda: stage.lab.child_pid(host, service) and not versions.runs_other(stage.lab, host, service),
             0.1,
         )
+    # An edge that has begun again has its links before etcd has told it its calls.
+    until("the edge serves", LIMIT_S, lambda: stage.edge_status()["serving"], 0.1)
     until("all nodes take calls", LIMIT_S, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
     assert {caller: row["epoch"] for caller, row in stage.edge_calls().items()} == before
 
