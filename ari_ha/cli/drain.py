@@ -146,7 +146,8 @@ def write(cluster: Cluster, node: str, **how: Any) -> None:
     """Writes the node's drain; what is there is replaced. Raises ClusterError."""
     from ari_ha.cli.cluster import ClusterError
     from ari_ha.core.ports.store import Compare, Put
-    from ari_ha.wire.keyspace import DrainValue, encode, merge_unknown
+    from ari_ha.wire.keyspace import DrainValue, encode
+    from ari_ha.wire.unknown_fields import merge_unknown
 
     key = cluster.keys.drain(node)
     found = cluster.get(key)

@@ -22,8 +22,9 @@ from ari_ha.machines.acd_log import lines as queue_lines
 from ari_ha.machines.acd_merge import groups, merge_group, ours_to_tell
 from ari_ha.machines.acd_queue import position
 from ari_ha.machines.acd_view import Dirty
-from ari_ha.wire.keyspace import Value, encode, merge_unknown
+from ari_ha.wire.keyspace import Value, encode
 from ari_ha.wire.outbox import QueueLine, QueueLogValue
+from ari_ha.wire.unknown_fields import merge_unknown
 
 TAG = "acd:"
 PUMP_ROUNDS_MAX = 10_000

@@ -15,9 +15,9 @@ from ari_ha.wire.keyspace import (
     SecretDialogsValue,
     Value,
     encode,
-    merge_unknown,
 )
 from ari_ha.wire.media_keys import hide
+from ari_ha.wire.unknown_fields import merge_unknown
 
 STORE_RETRY_S = 0.5
 

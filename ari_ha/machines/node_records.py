@@ -14,7 +14,8 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreChanged, StoreSnapshot, TxnResult
 from ari_ha.machines.node_context import NodeContext
-from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode, merge_unknown
+from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, encode
+from ari_ha.wire.unknown_fields import merge_unknown
 
 RETRY_S = 0.5
 DELETIONS_KEPT_MAX = 1_000

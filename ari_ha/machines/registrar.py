@@ -29,8 +29,8 @@ from ari_ha.wire.keyspace import (
     Value,
     decode,
     encode,
-    merge_unknown,
 )
+from ari_ha.wire.unknown_fields import merge_unknown
 
 REAP_INTERVAL_S = 5.0
 BINDINGS_PER_AOR_MAX = 8

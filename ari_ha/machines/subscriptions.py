@@ -30,8 +30,9 @@ from ari_ha.sip.subscription import (
     dialog_info,
     message_summary,
 )
-from ari_ha.wire.keyspace import BadValue, decode, encode, merge_unknown
+from ari_ha.wire.keyspace import BadValue, decode, encode
 from ari_ha.wire.sip_values import MailboxValue, SubscriptionValue
+from ari_ha.wire.unknown_fields import merge_unknown
 
 SUBSCRIPTIONS_MAX = 10_000
 SUBSCRIPTIONS_PER_USER_MAX = 64

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import ari_ha.wire
 from ari_ha.wire import link
 from ari_ha.wire.database_keys import DatabaseValue
-from ari_ha.wire.keyspace import Value, merge_unknown
+from ari_ha.wire.keyspace import Value
+from ari_ha.wire.unknown_fields import merge_unknown
 
 for found in pkgutil.iter_modules(ari_ha.wire.__path__):
     if not found.ispkg:
