@@ -14,6 +14,8 @@ from ari_ha.wire import ng
 RETRANSMIT_S = (0.1, 0.3, 0.6, 1.0)
 PING_INTERVAL_S = 0.5
 PING_LIMIT_S = 1.0
+LIVES_APART_S, AGE_ERROR_S = 5.0, 2.0
+"""Its age is in whole seconds, and an answer may be late."""
 
 
 class Rtpengine(asyncio.DatagramProtocol):
@@ -32,7 +34,7 @@ class Rtpengine(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._pinger: asyncio.Task[None] | None = None
         self._reachable: bool | None = None
-        self._started = ""
+        self._life = Life()
 
     async def start(self) -> None:
         """Opens the socket and begins to ping."""
@@ -106,24 +108,45 @@ class Rtpengine(asyncio.DatagramProtocol):
             why = ""
             try:
                 reply = await self._ask("statistics", {}, PING_LIMIT_S)
-                reachable = reply.get("result") == "ok"
-                started = _started(reply)
+                reachable, age_s = reply.get("result") == "ok", _age_s(reply)
             except (TimeoutError, ConnectionRefusedError) as error:
-                reachable, started, why = False, "", str(error) or "no reply"
-            restarted = reachable and self._started and abs(float(started) - float(self._started)) > 5.0
+                reachable, age_s, why = False, 0.0, str(error) or "no reply"
+            restarted = reachable and self._life.began_anew(age_s, time.monotonic())
             if reachable != self._reachable or restarted:
                 self._reachable = reachable
-                if reachable:
-                    self._started = started
-                self._post(MediaReach(reachable=reachable, started=self._started, why=why))
+                self._post(MediaReach(reachable=reachable, started=self._life.name, why=why))
             await asyncio.sleep(PING_INTERVAL_S)
 
 
-def _started(reply: dict[str, ng.NgValue]) -> str:
-    """Wall-clock start of this life of rtpengine, from its uptime in seconds."""
+class Life:
+    """Which life of rtpengine answers. Its age is its word, by its wall clock. A step of that clock, or
+    of ours, begins no life: one that is new began after the old one's last answer."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        """Of this life; empty before the first answer"""
+        self._began = self._answered = 0.0
+        """Monotonic seconds"""
+
+    def began_anew(self, age_s: float, now: float) -> bool:
+        """An answer of a process of this age; whether it is not the one that answered before."""
+        began, known, first = now - age_s, self._began, not self.name
+        anew = (
+            not first
+            and began - known > LIVES_APART_S
+            and self._answered - AGE_ERROR_S < began < now + AGE_ERROR_S
+        )
+        if first or anew:
+            self.name = f"{began:.0f}"
+        self._began, self._answered = began, now
+        return anew
+
+
+def _age_s(reply: dict[str, ng.NgValue]) -> float:
+    """Its uptime."""
     total = reply.get("statistics", {})
     for name in ("totalstatistics", "totalStatistics"):
         if isinstance(total, dict) and isinstance(total.get(name), dict):
             total = total[name]
     uptime = total.get("uptime", 0) if isinstance(total, dict) else 0
-    return str(int(time.time() - float(str(uptime) or 0)))
+    return float(str(uptime) or 0)

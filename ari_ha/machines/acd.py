@@ -73,6 +73,7 @@ class Acd:
             for key in self._desk.view.snapshot(event):
                 self._changed(key)
         elif self._desk.view.changed(event):
+            self._desk.live = True
             self._changed(event.key)
         return self._step()
 

@@ -189,7 +189,8 @@ class Calls(Attempts):
             attempt.told = True
             self.answered(part.attempt)
             return
-        left = part.deadline - desk.utc
+        # not longer than it was to ring, whatever time of day it is where it began
+        left = min(part.deadline - desk.utc, part.deadline - part.since)
         attempt.until = desk.now + max(left, desk.settings.resumed_ring_min_s)
         if part.attempt in alive:
             attempt.state = "ringing"

@@ -83,16 +83,23 @@ class Care:
         return fired
 
     def _acw_due(self, name: str, agent: AgentValue) -> None:
-        """On this process's clock; a step of the wall clock does not move it."""
+        """On this process's clock: a step of the wall clock does not move it, and what another node says that
+        it lasts, lasts as long here, whatever time of day it is there."""
         desk = self.desk
         known = self._due.get(name)
         if known is None or known[0] != agent.acw_deadline:
-            due = desk.now + max(0.0, agent.acw_deadline - desk.utc)
-            if not self._fires_first(name, agent):
+            due = desk.now + self._acw_left_s(agent)
+            if known is not None and desk.live:
+                due = known[1] + agent.acw_deadline - known[0]  # extended
+            elif not self._fires_first(name, agent):
                 due += desk.settings.timer_grace_s * (1.0 + desk.rand())
                 if not desk.clock_trusted:
                     due += desk.settings.clock_hold_s
             self._due[name] = (agent.acw_deadline, due)
+
+    def _acw_left_s(self, agent: AgentValue) -> float:
+        lasts_s = max(0.0, agent.acw_deadline - agent.work_since)
+        return lasts_s if self.desk.live else min(max(0.0, agent.acw_deadline - self.desk.utc), lasts_s)
 
     def _fires_first(self, name: str, agent: AgentValue) -> bool:
         """The node the agent worked with; when that is gone, one of the others."""

@@ -33,6 +33,8 @@ class Desk:
         self.effects: list[Effect] = []
         self.now = 0.0
         self.utc = 0.0
+        self.live = False
+        """Whether the current event is a change as it happened: what was written was written just now"""
         self.away = False
         self.away_utc = 0.0
         self.back_at: float | None = None
@@ -51,7 +53,7 @@ class Desk:
             self._stepped_at = now
             self.note("acd", "the wall clock stepped", by_s=f"{offset - self._offset:+.3f}")
         self._offset = offset
-        self.now, self.utc = now, utc
+        self.now, self.utc, self.live = now, utc, False
 
     @property
     def clock_trusted(self) -> bool:

@@ -107,6 +107,7 @@ class EdgeMachine:
         self.replacing = Replacing(self.context, self.calls, self.setup, self.dialling, self.registrar)
         self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
+        self.context.on_time_moved += [self.registrar.time_moved, self.subscriptions.time_moved]
         self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover)
         self.calls.on_media_refused = self.rehome.look
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
@@ -150,7 +151,7 @@ class EdgeMachine:
             context.at("guard", now, self._tell_guard)
         context.now, context.cause = now, event.cause
         if isinstance(event, WallClock):
-            context.utc_offset_s = event.utc_s - now
+            context.wall_clock(event.utc_s)
         elif not self.serving and isinstance(event, SipBytes):
             self._keep_early(event)
         else:

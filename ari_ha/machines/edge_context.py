@@ -13,6 +13,7 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.names import LookUp
 from ari_ha.core.ports.store import StoreTxn
+from ari_ha.core.utc import FOLLOWED, Utc
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
@@ -54,7 +55,9 @@ class EdgeContext:
         self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings)
         self.now = 0.0
         self.cause = ""
-        self.utc_offset_s: float | None = None
+        self._utc = Utc()
+        self.on_time_moved: list[Callable[[float], None]] = []
+        """Called with the seconds by which `utc` has jumped"""
         self.edge_revision = 0
         """mod_revision of our vip key; 0 until we are the active edge."""
         self.store_ok = False
@@ -74,7 +77,16 @@ class EdgeContext:
     @property
     def utc(self) -> float:
         """UTC seconds now; 0 before the first word about the time."""
-        return self.now + self.utc_offset_s if self.utc_offset_s is not None else 0.0
+        return self._utc.at(self.now)
+
+    def wall_clock(self, utc_s: float) -> None:
+        """What the wall clock says now."""
+        what, by_s = self._utc.told(utc_s, self.now)
+        if what:
+            self.note("clock", what, level="warning", by_s=f"{by_s:+.3f}")
+        if what == FOLLOWED:
+            for moved in self.on_time_moved:
+                moved(by_s)
 
     def emit(self, effect: Effect) -> None:
         """Adds an effect to the answer of the event being handled."""

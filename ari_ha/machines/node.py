@@ -136,7 +136,7 @@ class NodeMachine:
     def _rare(self, event: Event) -> None:
         match event:
             case WallClock(utc_s=utc_s):
-                self.context.utc_offset_s = utc_s - self.context.now
+                self.context.wall_clock(utc_s)
                 if not self.context.armed("stale-records"):
                     self.context.after("stale-records", STALE_RECORDS_EVERY_S, self._stale_records)
             case StoreReach():

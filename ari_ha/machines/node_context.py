@@ -13,6 +13,7 @@ from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
+from ari_ha.core.utc import Utc
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire.keyspace import Keys
 from ari_ha.wire.link import EdgeCalls
@@ -64,7 +65,7 @@ class NodeContext:
         self.rand = rand
         self.now = 0.0
         self.cause = ""
-        self.utc_offset_s: float | None = None
+        self._utc = Utc()
         self.ari_state = AriState()
         self.store_ok = False
         self.links: dict[str, EdgeLink] = {}
@@ -77,7 +78,13 @@ class NodeContext:
     @property
     def utc(self) -> float:
         """UTC seconds now; 0 before the first word about the time."""
-        return self.now + self.utc_offset_s if self.utc_offset_s is not None else 0.0
+        return self._utc.at(self.now)
+
+    def wall_clock(self, utc_s: float) -> None:
+        """What the wall clock says now."""
+        what, by_s = self._utc.told(utc_s, self.now)
+        if what:
+            self.note("clock", what, level="warning", by_s=f"{by_s:+.3f}")
 
     @property
     def me(self) -> str:

@@ -13,6 +13,8 @@ from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
 
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit | link.LegTaken
+YOUNG_S = 1.0
+"""A call that began so lately may be on its way into its edge's list."""
 FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial", "drain")
 
 
@@ -284,7 +286,7 @@ class Links:
 
     def _unlisted(self, call: NodeCall, peer: str) -> None:
         """Its edge does not know it: dropped, unless that changes within the limit."""
-        if call.stage == OVER or call.facts.started > self._context.utc - 1.0:
+        if call.stage == OVER or abs(self._context.utc - call.facts.started) < YOUNG_S:
             return
         epoch = call.epoch
 

@@ -122,6 +122,12 @@ class Subscriptions:
             self._later(ident, place * min(step, GAP_S))
         self._reap()
 
+    def time_moved(self, by_s: float) -> None:
+        """The time of day was put right: every subscription keeps the seconds it had left."""
+        for ident, held in self._held.items():
+            held.value.expires += by_s
+            self._write(ident)
+
     def _reap(self) -> None:
         context = self._context
         for ident, held in list(self._held.items()):

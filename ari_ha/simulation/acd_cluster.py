@@ -131,6 +131,8 @@ class Node:
     store_away: bool = False
     results: dict[str, VerbResult] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
+    wrong_s: float = 0.0
+    """How far its wall clock is ahead."""
 
     @property
     def ident(self) -> str:
@@ -160,6 +162,9 @@ class Cluster:
     @property
     def utc(self) -> float:
         return UTC_AT_START + self.now - 1000.0
+
+    def _clocks(self, node: Node) -> tuple[float, float]:
+        return self.now, self.utc + node.wrong_s
 
     # --- setting up --------------------------------------------------------------------
 
@@ -211,7 +216,7 @@ class Cluster:
         snapshot = StoreSnapshot(
             prefix=self.keys.root, revision=self.store.revision, items=dict(self.store.items)
         )
-        self._took(node, node.acd.store(snapshot, self.now, self.utc))
+        self._took(node, node.acd.store(snapshot, *self._clocks(node)))
 
     def _new_id(self) -> str:
         self._ids += 1
@@ -244,7 +249,7 @@ class Cluster:
         else:
             outcome = Refused("what is this?")
         if node.alive:
-            self._took(node, node.acd.outcome(OutcomeOf(effect=effect, outcome=outcome), self.now, self.utc))
+            self._took(node, node.acd.outcome(OutcomeOf(effect=effect, outcome=outcome), *self._clocks(node)))
 
     def _txn(self, effect: StoreTxn, fate: str) -> Outcome:
         if fate == "ok":
@@ -268,7 +273,7 @@ class Cluster:
             event = self.store.log[node.seen]
             node.seen += 1
             count -= 1
-            self._took(node, node.acd.store(event, self.now, self.utc))
+            self._took(node, node.acd.store(event, *self._clocks(node)))
 
     def advance(self, seconds: float) -> None:
         """Time passes; timers fire at their time, everything else at once."""
@@ -303,7 +308,7 @@ class Cluster:
         for node in list(self.nodes.values()):
             deadline = node.acd.deadline()
             if node.alive and deadline is not None and deadline <= self.now:
-                self._took(node, node.acd.fire(self.now, self.utc))
+                self._took(node, node.acd.fire(*self._clocks(node)))
 
     def flow(self) -> None:
         """Everything under way arrives, without faults."""
@@ -325,12 +330,12 @@ class Cluster:
     def lose_store(self, node: Node) -> None:
         node.store_away = True
         event = StoreReach(reachable=False, no_leader=True, why="no leader")
-        self._took(node, node.acd.store(event, self.now, self.utc))
+        self._took(node, node.acd.store(event, *self._clocks(node)))
 
     def find_store(self, node: Node) -> None:
         node.store_away = False
         event = StoreReach(reachable=True)
-        self._took(node, node.acd.store(event, self.now, self.utc))
+        self._took(node, node.acd.store(event, *self._clocks(node)))
 
     # --- callers and phones ------------------------------------------------------------
 
@@ -360,7 +365,7 @@ class Cluster:
         self._own(phone)
         at = self.nodes[node]
         self.put(self.keys.record(call), RecordValue(call=call, epoch="1.1", node=at.ident))
-        effects = at.acd.caller_enters(call, queue, phone.entered, priority, "4930", self.now, self.utc)
+        effects = at.acd.caller_enters(call, queue, phone.entered, priority, "4930", *self._clocks(at))
         self._took(at, effects)
 
     def hang_up(self, call: str) -> None:
@@ -371,7 +376,7 @@ class Cluster:
         node = self.nodes[phone.node]
         self.store.put({self.keys.owner(call): None, self.keys.record(call): None}, self.utc)
         if node.alive:
-            self._took(node, node.acd.caller_leaves(call, "abandoned", self.now, self.utc))
+            self._took(node, node.acd.caller_leaves(call, "abandoned", *self._clocks(node)))
 
     def _obey(self, node: Node, order: Order) -> None:
         match order:
@@ -387,7 +392,7 @@ class Cluster:
             case ClaimDevice(attempt=attempt, agent=agent):
                 holder = next((leg.attempt for leg in self.legs.values() if leg.agent == agent), attempt)
                 granted = holder == attempt
-                self._took(node, node.acd.claim_answered(attempt, granted, self.now, self.utc, holder))
+                self._took(node, node.acd.claim_answered(attempt, granted, *self._clocks(node), holder))
             case QueueFull(call=call):
                 self.full.append(call)
                 self.phones.pop(call, None)
@@ -399,7 +404,7 @@ class Cluster:
         """The edge refuses a second attempt at a device that has one."""
         ident = order.attempt.attempt
         if any(leg.agent == order.agent and leg.attempt != ident for leg in self.legs.values()):
-            self._took(node, node.acd.attempt_failed(ident, "edge-refused", self.now, self.utc))
+            self._took(node, node.acd.attempt_failed(ident, "edge-refused", *self._clocks(node)))
         elif order.call in self.phones:
             self.legs[ident] = Leg(order.call, order.agent, ident)
 
@@ -413,27 +418,27 @@ class Cluster:
         node = self._node_of(leg)
         leg.state = "ringing"
         if node is not None:
-            self._took(node, node.acd.attempt_ringing(attempt, self.now, self.utc))
+            self._took(node, node.acd.attempt_ringing(attempt, *self._clocks(node)))
 
     def pick_up(self, attempt: str) -> None:
         leg = self.legs[attempt]
         node = self._node_of(leg)
         leg.state = "answered"
         if node is not None:
-            self._took(node, node.acd.attempt_answered(attempt, self.now, self.utc))
+            self._took(node, node.acd.attempt_answered(attempt, *self._clocks(node)))
 
     def turn_down(self, attempt: str, kind: str = "reject") -> None:
         leg = self.legs.pop(attempt)
         node = self._node_of(leg)
         if node is not None:
-            self._took(node, node.acd.attempt_failed(attempt, kind, self.now, self.utc))
+            self._took(node, node.acd.attempt_failed(attempt, kind, *self._clocks(node)))
 
     def agent_hangs_up(self, attempt: str) -> None:
         """The agent ends the conversation; the caller is ended with it."""
         leg = self.legs.pop(attempt)
         node = self._node_of(leg)
         if node is not None:
-            effects = node.acd.conversation_ended(leg.call, leg.agent, "16", self.now, self.utc)
+            effects = node.acd.conversation_ended(leg.call, leg.agent, "16", *self._clocks(node))
             self._took(node, effects)
         self.hang_up(leg.call)
 
@@ -441,13 +446,13 @@ class Cluster:
         leg = self.legs[attempt]
         node = self._node_of(leg)
         if node is not None:
-            self._took(node, node.acd.conversation_hold(leg.call, leg.agent, held, self.now, self.utc))
+            self._took(node, node.acd.conversation_hold(leg.call, leg.agent, held, *self._clocks(node)))
 
     def verb(self, node: str, verb: str, agent: str, **args: object) -> str:
         """Asks at a node; the request's id finds the answer in ``results``."""
         request = self._new_id()
         at = self.nodes[node]
-        self._took(at, at.acd.agent_verb(request, verb, args, self.now, self.utc, agent=agent))
+        self._took(at, at.acd.agent_verb(request, verb, args, *self._clocks(at), agent=agent))
         return request
 
     # --- death and takeover ------------------------------------------------------------
@@ -470,7 +475,7 @@ class Cluster:
         node = self.nodes[to]
         self._own(phone)
         if came_from is not node and came_from.alive:
-            self._took(came_from, came_from.acd.call_moved(call, self.now, self.utc))
+            self._took(came_from, came_from.acd.call_moved(call, *self._clocks(came_from)))
         legs = [leg for leg in self.legs.values() if leg.call == call]
         alive = {
             leg.attempt: "ringing" if leg.state == "ringing" else "up"
@@ -481,7 +486,7 @@ class Cluster:
             del self.legs[leg.attempt]
         talking = [leg.agent for leg in legs if leg.state == "up"]
         effects = node.acd.caller_resumed(
-            call, phone.queue, phone.entered, phone.priority, "4930", self.now, self.utc,
+            call, phone.queue, phone.entered, phone.priority, "4930", *self._clocks(node),
             alive=alive, talking=talking, from_node=came_from.ident,
         )  # fmt: skip
         self._took(node, effects)
@@ -491,7 +496,7 @@ class Cluster:
     def rebuilt(self, call: str) -> None:
         node = self.nodes[self.phones[call].node]
         if node.alive:
-            self._took(node, node.acd.call_recovered(call, self.now, self.utc))
+            self._took(node, node.acd.call_recovered(call, *self._clocks(node)))
 
     # --- looking -----------------------------------------------------------------------
 

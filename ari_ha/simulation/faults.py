@@ -509,7 +509,7 @@ class Faults:
         """Somebody's wall clock jumps, and is put right later."""
         world = self.cluster.world
         victim: MachineProcess = world.rng.choice([self.cluster.edge, node.app])
-        step = world.rng.choice((-30.0, -3.0, 3.0, 30.0))
+        step = world.rng.choice((-3600.0, -3.0, 3.0, 3600.0))
         victim.clock.wall_offset_s += step
 
         def back() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.acd_orders import (
+    AcdSettings,
     AttemptWon,
     CancelAttempt,
     StartAttempt,
@@ -185,6 +186,25 @@ def test_a_clock_that_stepped_fires_nothing_of_others(cluster: Cluster) -> None:
     two.fire(c.now, c.utc + 3600)
     assert two.agents()["alice"].work == "acw"
     assert not [e for e in two.fire(c.now + 1, c.utc + 3601) if isinstance(e, StoreTxn)]
+
+
+@pytest.mark.parametrize("wrong_s", [3600.0, -3600.0])
+def test_a_wrap_up_lasts_as_long_for_a_node_whose_clock_is_wrong(cluster: Cluster, wrong_s: float) -> None:
+    c = cluster
+    c.queue("support", wrapup_ms=20_000)
+    attempt = talking(c)
+    c.nodes["n2"].wrong_s = wrong_s
+    c.advance(3 * AcdSettings().clock_hold_s)  # longer than a step is minded
+    c.agent_hangs_up(attempt)
+    c.flow()
+    c.nodes["n1"].alive = False  # it stands still: what it should fire, the other one fires after a grace
+    agent = c.agent_now("alice")
+    lasts_s = agent.acw_deadline - agent.work_since
+    assert agent.work == "acw" and lasts_s > 2.0
+    c.advance(lasts_s - 0.5)
+    assert c.agent_now("alice").work == "acw"
+    c.advance(0.5 + 2 * AcdSettings().timer_grace_s + 0.5)
+    assert c.agent_now("alice").work == "idle"
 
 
 def test_the_old_node_writes_nothing_about_a_call_that_moved(cluster: Cluster) -> None:
