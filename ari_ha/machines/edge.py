@@ -42,6 +42,7 @@ from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_sweep import RelaySweep
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, node_view
+from ari_ha.machines.next_hops import NextHops
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
@@ -88,10 +89,12 @@ class EdgeMachine:
         self.registrar = Registrar(self.context)
         self.trunks = Trunks(self.context)
         self.context.trunk_credentials = self.trunks.credentials
+        self.context.trunk_next_hop = self.trunks.next_hop
         self.trunk_care = TrunkCare(self.context, self.trunks)
         self.doorkeeper = Doorkeeper(
             self.context, lambda host: host in self.registrar.hosts or bool(self.trunks.of_host(host))
         )
+        self.next_hops = NextHops(self.context)
         self.phone_care = PhoneCare(self.context, self.registrar)
         self.registrar.on_failure = self.doorkeeper.failed
         self.registrar.on_flow = self._phone_reconnected
@@ -182,7 +185,8 @@ class EdgeMachine:
                 self.dialogs.heard(event)
         self.dialling.forks.sweep()
         for data, flow in sip.output():
-            name = self.trunks.name_at(flow) if flow.transport == "tls" else ""
+            tls = flow.transport == "tls"
+            name = (self.trunks.name_at(flow) or self.next_hops.name_at(flow)) if tls else ""
             context.emit(SendSip(data=data, flow=flow, name=name))
         self.calls.store.flush()
 

@@ -18,6 +18,7 @@ from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
 from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.nexthop import SOURCE, Resolve
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire.keyspace import Keys
 
@@ -37,22 +38,27 @@ class EdgeContext:
         self.new_id = new_id
         self.rand = rand
         listeners = {
-            "public-udp": Listener("public-udp", "udp", config.public_host, config.public_port),
-            "public-tcp": Listener("public-tcp", "tcp", config.public_host, config.public_port),
+            "public-udp": Listener("public-udp", "udp", config.public_host, config.public_port, "public"),
+            "public-tcp": Listener("public-tcp", "tcp", config.public_host, config.public_port, "public"),
             "node-trunk": Listener("node-trunk", "udp", config.core_host, config.trunk_port),
             "node-agent": Listener("node-agent", "udp", config.core_host, config.agent_port),
             "node-resume": Listener("node-resume", "udp", config.core_host, config.resume_port),
         }
         if config.public_tls_port:
             listeners["public-tls"] = Listener(
-                "public-tls", "tls", config.public_host, config.public_tls_port
+                "public-tls", "tls", config.public_host, config.public_tls_port, "public"
             )
         settings = EndpointSettings(
             owner_dialog_methods=("SUBSCRIBE",),
             extensions=("timer", "replaces"),
             understood=("timer", "100rel", "replaces", "path"),
         )
-        self.sip = Endpoint(listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings)
+        self.resolve: Resolve = lambda hop: ()
+        """What is known of a name in a dialog"""
+        self.sip = Endpoint(
+            listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings,
+            resolve=lambda hop: self.resolve(hop),
+        )  # fmt: skip
         self.now = 0.0
         self.cause = ""
         self._utc = Utc()
@@ -68,6 +74,8 @@ class EdgeContext:
         """Whether a node is silent at the moment"""
         self.trunk_credentials: Callable[[str], Credentials | None] = lambda trunk: None
         """Who we are at a carrier that challenges us"""
+        self.trunk_next_hop: Callable[[str], str] = lambda trunk: SOURCE
+        """How a carrier's requests within a call find it"""
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}
         self._serial = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
+from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg, narrowed
@@ -76,6 +76,9 @@ def _import_legs(context: EdgeContext, call: EdgeCall, value: DialogsValue, move
         if data.get("sip"):
             credentials = context.trunk_credentials(leg.trunk)
             sip.import_leg(leg.key, data["sip"], now, credentials=credentials, moved=leg.elsewhere)
+            trunk = leg.trunk or (call.trunk if leg.leg == PRIMARY_LEG else "")
+            if trunk and "next_hop" not in data["sip"]:  # an older edge wrote it last
+                sip.set_next_hop(leg.key, context.trunk_next_hop(trunk))
             for key, record in data.get("forks", {}).items():
                 if record:
                     sip.import_leg(key, record, now, moved=leg.elsewhere)

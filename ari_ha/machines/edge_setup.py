@@ -60,6 +60,11 @@ class Setup:
             if found is None:
                 return
             trunk, user = self._trunks.of_user(found), found
+        registrar = self._registrar
+        rule = (
+            self._trunks.next_hop(trunk) if trunk else registrar.next_hop(registrar.aor_of(user), event.flow)
+        )
+        self._context.sip.set_next_hop(event.leg, rule)
         if event.request.has("replaces"):
             self.on_replaces(event, trunk or "", user)
             return

@@ -72,8 +72,12 @@ def is_name(host: str) -> bool:
 class Names:
     """Asks, keeps, asks again."""
 
-    def __init__(self, context: EdgeContext, on_change: Callable[[Question], None]) -> None:
+    def __init__(
+        self, context: EdgeContext, on_change: Callable[[Question], None], owner: str = "name"
+    ) -> None:
+        """``owner`` tells the timers of several of these apart."""
         self._context = context
+        self._owner = owner
         self._on_change = on_change
         self._entries: dict[Question, Entry] = {}
 
@@ -82,7 +86,7 @@ class Names:
         wanted = set(questions)
         for question in [q for q in self._entries if q not in wanted]:
             del self._entries[question]
-            self._context.cancel(_timer(question))
+            self._context.cancel(self._timer(question))
         for question in sorted(wanted - set(self._entries), key=lambda q: (q.name, q.service, q.port)):
             self._entries[question] = Entry()
             self._ask(question)
@@ -158,7 +162,7 @@ class Names:
             context.note(f"name/{question.name}", "found", service=question.service, at=where, ttl_s=ttl_s)
         entry.places, entry.why, entry.failures = places, "", 0
         entry.good_until = context.now + ttl_s
-        context.at(_timer(question), entry.good_until, lambda: self._ask(question))
+        context.at(self._timer(question), entry.good_until, lambda: self._ask(question))
         if changed:
             self._on_change(question)
 
@@ -176,14 +180,13 @@ class Names:
             entry.places = ()
         wait = min(RETRY_FIRST_S * 2 ** min(entry.failures, 10), RETRY_MAX_S)
         entry.failures += 1
-        context.at(_timer(question), context.now + wait, lambda: self._ask(question))
+        context.at(self._timer(question), context.now + wait, lambda: self._ask(question))
         if changed:
             self._on_change(question)
+
+    def _timer(self, question: Question) -> str:
+        return f"{self._owner}/{question.service}.{question.name}:{question.port}"
 
 
 def _itself(question: Question) -> Service:
     return Service(0, 0, question.port, question.name)
-
-
-def _timer(question: Question) -> str:
-    return f"name/{question.service}.{question.name}:{question.port}"

@@ -20,6 +20,7 @@ from ari_ha.sip.auth import ALGORITHMS, DigestAuthority
 from ari_ha.sip.events import InviteReceived, RequestReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, SipParseError
+from ari_ha.sip.nexthop import ROUTE, SOURCE
 from ari_ha.sip.uri import NameAddr
 from ari_ha.wire.keyspace import (
     BadValue,
@@ -378,6 +379,16 @@ class Registrar:
         its NAT (a proxy's: the first of its path), the URI it gave, and the path as Route headers."""
         flow = Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
         return flow, binding.contact, tuple(("Route", hop) for hop in binding.path)
+
+    def next_hop(self, aor: str, flow: Flow) -> str:
+        """How requests within a call of a phone's find it: by the flow it registered over, which is open
+        through its NAT (RFC 5626 §5.3); behind a proxy, or not registered, by its dialog."""
+        for held in self._bindings.get(aor, {}).values():
+            value = held.value
+            at = (value.host, value.transport) == (flow.host, flow.transport)
+            if at and not value.path and (value.port == flow.port or value.conn):
+                return SOURCE
+        return ROUTE
 
     def flow_closed(self, flow: Flow) -> None:
         """A connection is gone: nobody is reached over it any more. The binding stays: the

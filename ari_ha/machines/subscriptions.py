@@ -22,6 +22,7 @@ from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.events import RequestFailed, RequestReceived, ResponseReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import SipParseError
+from ari_ha.sip.nexthop import ROUTE
 from ari_ha.sip.subscription import (
     CONTENT_TYPES,
     DIALOG,
@@ -258,6 +259,8 @@ class Subscriptions:
     def _send(self, ident: str, held: Held, word: str, state: State) -> None:
         context, value = self._context, held.value
         dialog, flow = Dialog.from_dict(value.dialog), Flow.from_dict(value.flow)
+        if self._registrar.next_hop(self._registrar.aor_of(value.user), flow) == ROUTE:
+            flow = context.sip.next_hop(dialog, flow)
         held.number = max(held.number + 1, int((context.utc - EPOCH_UTC_S) * NUMBERS_PER_S))
         dialog.local_cseq = held.number
         headers = (

@@ -26,6 +26,7 @@ from ari_ha.machines.trunk_targets import (
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request
+from ari_ha.sip.nexthop import ROUTE, SOURCE
 from ari_ha.wire.keyspace import BadValue, decode
 from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 
@@ -164,6 +165,11 @@ class Trunks:
         """The place of a carrier for the next request; None when there is none left."""
         state, context = self.state(name), self._context
         return pick(state.targets, leave_out, state.registered_at, context.now, context.rand)
+
+    def next_hop(self, name: str) -> str:
+        """How requests within a call of the carrier's find it (`nexthop.ROUTE` or `SOURCE`)."""
+        trunk = self.table.get(name)
+        return ROUTE if trunk is None or trunk.next_hop != SOURCE else SOURCE
 
     # --- who calls us --------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from ari_ha.sip.events import (
     SecondAnswer,
 )
 from ari_ha.sip.fields import SipParseError, canonical
-from ari_ha.sip.flow import Flow
-from ari_ha.sip.leg import LEG_TIMERS, IncomingInvite, Leg, Waiting, sdp_of
+from ari_ha.sip.flow import Flow, same_path
+from ari_ha.sip.leg import LEG_TIMERS, IncomingInvite, Leg, Waiting, sdp_of, stored_request
 from ari_ha.sip.message import Request, Response
+from ari_ha.sip.nexthop import ROUTE, ways
 from ari_ha.sip.stack import HeaderFields, Stack
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction
@@ -170,14 +171,15 @@ class Core:
         body: bytes = b"",
         content_type: str | None = None,
     ) -> ClientTransaction:
-        """Send a request within the leg's dialog (section 12.2.1.1), to where its far side was last heard."""
+        """Send a request within the leg's dialog (section 12.2.1.1)."""
+        flow = self.way(leg)
         branch = self.stack.new_branch()
-        via = self.stack.via(leg.flow, branch)
+        via = self.stack.via(flow, branch)
         request = leg.dialog.build(method, leg.dialog.next_cseq(), via, self.stack.settings.max_forwards)
         given = {canonical(name) for name, _ in headers}
         fields = request.headers
         if method in _TARGET_REFRESH and "contact" not in given:
-            fields.append(("Contact", self.stack.contact(leg.flow, leg.contact_user)))
+            fields.append(("Contact", self.stack.contact(flow, leg.contact_user)))
         if method in ("INVITE", "UPDATE"):
             fields += [item for item in self.stack.capabilities() if canonical(item[0]) not in given]
         elif "user-agent" not in given:
@@ -186,7 +188,7 @@ class Core:
         if body or content_type:
             fields.append(("Content-Type", content_type or "application/sdp"))
         request.body = body
-        return self.stack.open_client(request, branch, leg.flow, purpose, leg, now)
+        return self.stack.open_client(request, branch, flow, purpose, leg, now)
 
     def send_again(
         self, leg: Leg, txn: ClientTransaction, response: Response, now: float
@@ -204,18 +206,39 @@ class Core:
         extra: HeaderFields,
         now: float,
         without: frozenset[str] = frozenset(),
+        flow: Flow | None = None,
     ) -> ClientTransaction:
-        """The same request in a new transaction with the next CSeq."""
-        old = txn.request
+        """The same request in a new transaction with the next CSeq, by another ``flow`` if there is one."""
+        old, flow = txn.request, flow or txn.flow
         branch = self.stack.new_branch()
         request = Request(old.method, old.uri, old.headers, old.body)
         for name in without:
             request.remove(name)
-        request.set("Via", self.stack.via(leg.flow, branch))
+        request.set("Via", self.stack.via(flow, branch))
+        if flow.listener != txn.flow.listener and request.has("Contact"):
+            request.set("Contact", self.stack.contact(flow, leg.contact_user))
         request.set("CSeq", f"{leg.dialog.next_cseq()} {old.method}")
         for name, value in extra:
             request.set(name, value)
-        return self.stack.open_client(request, branch, txn.flow, txn.purpose, leg, now)
+        return self.stack.open_client(request, branch, flow, txn.purpose, leg, now)
+
+    def sent_elsewhere(self, leg: Leg, txn: ClientTransaction, now: float) -> bool:
+        """Nobody is where a request within a dialog was sent (section 8.1.3.1): it goes where else the far
+        side may be (RFC 3263 section 4.3), each way once. False when there is none left."""
+        tried = (*txn.tried, txn.flow)
+        if leg.next_hop == ROUTE and not same_path(txn.flow, leg.flow):
+            leg.passes_over(txn.flow)
+            self.stack.count("next-hops-silent")
+        for flow in self.ways(leg):
+            if any(same_path(flow, before) for before in tried):
+                continue
+            new = self.resend(leg, txn, (), now, flow=flow)
+            new.tried = tried
+            if leg.out is not None and leg.out.txn is txn:
+                leg.out.txn, leg.out.request = new, new.request
+                self.start(leg, "change", now + self.stack.settings.reinvite_limit_s)
+            return True
+        return False
 
     def credentials_for(self, leg: Leg, request: Request, response: Response) -> tuple[str, str] | None:
         """The header that answers a challenge, None when we cannot or already tried."""
@@ -257,22 +280,49 @@ class Core:
 
     def ack(self, leg: Leg, cseq: int, sdp: str | None) -> None:
         """Send the ACK of a 2xx (section 13.2.2.4) and keep it for retransmissions."""
-        via = self.stack.via(leg.flow, self.stack.new_branch())
+        flow = self.way(leg)
+        via = self.stack.via(flow, self.stack.new_branch())
         request = leg.dialog.build("ACK", cseq, via, self.stack.settings.max_forwards)
         request.headers += leg.authorization
         if sdp is not None:
             request.add("Content-Type", "application/sdp")
             request.body = sdp.encode("utf-8", "replace")
-        leg.remember_ack(cseq, self.stack.send_ack(request, leg.flow))
+        leg.remember_ack(cseq, self.stack.send_ack(request, flow))
 
     def ack_again(self, leg: Leg, cseq: int) -> bool:
-        """The 2xx came again: so does its ACK."""
+        """The 2xx came again: so does its ACK, by every way there is. It was lost, or the way it went leads
+        nowhere, and nothing would ever say so."""
         data = leg.acks.get(cseq)
         if data is None:
             return False
         self.stack.count("retransmissions")
-        self.stack.transmit(data, leg.flow)
+        found = self.ways(leg)
+        for flow in dict.fromkeys((found[0], found[-1])):
+            self.stack.transmit(self._by(data, flow), flow)
         return True
+
+    def _by(self, data: bytes, flow: Flow) -> bytes:
+        """An ACK as it is sent by a flow: its Via names the transport."""
+        via = f"Via: SIP/2.0/{flow.transport.upper()} ".encode()
+        if via in data:
+            return data
+        request = stored_request(data.decode("latin-1"))
+        request.set("Via", self.stack.via(flow, self.stack.new_branch()))
+        return request.serialise()
+
+    # where the far side is
+
+    def ways(self, leg: Leg) -> list[Flow]:
+        """The ways to a leg's far side, the first to be tried first, the last where it was last heard."""
+        if leg.next_hop != ROUTE:
+            return [leg.flow]
+        named = ways(leg.dialog, leg.flow, self.stack.listeners, self.stack.resolve)
+        found = [flow for flow in named if f"{flow.host}:{flow.port}" not in leg.silent]
+        return found if any(same_path(flow, leg.flow) for flow in found) else [*found, leg.flow]
+
+    def way(self, leg: Leg) -> Flow:
+        """Where the next request of a leg goes."""
+        return self.ways(leg)[0]
 
     def ack_late(self, leg: Leg, cseq: int, now: float) -> None:
         """ACK a 2xx nobody waited for any more; to the far side the session is refreshed, so it is to us."""
@@ -282,6 +332,10 @@ class Core:
     def second_answer(self, leg: Leg, response: Response, flow: Flow, now: float) -> None:
         """A 2xx of another fork (section 13.2.2.4): ACK it and end it."""
         tag = response.to_tag
+        if leg.next_hop == ROUTE:
+            fork = Dialog.from_dict(leg.dialog.to_dict())
+            fork.establish(response)
+            flow = next(iter(ways(fork, flow, self.stack.listeners, self.stack.resolve)), flow)
         known = leg.forks.get(tag)
         if known is not None:
             self.stack.transmit(known, flow)

@@ -81,11 +81,14 @@ class Dialog:
         if target:
             self.remote_target = target
 
+    def next_uri(self) -> str:
+        """The URI requests in the dialog are sent to (section 12.2.1.1): the first route, or the target."""
+        return _uri_of(self.route_set[0]) if self.route_set else self.remote_target
+
     def leads_to(self, host: str) -> bool:
-        """Whether requests in the dialog are addressed to this host (section 12.2.1.1)."""
-        first = _uri_of(self.route_set[0]) if self.route_set else self.remote_target
+        """Whether requests in the dialog are addressed to this host."""
         try:
-            return SipUri.parse(first).host == host
+            return SipUri.parse(self.next_uri()).host == host
         except SipParseError:
             return False
 

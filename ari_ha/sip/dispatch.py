@@ -15,7 +15,7 @@ from ari_ha.sip.events import (
     StreamBroken,
 )
 from ari_ha.sip.fields import SipParseError, Via
-from ari_ha.sip.flow import Flow
+from ari_ha.sip.flow import Flow, same_path
 from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, header_list
 from ari_ha.sip.message import Request, Response, parse_message
@@ -28,6 +28,9 @@ from ari_ha.sip.uri import SCHEMES
 
 FAILURES = {"timeout": (408, "Request Timeout"), "failed": (503, "Service Unavailable")}
 """What a timeout and a transport error stand for (section 8.1.3.1)."""
+WITHIN_DIALOG = frozenset(("reinvite", "refresh", "bye", "info", "request"))
+"""Purposes of requests that may go another way when nobody is where the dialog leads. A PRACK is not: its
+response is sent again, and its own time is over with the request's."""
 _SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
 """Fields that may be there once only (section 7.3.1): two of them mean two readers see two messages."""
 _ONLY_IN_DIALOG = frozenset(("BYE", "UPDATE", "PRACK"))
@@ -116,14 +119,14 @@ class Dispatch:
             if flow.conn and leg.flow.conn == flow.conn:
                 leg.flow = replace(flow, conn="")
         for txn in list(self.stack.clients.values()):
-            if txn.state in ("calling", "trying") and _same_path(txn.flow, flow):
+            if txn.state in ("calling", "trying") and same_path(txn.flow, flow):
                 self._client_verdict(txn, txn.step("error", now), None, txn.flow, now, "connection closed")
 
     def transport_error(self, flow: Flow, reason: str, now: float) -> None:
         """Nothing gets through to a flow: its client transactions fail as with a 503 (section 8.1.3.1)."""
         self.stack.count("transport-errors")
         for txn in list(self.stack.clients.values()):
-            if _same_path(txn.flow, flow):
+            if same_path(txn.flow, flow):
                 self._client_verdict(txn, txn.step("error", now), None, txn.flow, now, reason)
 
     # requests
@@ -323,12 +326,15 @@ class Dispatch:
         """Tell the user of a client transaction; failures are told as the responses they stand for."""
         if not verdict:
             return
+        leg, purpose = txn.leg, txn.purpose
         if verdict in FAILURES:
+            within = leg is not None and purpose in WITHIN_DIALOG and self.core.alive(leg)
+            if within and self.core.sent_elsewhere(leg, txn, now):
+                return
             status, reason = FAILURES[verdict]
             response = Response(status, why or reason)
         if response is None:
             return
-        leg, purpose = txn.leg, txn.purpose
         if purpose == "outside":
             self._outside(txn, verdict, response)
         elif purpose == "none":
@@ -434,15 +440,3 @@ class Dispatch:
             self.modify.waited(leg, now)
         elif name == "change":
             self.modify.unanswered(leg, now)
-
-
-def _same_path(one: Flow, other: Flow) -> bool:
-    """Whether two flows lead to the same place, an unknown connection id matching any."""
-    if (one.listener, one.transport, one.host, one.port) != (
-        other.listener,
-        other.transport,
-        other.host,
-        other.port,
-    ):
-        return False
-    return not one.conn or not other.conn or one.conn == other.conn

@@ -32,7 +32,8 @@ from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, export_record
 from ari_ha.sip.message import Request
 from ari_ha.sip.modify import Modify
-from ari_ha.sip.outgoing import ROUTE, Outgoing
+from ari_ha.sip.nexthop import ROUTE, SOURCE, Hop, Resolve, hop_of, ways
+from ari_ha.sip.outgoing import INITIAL_ROUTE, Outgoing
 from ari_ha.sip.settings import DEFAULT_ALLOW, EndpointSettings
 from ari_ha.sip.stack import Stack
 
@@ -51,10 +52,11 @@ class Endpoint:
         user_agent: str = "ari-ha",
         allow: Sequence[str] = DEFAULT_ALLOW,
         settings: EndpointSettings = EndpointSettings(),
+        resolve: Resolve = lambda hop: (),
     ) -> None:
         """`new_id` yields unique tokens (for tags, branches, Call-IDs and leg keys), `rand` numbers in [0,
-        1)."""
-        self._stack = Stack(listeners, new_id, rand, user_agent, allow, settings)
+        1), `resolve` says what is known of a name in a route set or a Contact, and has it asked for."""
+        self._stack = Stack(listeners, new_id, rand, user_agent, allow, settings, resolve)
         self._core = Core(self._stack)
         self._outgoing = Outgoing(self._core)
         self._incoming = Incoming(self._core)
@@ -131,14 +133,34 @@ class Endpoint:
         credentials: Credentials | None = None,
         session_expires: int | None = None,
         contact_user: str = "",
+        next_hop: str = SOURCE,
         now: float,
     ) -> None:
         """Call `target` through `flow`. Ends in LegAnswered or LegFailed; a Max-Forwards, Contact, Allow,
-        Supported, User-Agent or Route among `headers` takes the place of the engine's own."""
+        Supported, User-Agent or Route among `headers` takes the place of the engine's own. `next_hop`: as
+        of `set_next_hop`."""
         self._stack.now = now
         self._outgoing.invite(
-            leg, flow, target, from_, to, sdp, headers, credentials, session_expires, contact_user, now
-        )
+            leg, flow, target, from_, to, sdp, headers, credentials, session_expires, contact_user, next_hop,
+            now,
+        )  # fmt: skip
+
+    def set_next_hop(self, leg: str, rule: str) -> None:
+        """Where our requests in the leg's dialog go from now on: `nexthop.ROUTE`, where its route set or
+        remote target leads (section 12.2.1.1), or `nexthop.SOURCE`, where its far side was last heard."""
+        found = self._core.legs.get(leg)
+        if found is not None:
+            found.next_hop = rule
+            self._core.ways(found)  # a name in it is asked for at once
+
+    def named_hops(self) -> set[Hop]:
+        """The hops of legs that go by their dialogs."""
+        hops = [hop_of(leg.dialog, leg.flow) for leg in self._core.legs.values() if leg.next_hop == ROUTE]
+        return {hop for hop in hops if hop is not None}
+
+    def next_hop(self, dialog: Dialog, heard: Flow) -> Flow:
+        """Where a request goes in a dialog the owner keeps itself, by its route set or remote target."""
+        return next(iter(ways(dialog, heard, self._stack.listeners, self._stack.resolve)), heard)
 
     def ack(self, leg: str, sdp: str, now: float) -> None:
         """The answer to an offer that came in a 2xx (LegAnswered or ReinviteAnswered to one without SDP)."""
@@ -309,7 +331,7 @@ class Endpoint:
         return self._core.named(call_id, one_tag, other_tag)
 
     def leg_flow(self, leg: str) -> Flow:
-        """Where requests of the leg go: where its far side was last heard."""
+        """Where the leg's far side was last heard."""
         return self._known(leg).flow
 
     def move_flow(self, leg: str, flow: Flow) -> None:
@@ -364,7 +386,7 @@ class Endpoint:
     ) -> None:
         """Send a request outside any dialog: ResponseReceived or RequestFailed with `key`."""
         self._stack.now = now
-        owner_headers(headers, ROUTE)
+        owner_headers(headers, INITIAL_ROUTE)
         if method in ("INVITE", "ACK", "CANCEL"):
             raise LocalError(f"{method} is not sent this way")
         stack = self._stack

@@ -52,6 +52,14 @@ class Flow:
         )
 
 
+def same_path(one: Flow, other: Flow) -> bool:
+    """Whether two flows lead to the same place, an unknown connection id matching any."""
+    mine = (one.listener, one.transport, one.host, one.port)
+    if mine != (other.listener, other.transport, other.host, other.port):
+        return False
+    return not one.conn or not other.conn or one.conn == other.conn
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """One local listener: the address is the advertised one, as Via and Contact carry it."""
@@ -60,3 +68,5 @@ class Listener:
     transport: str
     host: str
     port: int
+    side: str = ""
+    """Listeners of one side lead to the same far ends, by other transports."""

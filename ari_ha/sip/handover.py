@@ -40,6 +40,7 @@ class Handover:
         leg.credentials = credentials
         leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
         self.core.add(leg)
+        self.core.ways(leg)  # a name in it is asked for at once
         if moved:
             self._acknowledge(leg, open_change)
         if record.get("inc") is not None:
@@ -64,7 +65,7 @@ class Handover:
         if open_change is not None and open_change["purpose"] != "invite":
             self.core.ack(leg, stored_request(open_change["request"]).cseq[0], None)
         elif leg.acks:
-            self.stack.transmit(leg.acks[max(leg.acks)], leg.flow)
+            self.core.ack_again(leg, max(leg.acks))
 
     def _incoming(self, leg: Leg, record: dict[str, Any], now: float) -> None:
         """The far side's open INVITE: it can be answered, cancelled and retransmitted as if nothing

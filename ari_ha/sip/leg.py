@@ -16,6 +16,7 @@ from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.fields import SipParseError
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Message, Request, Response, parse_message
+from ari_ha.sip.nexthop import ROUTE, SOURCE
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction, Transaction
 
@@ -34,6 +35,8 @@ LEG_TIMERS = (
     "no-prack",
 )
 """Every timer a leg may have."""
+SILENT_MAX_COUNT = 8
+"""Places of one leg that are passed over because nobody answered there."""
 ACKS_MAX_COUNT = 4
 """ACKs kept to be sent again when the 2xx comes again."""
 RECORD_SCHEMA = 1
@@ -130,6 +133,10 @@ class Leg:
     credentials: Credentials | None = None
     contact_user: str = ""
     timer: SessionTimer | None = None
+    next_hop: str = SOURCE
+    """`nexthop.ROUTE` or `nexthop.SOURCE`: where our requests go."""
+    silent: list[str] = field(default_factory=list)
+    """host:port where the dialog leads and nobody answered: not tried again."""
     wanted_expires_s: int | None = None
     """The session interval to ask for in our INVITEs."""
     min_se_s: int | None = None
@@ -158,6 +165,12 @@ class Leg:
     def in_dialog(self) -> bool:
         """Whether there is a dialog, early or confirmed, to send requests in."""
         return bool(self.dialog.remote_tag) and self.state != "calling"
+
+    def passes_over(self, flow: Flow) -> None:
+        """Nobody answers at a place the dialog names: the source is tried instead, from now on."""
+        place = f"{flow.host}:{flow.port}"
+        if place not in self.silent:
+            self.silent = [*self.silent, place][-SILENT_MAX_COUNT:]
 
     def remember_ack(self, cseq: int, data: bytes) -> None:
         """Keep an ACK for retransmissions of its 2xx."""
@@ -218,6 +231,8 @@ def export_record(leg: Leg) -> dict[str, Any]:
         "local_sdp": leg.local_sdp,
         "remote_sdp": leg.remote_sdp,
         "contact_user": leg.contact_user,
+        "next_hop": leg.next_hop,
+        "silent": list(leg.silent),
         "timer": None if leg.timer is None else [leg.timer.interval_s, leg.timer.refresher],
         "wanted_expires_s": leg.wanted_expires_s,
         "min_se_s": leg.min_se_s,
@@ -317,6 +332,8 @@ def import_plain(key: str, record: dict[str, Any], cseq_margin: int) -> Leg:
         local_sdp=record.get("local_sdp"),
         remote_sdp=record.get("remote_sdp"),
         contact_user=record.get("contact_user", ""),
+        next_hop=ROUTE if record.get("next_hop") == ROUTE else SOURCE,
+        silent=[str(place) for place in record.get("silent", ())][:SILENT_MAX_COUNT],
         timer=None if timer is None else SessionTimer(int(timer[0]), str(timer[1])),
         wanted_expires_s=record.get("wanted_expires_s"),
         min_se_s=record.get("min_se_s"),

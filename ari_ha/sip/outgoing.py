@@ -16,7 +16,7 @@ from ari_ha.sip.reliable import Reliable
 from ari_ha.sip.timers import SessionTimer, negotiate_uac, parse_delta, uac_headers
 from ari_ha.sip.transaction import ClientTransaction, build_cancel
 
-ROUTE = frozenset(("route",))
+INITIAL_ROUTE = frozenset(("route",))
 """What the owner may write in an INVITE that it may not write elsewhere: the initial route set."""
 MIN_SE_MAX_S = 86_400
 """A 422 asking for more than a day is not followed."""
@@ -42,10 +42,11 @@ class Outgoing:
         credentials: Credentials | None,
         session_expires: int | None,
         contact_user: str,
+        next_hop: str,
         now: float,
     ) -> None:
         """Start a call."""
-        owner_headers(headers, ROUTE)
+        owner_headers(headers, INITIAL_ROUTE)
         stack = self.stack
         stack.listener(flow)
         dialog = Dialog(
@@ -59,6 +60,7 @@ class Outgoing:
         )
         leg = Leg(key, "uac", flow, dialog, local_sdp=sdp, credentials=credentials, contact_user=contact_user)
         leg.wanted_expires_s = session_expires
+        leg.next_hop = next_hop
         self.core.add(leg)
         branch = stack.new_branch()
         request = dialog.build(
@@ -103,6 +105,7 @@ class Outgoing:
         sdp = sdp_of(response)
         if response.to_tag and not leg.dialog.remote_tag:
             leg.dialog.establish(response)
+            self.core.ways(leg)  # a name in it is asked for before the ACK has to go there
         if sdp is not None:
             leg.remote_sdp = sdp
         leg.state = "early"

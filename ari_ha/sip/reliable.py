@@ -147,13 +147,13 @@ class Reliable:
         if response.to_tag != dialog.remote_tag:  # another fork: a dialog of its own, for this request
             dialog = Dialog.from_dict(dialog.to_dict())
             dialog.establish(response)
-        branch = self.stack.new_branch()
-        via = self.stack.via(leg.flow, branch)
+        branch, flow = self.stack.new_branch(), self.core.way(leg)
+        via = self.stack.via(flow, branch)
         request = dialog.build("PRACK", leg.dialog.next_cseq(), via, self.stack.settings.max_forwards)
         request.headers += _credentials(out.request)
         request.add("RAck", f"{number} {out.cseq} INVITE")
         request.add("User-Agent", self.stack.user_agent)
-        self.stack.open_client(request, branch, leg.flow, "none", leg, now)
+        self.stack.open_client(request, branch, flow, "none", leg, now)
 
 
 def _credentials(request: Request) -> Sequence[tuple[str, str]]:

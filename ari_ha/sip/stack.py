@@ -10,6 +10,7 @@ from ari_ha.sip.events import LocalError, SipEvent
 from ari_ha.sip.fields import Via, split_values
 from ari_ha.sip.flow import Flow, Listener
 from ari_ha.sip.message import Request, Response
+from ari_ha.sip.nexthop import Resolve
 from ari_ha.sip.reasons import REASONS
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.sip.timers import TimerQueue
@@ -30,6 +31,7 @@ class Stack:
         user_agent: str,
         allow: Sequence[str],
         settings: EndpointSettings,
+        resolve: Resolve = lambda hop: (),
     ) -> None:
         self.listeners = dict(listeners)
         self.new_id = new_id
@@ -39,6 +41,7 @@ class Stack:
         self.allow_value = ", ".join(allow)
         self.supported_value = ", ".join(settings.extensions)
         self.settings = settings
+        self.resolve = resolve
         self.timers = TimerQueue()
         self.counters: dict[str, int] = {}
         self.clients: dict[tuple[str, str], ClientTransaction] = {}

@@ -243,7 +243,7 @@ class Transaction:
 class ClientTransaction(Transaction):
     """A request we sent. `purpose` names who hears of the response."""
 
-    __slots__ = ("ack_data", "owner_key", "purpose")
+    __slots__ = ("ack_data", "owner_key", "purpose", "tried")
 
     def __init__(
         self, host: TransactionHost, branch: str, request: Request, flow: Flow, purpose: str
@@ -255,6 +255,8 @@ class ClientTransaction(Transaction):
         self.owner_key = ""
         """What the owner calls it, outside dialogs."""
         self.ack_data = b""
+        self.tried: tuple[Flow, ...] = ()
+        """Where the same request went before, and nobody was"""
 
     @property
     def branch(self) -> str:

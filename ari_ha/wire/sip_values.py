@@ -57,6 +57,9 @@ class TrunkValue(Value):
     """OPTIONS are sent this often to see whether it lives (§11); 0: never."""
     redirects: str = "pass"
     """pass: a 3xx ends the attempt. follow: the first contact is tried through the trunk."""
+    next_hop: str = "route"
+    """route: requests within a call (BYE, re-INVITE, ACK, …) go where its Record-Route or Contact leads
+    (RFC 3261 §12.2.1.1). source: where the carrier was last heard from, whatever it says."""
     trusted: bool = False
     """RFC 3325: P-Asserted-Identity and Privacy are believed and sent; else stripped."""
     diversion: bool = False

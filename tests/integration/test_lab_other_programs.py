@@ -14,7 +14,7 @@ import pytest
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_judge import Pair
 from ari_ha.cli.chaos_stage import Stage, until
-from ari_ha.cli.lab import FAREND, NETWORK, LabError
+from ari_ha.cli.lab import EDGES, FAREND, NETWORK, LabError
 from ari_ha.wire.token import LegToken, sign
 
 pytestmark = pytest.mark.lab
@@ -26,7 +26,7 @@ BORROWED = "1060"
 """The phone whose account the other programs use while our own stays silent."""
 BARESIP_USER = "1059"
 """Another one: SIPp's binding outlives its test. The directory has an MD5 digest of it only."""
-SIPP_PORT, REPLACED_PORT, BARESIP_PORT = 5090, 5092, 5095
+SIPP_PORT, REPLACED_PORT, LISTENER_PORT, BARESIP_PORT = 5090, 5092, 5093, 5095
 TELL_BARESIP = """
 import json, socket
 words = json.dumps({{"command": "{command}", "params": "{params}"}})
@@ -103,6 +103,44 @@ def test_sipp_calls_and_is_answered(stage: Stage) -> None:
     answered = [c for c in stage.far.calls() if c["way"] == "in" and c["answered_at"] > time.time() - 30]
     assert len(answered) >= 3
     until("every phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        f"Contact: <sip:cluster@{CARRIER}:{LISTENER_PORT}>",
+        f"Record-Route: <sip:{CARRIER}:{LISTENER_PORT};lr>\n      Contact: <sip:cluster@{CARRIER}:9>",
+    ],
+    ids=["contact", "record-route"],
+)
+def test_a_cluster_is_hung_up_on_where_it_listens(stage: Stage, names: str) -> None:
+    """It calls from another port than its Contact, or its Record-Route, names (RFC 3261 §12.2.1.1). The
+    edge's process is replaced before the agent hangs up."""
+    stage.agents_in(["1001"])
+    put(stage, "sipp/cluster.xml", "/tmp/cluster.xml", NAMES=names)
+    put(stage, "sipp/listener.xml", "/tmp/listener.xml")
+    listener = waiting_sipp(stage, "listener", CARRIER, f"-p {LISTENER_PORT}")
+    caller = waiting_sipp(stage, "cluster", CARRIER, f"{EDGE}:5060 -p {SIPP_PORT} -s 6000")
+    until("an agent has the call", 20, lambda: _talks(stage), 0.1)
+    (ident,) = [c["call"] for c in stage.far.calls(living="1") if c["way"] == "in"]
+    stage.lab.edge_process_kill(EDGES[0])
+    until("the edge goes on with it", 20, lambda: _talks(stage), 0.1)
+    stage.far.order(ident, "hangup")
+    assert until("the BYE was taken where it listens", 20, listener, 0.2) == "0", _read(
+        stage, "/tmp/sipp-listener.log"
+    )
+    assert until("and nowhere else", 30, caller, 0.2) == "0", _read(stage, "/tmp/sipp-cluster.log")
+    until("the call is over", 30, lambda: not stage.edge_calls())
+
+
+def _talks(stage: Stage) -> bool:
+    try:
+        rows = stage.edge_calls().values()
+    except LabError:
+        return False
+    return any(
+        leg["role"] == "agent" and leg["state"] == "up" for row in rows for leg in row["legs"].values()
+    )
 
 
 def test_sipp_moves_its_call_to_another_phone(stage: Stage) -> None:
