@@ -104,10 +104,14 @@ class Transfers:
         """RFC 3515: 202, the word to the app, and NOTIFYs as it goes."""
         context, request = self._context, event.request
         found = self._calls.phone(event.leg)
-        if found is None or not found[1].alive or found[1].state != "up":
+        if found is None or not found[1].alive:
             context.sip.respond(event.txn, 481, context.now)
             return
         call, leg = found
+        if leg.state != "up":
+            # its 200 has been lost and comes again; a 481 would end its dialog (RFC 3261 §12.2.1.2)
+            context.sip.respond(event.txn, 491, context.now)
+            return
         number, other, status = self._target(call, leg, request.get("refer-to"))
         if status:
             context.sip.respond(event.txn, status, context.now)

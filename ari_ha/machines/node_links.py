@@ -199,7 +199,8 @@ class Links:
             case link.LegGone(leg=leg, by=by):
                 arriving.facts.pop(leg, None)
                 arriving.ended[leg] = by or "phone"
-                arriving.channels.pop(leg, None)
+                if (channel := arriving.channels.pop(leg, None)) is not None:
+                    arriving.retired.append(channel.id)  # the edge's BYE may not come through
                 self._core.resumes.look(arriving)
 
     def _relinquish(self, ident: str, epoch: Epoch) -> None:

@@ -97,6 +97,24 @@ def test_what_makes_no_sense_is_refused(world, target, status):
     assert not node.got(link.TransferAsked) and not fragments(phone)
 
 
+def test_a_refer_that_overtakes_a_lost_200_ends_no_call(world):
+    """A 481 would end the phone's dialog, and with it nothing at the edge (RFC 3261 §12.2.1.2)."""
+    phone = world.register("1001")
+    _, call = world.call_in()
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    ringing = phone.of(sip.InviteReceived)[-1]
+    phone.sip.ring(ringing.leg, world.now)
+    world.settle()
+    phone.silent = True
+    phone.sip.answer(ringing.leg, phone.sdp(), world.now)
+    world.settle()
+    phone.silent = False
+    refer(world, phone, ringing.leg, "<sip:1002@test>")
+    assert [r.status for r in phone.of(sip.ResponseReceived) if r.key == ringing.leg] == [491]
+    world.run(1.0)
+    assert call.legs["a1"].state == "up" and not phone.of(sip.LegEnded)
+
+
 def test_who_wants_no_subscription_gets_none(world):
     _, _, node, phone, leg = talking(world)
     refer(world, phone, leg, "<sip:1002@test>", Refer_Sub="false", Supported="norefersub")

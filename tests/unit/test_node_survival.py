@@ -88,6 +88,21 @@ def test_a_leg_that_never_arrives_makes_the_edge_try_again() -> None:
     assert record is not None and record.node == "ast2#x", "nothing was written"
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_leg_that_ends_before_the_others_arrive_leaves_no_channel(elsewhere: bool) -> None:
+    """The edge's BYE for it may not come through."""
+    bench = Bench()
+    moved(bench, "talking")
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, ["a1"])
+    bench.frame(link.LegGone("k1", "a1", "7.2", cause="16", by="phone"))
+    if elsewhere:
+        bench.own("k1", node="ast2#x", epoch="7.3")
+    else:
+        bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, ["c"])
+        bench.sleep(4.0)
+    assert not bench.asterisk.channels
+
+
 def test_a_queued_caller_keeps_his_place_and_hears_music() -> None:
     bench = Bench(())
     moved(bench, "waiting")
