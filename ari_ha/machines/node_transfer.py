@@ -228,12 +228,14 @@ class Transfers:
         leader = next((leg for leg in legs if leg.consult == leg.leg), None)
         party = next((o for o in self._others(leader) if o.leg != t.leg), None) if leader else None
         both = {leg.leg for leg in legs}
-        stays = [o for o in call.living() if o.leg not in both and not (o.consult or o.aside)]
+        main = call.legs.get(leader.of) if leader else None
+        into = main.consult if main else ""  # who was consulted may consult in turn
+        stays = [o for o in call.living() if o.leg not in both and o.consult == into and not o.aside]
         if party is None or not stays:
             self._say(480)  # there is nobody to be connected
             self.now = None
             return
-        party.consult = ""
+        party.consult = into
         self._set(party=party.leg, state=OVER if party.state == UP else RINGS, left=True)
         self._new_head({leg.leg for leg in legs})
         self._say_conversations()
@@ -363,20 +365,20 @@ class Transfers:
         self._typed = (self._typed + digit)[-len(CONFERENCE_DIGITS) :]
         if self._typed == CONFERENCE_DIGITS:
             self._typed = ""
-            self.conference()
+            self.conference(leg)
 
-    def conference(self) -> bool:
-        """The side conversation joins the main one. Of the phone that has both the dialog
-        that is not on hold stays; False when nobody consults."""
+    def conference(self, leader: Leg) -> bool:
+        """The side conversation that ``leader`` leads joins the one its phone is in beside it, which
+        may be a side conversation too. Of the phone that has both the dialog that is not on hold
+        stays; False when there is nobody to be joined."""
         call = self._call
-        leader = next((leg for leg in call.living() if leg.consult == leg.leg and leg.state == UP), None)
-        main = call.legs.get(leader.of) if leader is not None else None
-        if leader is None or main is None or not main.alive or not self._others(leader):
+        main = call.legs.get(leader.of)
+        if leader.state != UP or main is None or not main.alive or not self._others(leader):
             return False
         for other in self._others(leader):
-            other.consult = ""
+            other.consult = main.consult
         leaves, stays = (main, leader) if main.held else (leader, main)
-        leader.consult = ""
+        leader.consult = main.consult
         if stays is leader:
             leader.agent, leader.attempt, main.agent = main.agent, main.attempt, ""
             if leader.attempt in call.attempts:

@@ -47,6 +47,28 @@ def consulting(bench: Bench) -> tuple[str, str, str, str]:
     return customer, agent, start.channel.id, party
 
 
+def types(bench: Bench, channel: str, digits: str) -> None:
+    """A phone sends digits."""
+    for digit in digits:
+        heard = ari.ChannelDtmfReceived(digit=digit, channel=bench.asterisk.channel(channel))
+        bench.post(AriEvent(event=heard))
+
+
+def consulting_in_turn(bench: Bench) -> dict[str, str]:
+    """As above, and 1002, who was consulted, holds 1001 and talks to somebody outside: channels by leg."""
+    customer, agent, second, party = consulting(bench)
+    bench.frame(link.LegHeld("k1", "a2", E, True))
+    bench.frame(link.ConsultAsked("k1", "k2", E, "a2", "+4940"))
+    token = bench.token("k1", "k2", kind="agent", user="1002", did="+4940")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    (outside,) = bench.dialled()
+    bench.ring(outside)
+    bench.pick_up(outside)
+    bench.frame(link.LegAnswered("k1", "k2", E))
+    return {"c": customer, "a1": agent, "k1": second, "a2": party, "k2": start.channel.id, "a3": outside}
+
+
 def statuses(bench: Bench) -> list[int]:
     return [f.status for f in bench.said(link.TransferIs)]
 
@@ -111,7 +133,7 @@ def test_into_a_queue() -> None:
 def test_three_people_do_not_wait_in_a_queue() -> None:
     bench = bench_with_sales()
     customer, _, second, party = consulting(bench)
-    bench.machine.core.calls["k1"].transfers.conference()
+    types(bench, second, "*3")
     asks(bench, "6100", leg="a2")
     assert statuses(bench) == [480] and bench.machine.core.calls["k1"].stage == "talking"
     assert bench.hears(customer) == bench.hears(second) == bench.hears(party) == "people"
@@ -443,9 +465,7 @@ def test_taken_up_with_a_record_older_than_the_end_of_the_main_conversation() ->
 def test_a_conference_keeps_the_dialog_that_is_not_on_hold() -> None:
     bench = Bench()
     customer, agent, second, party = consulting(bench)
-    for digit in "*3":
-        channel = bench.asterisk.channel(second)
-        bench.post(AriEvent(event=ari.ChannelDtmfReceived(digit=digit, channel=channel)))
+    types(bench, second, "*3")
     assert bench.said(link.EndLeg, leg="a1") and not bench.said(link.EndLeg, leg="k1")
     assert {bench.hears(c) for c in (customer, second, party)} == {"people"}
     assert any(m >= {customer, second, party} for m in bench.asterisk.bridges.values())
@@ -456,11 +476,29 @@ def test_a_conference_keeps_the_dialog_that_is_not_on_hold() -> None:
     assert bench.said(link.WantMedia)[-1].state == "hitless"
 
 
+def test_whoever_was_consulted_consults_in_turn_and_brings_his_three_together() -> None:
+    """Not the caller's: that one waits, and whoever consulted first keeps his line."""
+    bench = Bench()
+    legs = consulting_in_turn(bench)
+    types(bench, legs["k2"], "*3")
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["a2"]
+    assert any(m == {legs["k1"], legs["k2"], legs["a3"]} for m in bench.asterisk.bridges.values())
+    assert bench.hears(legs["c"]) == "music"
+
+
+def test_whoever_was_consulted_transfers_whoever_consulted_him() -> None:
+    bench = Bench()
+    legs = consulting_in_turn(bench)
+    asks(bench, "+4940", "k2", leg="a2")
+    assert statuses(bench) == [200] and {f.leg for f in bench.said(link.EndLeg)} == {"a2", "k2"}
+    assert any(m == {legs["k1"], legs["a3"]} for m in bench.asterisk.bridges.values())
+    assert bench.hears(legs["c"]) == "music"
+
+
 def test_a_conference_is_taken_up_with_all_three() -> None:
     bench = Bench()
-    consulting(bench)
-    assert bench.machine.core.calls["k1"].transfers.conference()
-    bench.post()
+    _, _, second, _ = consulting(bench)
+    types(bench, second, "*3")
     bench.sleep(0.1)
     bench.asterisk_dies()
     bench.asterisk_back()
