@@ -20,7 +20,9 @@ class Circles:
         if not talk.call and (found := self.cluster.ears.call_of(talk)):
             talk.call = found[0]
             if talk.main is not None and talk.main.call != talk.call:
-                talk.main = None  # the other line was over before this one was there: a call like any
+                # of a phone in two calls the edge cannot know which one is meant; and where the
+                # other line was over before this one was there, this is a call like any
+                talk.main = next((o for o in self.of_call(talk.call) if _beside(o, talk)), None)
 
     def everybody(self) -> Iterator[Talk]:
         """Every talk there was, carriers' first."""
@@ -40,7 +42,18 @@ class Circles:
                 self.learn_call(talk)
                 if talk.call:
                     calls.setdefault(talk.call, []).append(talk)
+        for talks in calls.values():
+            self._find_joined(talks)
         return [c for talks in calls.values() if not _merging(talks) for c in self.split(talks)]
+
+    def _find_joined(self, talks: list[Talk]) -> None:
+        """Whoever typed the digits of a conference and then hung up his first line may have been
+        heard or not, and the phones of all three do not tell: what they hear does."""
+        for k in talks:
+            if k.joining and not k.joined and k.alive and k.main is not None and k.main.ended_by == "self":
+                heard = self.cluster.ears.heard_by(k)
+                main = (o.leg for o in talks if o.main is None and consulted(o, talks) is not k)
+                k.joined = any(leg in heard for leg in main)
 
     @staticmethod
     def split(talks: list[Talk]) -> list[list[Talk]]:
@@ -65,6 +78,11 @@ def _call_of(talk: Talk) -> str:
 
 def _is_person(talk: Talk) -> bool:
     return talk.who != SUPERVISOR and not talk.dialled.startswith("*")
+
+
+def _beside(line: Talk, talk: Talk) -> bool:
+    """Whether it is the phone's other line, and in a conversation."""
+    return line is not talk and line.who == talk.who and line.main is None and line.state == UP
 
 
 def consulted(talk: Talk, talks: list[Talk]) -> Talk | None:
@@ -92,7 +110,8 @@ def group(talk: Talk, everybody: list[Talk], over: bool = False) -> str:
     if leads is None or leads.main is None:
         return ""
     # whoever hung up his first line before it was done made no conference
-    done = leads.main.ended_by != "self" or (not leads.alive and leads.ended_s < leads.main.ended_s)
+    first = not leads.alive and leads.ended_s < leads.main.ended_s
+    done = leads.main.ended_by != "self" or leads.joined or first
     merged = leads.attended or (leads.joining and done)
     if (leads.alive and leads.main.alive) or (over and not merged):
         return leads.leg

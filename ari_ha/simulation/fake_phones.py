@@ -54,6 +54,8 @@ class Talk:
     """The call beside which this phone made this one: it consults."""
     joining: bool = False
     """The digits of a conference were typed here."""
+    joined: bool = False
+    """It is in one, although its other line was hung up before anybody could know."""
 
     @property
     def calls_out(self) -> bool:

@@ -79,8 +79,7 @@ def test_hard_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), HARD)
 
 
-# edge-and-node runs in the swarm only: in its seed 3 alone a checker loses which line consults
-@pytest.mark.parametrize("kind", [k for k in (*MORE_KINDS, *PAIR_KINDS) if k != "edge-and-node"])
+@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS))
 def test_one_kind_of_the_full_plan_often(kind: str) -> None:
     plan = dataclasses.replace(FULL, odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
     results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
