@@ -89,7 +89,10 @@ def consulted(talk: Talk, talks: list[Talk]) -> Talk | None:
     """The dialog by which somebody in a call asked for this one."""
     if talk.dialled:
         return None
-    asking = (k for k in talks if k.main is not None and k.dialled == talk.who)
+    asking = (
+        k for k in talks
+        if k.main is not None and k.dialled == talk.who and (k.alive or k.ended_s >= talk.started_s)
+    )  # fmt: skip
     return max((k for k in asking if k.started_s <= talk.started_s), key=lambda k: k.started_s, default=None)
 
 
