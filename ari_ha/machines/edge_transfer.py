@@ -151,7 +151,8 @@ class Transfers:
         if replaces:
             other = self._replaced(call, unquote(replaces))
             known = other is not None and other is not leg and leg.leg in (other.of, *_of(call, leg))
-            return (number, other.leg, 0) if other is not None and known else (number, "", 481)
+            # not 481, which would end the dialog it was asked in (RFC 3261 §12.2.1.2)
+            return (number, other.leg, 0) if other is not None and known else (number, "", 603)
         if not number or leg.consult:
             return number, "", 400 if not number else 603
         return number, "", 0

@@ -97,9 +97,9 @@ class NodeCall(CallBase):
                 and not leg.channel.dialled
                 and (leg.state == UP or not leg.consult)
             )
-        people = self.people() if self.stage == TALKING else []
+        people = self.people() if self.stage in (QUEUED, TALKING) else []  # who waits may consult
         main = [leg for leg in people if not leg.consult]
-        names = sorted({leg.consult for leg in people})
+        names = sorted({leg.consult for leg in people if leg.consult or self.stage == TALKING})
         groups = {name: [leg for leg in people if leg.consult == name] for name in names}
         for consult, members in groups.items():
             # some of them may have no channel yet, or none any more: the others wait in silence
@@ -111,7 +111,7 @@ class NodeCall(CallBase):
                     for leg in there
                     if not leg.held and any(other.held for other in members if other is not leg)
                 }
-        if len(main) >= 2:
+        if len(main) >= 2 and self.stage == TALKING:
             if self.media_policy == HITLESS and all(len(members) <= 2 for members in groups.values()):
                 wanted.media = HITLESS
             wanted.media = self.supervision.media(wanted.media)
@@ -373,7 +373,8 @@ class NodeCall(CallBase):
             self.outbound.answered(leg)
             return
         if attempt is None:
-            self.stage = TALKING if self.stage in (SETUP, QUEUED, DIALING) else self.stage
+            if not leg.consult and self.stage in (SETUP, QUEUED, DIALING):
+                self.stage = TALKING
             return
         if attempt.state in ("answered", ENDED):
             return

@@ -33,7 +33,7 @@ from ari_ha.machines.node_model import (
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
-from ari_ha.machines.node_transfer import open_transfer
+from ari_ha.machines.node_transfer import CUSTOMER, open_transfer
 from ari_ha.wire.keyspace import LegValue, RecordValue
 from ari_ha.wire.token import LegToken
 
@@ -249,7 +249,8 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
     for name, fact in arriving.facts.items():
         known = record.legs.get(name)
         attempt = by_leg.get(name)
-        role = known.role if known else ("customer" if name == PRIMARY_LEG else "agent")
+        ours = "user" if arriving.kind == TAKEOVER and not arriving.trunk else CUSTOMER
+        role = known.role if known else ours if name == PRIMARY_LEG else "agent"
         leg = Leg(
             name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD, unrecorded=known is None,
             agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
@@ -391,7 +392,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _agents_lost(call, past)
     if record is not None and call.stage in (DIALING, TALKING):
         call.outbound.resumed(arriving, record)
-        call.transfers.resumed(record)
+        call.transfers.resumed(record, arriving.ended)
     call.touch()
 
 
@@ -422,6 +423,10 @@ def _into_dialplan(call: NodeCall, record: RecordValue | None, arriving: Arrivin
         call.note("no record, and whoever was called is gone: nobody is called again", level="warning")
         call.end_leg(call.legs[call.head], "480", "the other side is gone")
         call.over("the party left meanwhile")
+    elif record is None and call.head != PRIMARY_LEG:
+        call.note("no record, and who is left was called by us: nobody is there for him", level="warning")
+        call.end_leg(call.legs[call.head], NORMAL, "the other side is gone")
+        call.over("the caller left meanwhile")
     elif record is None:
         call.note("no record: the dialplan serves the caller anew", level="warning")
         call.to_dialplan("no record", call.context_name, call.facts.did)

@@ -8,11 +8,24 @@ asked, rung back, or first in the queue he came from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from ari_ha.machines.node_model import DIALING, ENDED, NORMAL, QUEUED, RINGING, TALKING, UP, Leg, next_leg
+from ari_ha.core.ids import PRIMARY_LEG
+from ari_ha.machines.node_model import (
+    AGENT_LEG,
+    DIALING,
+    ENDED,
+    NORMAL,
+    QUEUED,
+    RINGING,
+    TALKING,
+    UP,
+    Leg,
+    next_leg,
+)
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import RecordValue
@@ -23,6 +36,9 @@ if TYPE_CHECKING:
 
 ASKED, RINGS, BACK, OVER = "asked", "ringing", "back", "over"
 STATUS_OF_KIND = {"busy": 486, "reject": 603, "no-answer": 480, "unreachable": 480, "canceled": 487}
+CUSTOMER = "customer"
+MAIN_LETTERS = (PRIMARY_LEG, AGENT_LEG)
+"""First letters of legs that may be of the main conversation"""
 CONFERENCE_DIGITS = "*3"
 """Typed by whoever consults: all three talk."""
 
@@ -152,6 +168,10 @@ class Transfers:
         leg.state = ENDED
         call.hang_up_later(leg)
         self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
+        if leg.consult != leg.leg and len(others) > 1:
+            call.save()  # of three who were brought together two stay
+            call.touch()
+            return
         for other in others:
             call.end_leg(other, NORMAL, "the consultation is over")
             self._parts.acd.conversation_ended(call.call, other.agent, "consult")
@@ -260,10 +280,15 @@ class Transfers:
                 call.head = stays[0].leg
 
     def _into_queue(self, queue: str) -> None:
-        """Into a queue: the caller waits there like any other."""
+        """Into a queue: the caller waits there like any other, an agent whom a colleague hands over too."""
         call, context = self._call, self._parts.context
         self._leave()
         self._set(state=OVER)
+        if (head := call.legs.get(call.head)) is not None and head.agent:
+            self._parts.acd.conversation_ended(call.call, head.agent, "transfer")
+            if head.attempt in call.attempts:
+                call.attempts[head.attempt].state = ENDED
+            head.agent, head.attempt = "", ""
         call.note("transferred into a queue", queue=queue)
         call.queue, call.entered, call.stage = queue, context.utc, QUEUED
         self._parts.acd.caller_enters(call.call, queue, call.entered, call.queue_priority, call.caller)
@@ -348,12 +373,24 @@ class Transfers:
         return True
 
     def nowhere(self, kind: str) -> None:
-        """Nobody takes the caller: back into his queue, first; without one the call ends."""
+        """Nobody takes whoever leads the call: back into his queue, first; where no record says what a
+        carrier's caller came for, to where his number leads; else he is sent home."""
         call = self._call
+        head, side = call.legs[call.head], sorted({o.consult for o in call.living() if o.consult})
         if call.queue:
             call.requeue("nobody took the transfer")
             return
-        call.end_leg(call.legs[call.head], NORMAL, f"nobody took the transfer: {kind}")
+        if side:
+            call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
+            self._main_ended(head, side[0])
+            return
+        if not call.facts.verb and head.role == CUSTOMER and head.channel is not None:
+            for other in [o for o in call.living() if o is not head]:
+                call.end_leg(other, NORMAL, "the dialplan serves the caller anew")
+            call.note("nobody took the transfer, and no record says what he called for", level="warning")
+            call.to_dialplan("no record", call.context_name, call.facts.did)
+            return
+        call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
         call.over("nobody took the transfer")
 
     # --- three people --------------------------------------------------------------
@@ -420,8 +457,9 @@ class Transfers:
         for leg in [leg for leg in call.living() if leg.consult == leader.leg]:
             leg.consult = ""
 
-    def resumed(self, record: RecordValue) -> None:
-        """After a takeover: goes on where the record says it was."""
+    def resumed(self, record: RecordValue, ended: Mapping[str, str]) -> None:
+        """After a takeover: goes on where the record says it was. ``ended``: the legs that are
+        over, in their order, and who ended them."""
         call, t = self._call, self.now
         head = call.legs.get(call.head)
         if head is not None and head.of and not head.consult:
@@ -431,6 +469,7 @@ class Transfers:
             if leader is None or not leader.alive:
                 call.end_leg(leg, NORMAL, "whoever consulted is gone")
         if not self.open or t is None:
+            self._left_alone(ended, record)
             return
         asker = call.legs.get(t.leg)
         if (asker is None or not asker.alive) and not t.left:
@@ -443,6 +482,21 @@ class Transfers:
             self.party_answered(party)
         elif not t.party:
             self._act()
+
+    def _left_alone(self, ended: Mapping[str, str], record: RecordValue) -> None:
+        """The record is older than how the conversation ended, and nobody is there for whoever leads
+        the call. Where the app had released the last one, he was being handed over, nobody knows where."""
+        call = self._call
+        main = [leg for leg in call.living() if not (leg.consult or leg.aside)]
+        if call.stage != TALKING or [leg.leg for leg in main] != [call.head]:
+            return
+        known = {name for name, leg in record.legs.items() if leg.consult}
+        last = [by for name, by in ended.items() if name[0] in MAIN_LETTERS and name not in known]
+        if last and last[-1] == "app":
+            here = {leg.agent for leg in call.living()}
+            for leg in [leg for leg in record.legs.values() if leg.leg in ended and leg.agent not in here]:
+                self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+            self.nowhere("handed over, and the record of it is lost")
 
 
 def open_transfer(record: RecordValue | None) -> bool:

@@ -88,7 +88,7 @@ NOBODYS = "<sip:1@t?Replaces=nobody%3Bto-tag%3D1%3Bfrom-tag%3D2>"
 
 
 @pytest.mark.parametrize(
-    ("target", "status"), [("", 400), ("<mailto:x@y>", 400), ("<sip:test>", 400), (NOBODYS, 481)]
+    ("target", "status"), [("", 400), ("<mailto:x@y>", 400), ("<sip:test>", 400), (NOBODYS, 603)]
 )
 def test_what_makes_no_sense_is_refused(world, target, status):
     _, _, node, phone, leg = talking(world)

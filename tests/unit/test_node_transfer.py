@@ -7,9 +7,10 @@ import pytest
 
 from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import ari, link
-from ari_ha.wire.keyspace import QueueConfigValue
+from ari_ha.wire.keyspace import LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
 from tests.support.node_bench import Bench
+from tests.unit.test_node_outbound import agent_dials
 
 E = "7.1"
 
@@ -130,6 +131,28 @@ def test_into_a_queue() -> None:
     assert bench.agent("1001").work == "acw"
 
 
+def test_into_a_queue_while_one_consults() -> None:
+    """1001 hands 1002, whom he had called, over while that one consults: an answer to his second line
+    is none to his call, and he has a place like any caller."""
+    bench = bench_with_sales()
+    agent_dials(bench, "1002")
+    (agent,) = bench.dialled()
+    bench.pick_up(agent)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    token = bench.token("k1", "k1", kind="agent", user="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    asks(bench, "6100", leg="c")
+    assert bench.machine.core.calls["k1"].stage == "queued" and bench.waiting() == ["k1"]
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    assert bench.machine.core.calls["k1"].stage == "queued" and bench.waiting() == ["k1"]
+    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.hears(agent) == "music"
+
+
 def test_three_people_do_not_wait_in_a_queue() -> None:
     bench = bench_with_sales()
     customer, _, second, party = consulting(bench)
@@ -239,6 +262,75 @@ def test_the_asker_hung_up_in_the_gap() -> None:
     assert not bench.said(link.EndLeg, leg="c") and bench.hears(channels["c"]) == "music"
     bench.frame(link.LegAnswered("k1", "a2", "7.2"))
     assert bench.hears(channels["c"]) == "people"
+
+
+def test_taken_up_with_a_record_older_than_a_transfer_into_a_queue() -> None:
+    """The edge says that the app released the agent: the caller was handed over, and waits again."""
+    bench = Bench(agents=("1001",))
+    bench.talk()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "app"}, head="c", trunk="carrier1")
+    bench.sleep(0.1)
+    assert bench.waiting() == ["k1"] and bench.hears(channels["c"]) == "music"
+    assert bench.agent().work == "acw" and not bench.said(link.EndLeg)
+
+
+def test_whoever_hung_up_on_him_handed_nobody_over() -> None:
+    bench = Bench()
+    talk(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "phone"}, head="c", trunk="carrier1")
+    bench.sleep(0.1)
+    assert bench.said(link.EndLeg, leg="c") and not bench.waiting()
+
+
+@pytest.mark.parametrize("consults", [False, True])
+def test_a_colleague_who_was_handed_over_nobody_knows_where(consults: bool) -> None:
+    """He is sent home; whom he consults stays with him."""
+    bench = bench_with_sales()
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["agent", "dial", "1002"], did="1002",
+        legs={"c": LegValue(leg="c", role="user", agent="1001"),
+              "a1": LegValue(leg="a1", role="party", state="up", agent="1002", target="device:1002")},
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    more = {"k1": "up", "a2": "up"} if consults else {}
+    channels = bench.resume(
+        "k1", "7.2", {"a1": "up", **more}, ended={"c": "app"}, head="a1",
+        sides=dict.fromkeys(more, "k1"), lines={"k1": "a1"} if consults else {},
+    )  # fmt: skip
+    bench.sleep(0.1)
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["a1"]
+    if consults:
+        assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+
+
+def test_nobody_takes_a_caller_of_whom_no_record_says_what_he_wants() -> None:
+    """A survivor without etcd: the dialplan knows where his number leads."""
+    bench = Bench()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, head="c", trunk="carrier1")
+    asks(bench, "+4940", epoch="7.2")
+    (party,) = bench.dialled()
+    bench.ring(party)
+    bench.gone("k1", "a2", "7.2", by="failed", status=486)
+    assert not bench.said(link.EndLeg, leg="c")
+    (sent,) = bench.operations("channels.continueInDialplan")
+    assert (sent["channelId"], sent["extension"]) == (channels["c"], "6000")
+
+
+def test_without_a_record_the_dialplan_serves_no_party() -> None:
+    """Who was called by us has no number of his own to be served by."""
+    bench = Bench()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"a1": "up"}, ended={"c": "app"}, head="a1", trunk="carrier1")
+    assert bench.said(link.EndLeg, leg="a1") and not bench.operations("channels.continueInDialplan")
 
 
 # --- consulting ------------------------------------------------------------------------
@@ -484,6 +576,15 @@ def test_whoever_was_consulted_consults_in_turn_and_brings_his_three_together() 
     assert [f.leg for f in bench.said(link.EndLeg)] == ["a2"]
     assert any(m == {legs["k1"], legs["k2"], legs["a3"]} for m in bench.asterisk.bridges.values())
     assert bench.hears(legs["c"]) == "music"
+
+
+def test_of_three_in_a_consultation_one_hangs_up() -> None:
+    bench = Bench()
+    legs = consulting_in_turn(bench)
+    types(bench, legs["k2"], "*3")
+    bench.gone("k1", "a3")
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["a2"]
+    assert bench.hears(legs["k1"]) == bench.hears(legs["k2"]) == "people"
 
 
 def test_whoever_was_consulted_transfers_whoever_consulted_him() -> None:
