@@ -260,6 +260,8 @@ class Calls:
         was = leg.state
         leg.state = "ended"
         call.tombstones[leg.leg] = by
+        if leg.attempt and by not in ("app", "edge"):
+            call.turned_down = leg.attempt
         if leg.leg == call.head:
             call.cause = cause
         if by not in ("phone", "cancelled", "failed"):

@@ -412,6 +412,8 @@ class EdgeCall:
     leaving: list[NodeLeg] = field(default_factory=list)
     """Dialogs with an earlier node, ended as soon as the media has moved."""
     tombstones: dict[str, str] = field(default_factory=dict)
+    turned_down: str = ""
+    """The last attempt whose phone refused it, let it ring in vain, or hung up"""
     announced: set[str] = field(default_factory=set)
     tag_numbers: dict[str, set[int]] = field(default_factory=dict)
     """``leg@node`` -> n in use, for rtpengine tags"""
@@ -523,6 +525,7 @@ class EdgeCall:
             "sides": {leg.leg: leg.consult for leg in self.living() if leg.consult},
             "lines": {leg.leg: leg.of for leg in self.living() if leg.of},
             "targets": {leg.leg: leg.target for leg in self.living() if leg.target and not leg.attempt},
+            "turned_down": self.turned_down,
         }
 
     def two_talking(self, consult: str = "") -> bool:
@@ -563,6 +566,7 @@ class EdgeCall:
             legs=legs,
             node_legs=halves,
             tombstones=dict(self.tombstones),
+            turned_down=self.turned_down,
             kind=self.kind,
             want=self.want,
             identity=dict(self.identity),

@@ -59,6 +59,7 @@ def _stored_call(value: DialogsValue, media: MediaValue | None) -> EdgeCall:
         want=value.want,
         identity=dict(value.identity),
         tombstones=dict(value.tombstones),
+        turned_down=value.turned_down,
         head=value.head,
         answered_utc=value.answered,
         connected_utc=value.connected,

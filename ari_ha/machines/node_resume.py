@@ -63,6 +63,8 @@ class Arriving:
     lines: dict[str, str] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
     """The edge's word on legs the record does not know"""
+    turned_down: str = ""
+    """The last attempt that a phone ended: the record may not know it"""
     caller: str = ""
     did: str = ""
     verb: tuple[str, ...] = ()
@@ -107,7 +109,7 @@ class Resumes:
                 token.call, epoch, TAKEOVER, dict(token.facts), dict(token.ended), self._context.now,
                 caller=token.caller, did=token.did, edge_known=True, retired=retired,
                 head=token.head, sides=dict(token.sides), lines=dict(token.lines),
-                targets=dict(token.targets), trunk=token.trunk,
+                targets=dict(token.targets), trunk=token.trunk, turned_down=token.turned_down,
             )  # fmt: skip
             self._begin(arriving, self._context.timings.resume_limit_s)
         arriving.channels[token.leg] = channel
@@ -306,6 +308,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     ended, lost, left, unwilling = [], [], [], []
     attempts = record.attempts.values() if record else ()
     ended += [a.attempt for a in attempts if a.state == ENDED]  # the ACD may not have heard
+    ended += [arriving.turned_down] if arriving.turned_down else []
     for value in [a for a in attempts if a.state in OPEN_STATES]:
         leg = call.legs.get(value.leg)
         if leg is not None and leg.alive:

@@ -347,6 +347,8 @@ class DialogsValue(Value):
     node_legs: dict[str, dict[str, Any]] = {}
     tombstones: dict[str, str] = {}
     """leg -> who ended it; such a leg is never dialled again"""
+    turned_down: str = ""
+    """The last attempt that a phone ended; it is not made again"""
     kind: str = "trunk"
     """trunk: from a carrier; agent: an agent's phone dialled"""
     want: str = "through"

@@ -63,6 +63,8 @@ class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
     """Second lines: leg -> leg of the same phone."""
     targets: dict[str, str] = msgspec.field(default_factory=dict)
     """Whom legs were dialled to that no queue chose: ``device:`` or ``number:``."""
+    turned_down: str = ""
+    """The last attempt that a phone ended."""
 
 
 # --- both directions ------------------------------------------------------------------

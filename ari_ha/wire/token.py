@@ -34,7 +34,7 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     legs that people ended: leg -> who. ``head``, ``sides``, ``lines`` and ``targets``
     are for legs the record does not know: whose end ends the call, who consults with
     whom (leg -> leg that leads it), of which leg's phone a leg is the second line, and
-    whom a leg was dialled to.
+    whom a leg was dialled to. ``turned_down``: the last attempt that a phone ended.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     sides: dict[str, str] = {}
     lines: dict[str, str] = {}
     targets: dict[str, str] = {}
+    turned_down: str = ""
 
     @property
     def name(self) -> str:

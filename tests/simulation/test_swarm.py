@@ -222,6 +222,7 @@ KEPT_FULL = {
     "an agent who talks is given to another caller": 210,
     "transferred into a queue, and the record of that is lost": 55,
     "nobody takes a caller of whom there is no record": 1081,
+    "refused before the record knew the attempt": 1117,
     "two consultations in one call, and a conference": 1143,
     "a transfer asked for before the edge has the answer": 1315,
     "a leg ends while its call is taken up": 1351,

@@ -290,6 +290,23 @@ def test_a_takeover_says_who_belongs_to_whom(world):
     assert {t.targets["a2"] for t in tokens} == {"device:1002"}
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_takeover_says_which_attempt_a_phone_turned_down(world, restarted):
+    """Whoever refused while nobody heard is not rung by the same attempt again."""
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001", "t7")
+    phone.sip.reject(phone.of(sip.InviteReceived)[-1].leg, 486, world.now)
+    world.settle()
+    if restarted:
+        world.boot()
+    kill(world, node.name)
+    world.run(1)
+    tokens = [t for n in world.nodes.values() for t in n.tokens.values() if t.kind == "resume"]
+    assert {t.turned_down for t in tokens} == {"t7"}
+
+
 def test_a_target_that_refuses_in_the_gap_is_not_called_again(world):
     _, call, node, phone, leg = talking(world)
     for other in world.nodes.values():

@@ -151,6 +151,18 @@ def test_an_agent_who_hung_up_meanwhile_is_not_rung_again() -> None:
     assert bench.said(link.EndLeg, leg="c", epoch="7.2")
 
 
+def test_an_agent_who_refused_is_not_rung_again_where_the_record_does_not_know_the_attempt() -> None:
+    bench = Bench(agents=("1001",))
+    moved(bench, "ringing", leg_state="ringing", attempt_state="ringing")
+    record = bench.record()
+    assert record is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, attempts={}, legs={}))
+    bench.store_back()
+    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "failed"}, turned_down="t1")
+    after = bench.record()
+    assert after is not None and "t1" not in after.attempts and bench.waiting() == ["k1"]
+
+
 def test_an_agent_whose_leg_was_lost_is_rung_again() -> None:
     bench = Bench()
     moved(bench, "talking")
