@@ -190,6 +190,7 @@ class Dialling:
             headers=routes,
             session_expires=context.timings.session_expires_s,
             next_hop=ROUTE if binding.path else SOURCE,
+            holds_ack=True,
             now=context.now,
         )
 
@@ -280,6 +281,8 @@ class Dialling:
 
     def _tell_answer(self, call: EdgeCall, leg: PhoneLeg, waited: PhoneLeg | None) -> None:
         context = self._context
+        if leg.alive:
+            context.sip.acknowledge(leg.key, context.now)  # not before: an edge that dies is told again
         if waited and waited.alive and not call.ended:
             context.sip.answer(waited.key, waited.local_sdp(), context.now)
             context.note(f"call/{call.call}", "answered", leg=waited.leg)

@@ -105,6 +105,7 @@ class Outbound:
             session_expires=context.timings.session_expires_s,
             contact_user=trunk.user if trunk.register else "",
             next_hop=self._trunks.next_hop(name),
+            holds_ack=True,
             now=context.now,
         )
         context.note(f"call/{call.call}", f"dialling {leg.number} through {name}", leg=leg.leg)

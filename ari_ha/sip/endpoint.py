@@ -134,16 +134,26 @@ class Endpoint:
         session_expires: int | None = None,
         contact_user: str = "",
         next_hop: str = SOURCE,
+        holds_ack: bool = False,
         now: float,
     ) -> None:
         """Call `target` through `flow`. Ends in LegAnswered or LegFailed; a Max-Forwards, Contact, Allow,
         Supported, User-Agent or Route among `headers` takes the place of the engine's own. `next_hop`: as
-        of `set_next_hop`."""
+        of `set_next_hop`. With `holds_ack` the 2xx is acknowledged by `acknowledge`: until then the far
+        side sends it again, to whoever has taken the leg over."""
         self._stack.now = now
         self._outgoing.invite(
             leg, flow, target, from_, to, sdp, headers, credentials, session_expires, contact_user, next_hop,
             now,
         )  # fmt: skip
+        self._outgoing.hold_ack(leg, holds_ack)
+
+    def acknowledge(self, leg: str, now: float) -> None:
+        """The ACK that `invite` was told to hold back; nothing when none is owed."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._outgoing.acknowledge(found)
 
     def set_next_hop(self, leg: str, rule: str) -> None:
         """Where our requests in the leg's dialog go from now on: `nexthop.ROUTE`, where its route set or

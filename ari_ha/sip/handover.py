@@ -41,6 +41,7 @@ class Handover:
         leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
         self.core.add(leg)
         self.core.ways(leg)  # a name in it is asked for at once
+        self.outgoing.acknowledge(leg)  # what its owner waited for is done: the answer is written
         if moved:
             self._acknowledge(leg, open_change)
         if record.get("inc") is not None:

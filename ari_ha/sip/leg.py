@@ -64,6 +64,8 @@ class OutgoingInvite:
     """To tag of an early dialog -> RSeq of its last reliable response (RFC 3262)."""
     unheard: bool = False
     """Its responses go to an address we do not have: it may have been answered."""
+    holds_ack: bool = False
+    """The owner says when its 2xx is acknowledged."""
 
     @property
     def cseq(self) -> int:
@@ -266,6 +268,7 @@ def _export_out(out: OutgoingInvite) -> dict[str, Any]:
         "attempts": out.attempts,
         "authenticated": out.authenticated,
         "rseqs": dict(out.rseqs),
+        "holds_ack": out.holds_ack,
     }
 
 

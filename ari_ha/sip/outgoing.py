@@ -132,7 +132,7 @@ class Outgoing:
         sdp = sdp_of(response)
         leg.remote_sdp = sdp if sdp is not None else leg.remote_sdp
         asked = SessionTimer(leg.wanted_expires_s, "local") if leg.wanted_expires_s is not None else None
-        if out.sdp is None and leg.local_sdp is None:
+        if out.holds_ack or (out.sdp is None and leg.local_sdp is None):
             leg.state, leg.ack_owed = "answered", out.cseq
         else:
             leg.state = "confirmed"
@@ -192,6 +192,20 @@ class Outgoing:
         out.rseqs = {}
         leg.state = "calling"
 
+    def hold_ack(self, key: str, holds: bool) -> None:
+        """Whether the leg's owner says when its 2xx is acknowledged."""
+        leg = self.core.legs[key]
+        assert leg.out is not None
+        leg.out.holds_ack = holds
+
+    def acknowledge(self, leg: Leg) -> None:
+        """The ACK of an answer to our offer that was held back."""
+        if leg.ack_owed is None or leg.local_sdp is None or leg.state != "answered":
+            return
+        cseq, leg.ack_owed = leg.ack_owed, None
+        leg.state = "confirmed"
+        self.core.ack(leg, cseq, None)
+
     def ack(self, leg: Leg, sdp: str, now: float) -> None:
         """The owner's answer to an offer that came in a 2xx."""
         if leg.ack_owed is None:
@@ -244,6 +258,7 @@ class Outgoing:
         rseqs = record.get("rseqs") or {}
         out.rseqs = {str(tag): int(number) for tag, number in rseqs.items()}  # type: ignore[attr-defined]
         out.unheard = bool(record.get("unheard"))
+        out.holds_ack = bool(record.get("holds_ack"))
         leg.out = out
         txn.resume(data, out.provisional, now)
         if out.cancel == "sent":

@@ -225,6 +225,7 @@ KEPT_FULL = {
     "refused before the record knew the attempt": 1117,
     "two consultations in one call, and a conference": 1143,
     "a transfer asked for before the edge has the answer": 1315,
+    "an answer that the edge had no time to write down": 1311,
     "a leg ends while its call is taken up": 1351,
     "the second line of a phone in two calls": 1365,
     "a conference that nobody hears of": 1425,

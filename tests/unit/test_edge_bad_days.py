@@ -11,7 +11,7 @@ from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.probe import ProbeRefused
 from ari_ha.core.ports.sip import SipBytes
-from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn
 from ari_ha.machines.node_watch import SILENT
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import ha1
@@ -129,6 +129,26 @@ def test_a_registration_survives_a_restart_of_the_edge(world):
     world.register("1001")
     world.boot()
     assert world.edge.registrar.binding_of("1001")
+
+
+def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
+    """The process dies between a phone's 200 and the write: no ACK went out, so the phone repeats it."""
+    phone = world.register("1001")
+    _, call = world.call_in()
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    invite = phone.of(sip.InviteReceived)[-1]
+    phone.sip.ring(invite.leg, world.now)
+    world.settle()
+    perform = world.perform
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+        phone.sip.answer(invite.leg, phone.sdp(), world.now)
+        world.settle()
+    assert call.legs["a1"].state == "up" and not phone.of(sip.LegAcked)
+    world.boot()
+    world.run(1.2)
+    assert world.edge.calls.by_id[call.call].legs["a1"].state == "up"
+    assert phone.of(sip.LegAcked) and not phone.of(sip.LegEnded)
 
 
 def test_dialling_an_unregistered_device(world):

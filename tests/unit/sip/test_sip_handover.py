@@ -21,6 +21,7 @@ from ari_ha.sip.events import (
     ReinviteAnswered,
     ReinviteReceived,
 )
+from ari_ha.sip.message import Request
 
 
 @pytest.fixture
@@ -143,6 +144,47 @@ def test_an_answer_that_comes_again_to_a_new_process_gets_its_ack(trio: tuple[Wo
     world.advance(2)
     assert b.take(LegAcked) and a.agent.leg_state("a") == "confirmed"
     assert not a.messages("BYE")
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_answer_is_not_lost_with_the_process_whose_ack_was_held_back(
+    trio: tuple[World, Party, Party], written: bool
+) -> None:
+    """Its owner acknowledges what it has written down; else the far side sends its 2xx again."""
+    world, a, b = trio
+    a.call(b, "a", holds_ack=True)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    before = json.loads(json.dumps(a.agent.export_leg("a")))
+    b.agent.answer(leg, sdp("10.0.0.2"), world.now)
+    world.advance(1.2)
+    assert a.take(LegAnswered) and not a.has(LegAnswered), "the 2xx came three times"
+    assert not a.messages("ACK") and not b.has(LegAcked)
+    record = json.loads(json.dumps(a.agent.export_leg("a"))) if written else before
+    a.agent = a.start()
+    a.agent.import_leg("a", record, world.now)
+    if not written:
+        world.advance(4.1)
+        assert a.take(LegAnswered)
+        a.agent.acknowledge("a", world.now)
+    world.transfer()
+    assert b.take(LegAcked)
+    finish(world, a, b, leg)
+
+
+def test_a_held_ack_goes_before_the_bye(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b, "a", holds_ack=True)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp("10.0.0.2"), world.now)
+    world.transfer()
+    a.agent.hangup("a", world.now)
+    world.transfer()
+    assert [m.method for m in a.sent if isinstance(m, Request)] == ["INVITE", "ACK", "BYE"]
+    assert b.take(LegAcked) and b.take(LegEnded).cause == "bye"
 
 
 def test_the_margin_keeps_numbers_apart(trio: tuple[World, Party, Party]) -> None:
