@@ -82,7 +82,9 @@ class Lab:
 
     def running(self) -> dict[str, str]:
         """The lab's containers and their state (running, paused, exited)."""
-        lines = self.docker("ps", "-a", "--filter", f"name=^{PREFIX}", "--format", "{{.Names}} {{.State}}")
+        # by project, not by name: servers of the contract tests have names that begin alike
+        project = f"label=com.docker.compose.project={PREFIX.removesuffix('-')}"
+        lines = self.docker("ps", "-a", "--filter", project, "--format", "{{.Names}} {{.State}}")
         pairs = (line.split() for line in lines.splitlines())
         return {name.removeprefix(PREFIX): state for name, state in pairs}
 
