@@ -38,7 +38,7 @@ from ari_ha.wire import link
 
 REINVITE_ANSWER_LIMIT_S = 1.0
 """A re-INVITE is answered by then even when the media could not be confirmed."""
-DTMF_RELAY = "application/dtmf-relay"
+DTMF, DTMF_RELAY = "application/dtmf", "application/dtmf-relay"
 
 
 class Dialogs:
@@ -69,6 +69,7 @@ class Dialogs:
             sip.LegRinging: self._ringing,
             sip.LegAnswered: self._answered,
             sip.LegAcked: self._acked,
+            sip.EarlyAnswer: self._early_answer,
             sip.LegFailed: self._failed,
             sip.LegCancelled: lambda event: self._ended(event.leg, "cancelled", "487", 487),
             sip.LegEnded: self._leg_ended,
@@ -167,6 +168,13 @@ class Dialogs:
                 self._answered_late(call, leg, event.sdp)
         elif found:
             self._calls.touch(found[0])
+
+    def _early_answer(self, event: sip.EarlyAnswer) -> None:
+        """A caller without an offer has answered ours before he is answered."""
+        if found := self._calls.phone(event.leg):
+            call, leg = found
+            leg.late_offer = False
+            self._answered_late(call, leg, event.sdp)
 
     def _answered_late(self, call: EdgeCall, leg: PhoneLeg, sdp: str) -> None:
         """The answer came in the ACK; it may hold the call or take it off hold."""
@@ -350,8 +358,11 @@ class Dialogs:
 
 
 def _digit(content_type: str, body: bytes) -> str:
-    """The digit of a DTMF INFO (``Signal=5``); empty when there is none."""
-    if content_type.split(";")[0].strip().lower() != DTMF_RELAY:
+    """The digit of a DTMF INFO (``Signal=5``, or alone in ``application/dtmf``); empty when there is none."""
+    kind = content_type.split(";")[0].strip().lower()
+    if kind == DTMF:
+        return body.decode("utf-8", "replace").strip()[:1]
+    if kind != DTMF_RELAY:
         return ""
     for line in body.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition("=")

@@ -120,7 +120,9 @@ class Core:
         self._remove(leg)
         if leg.inc is not None and not leg.inc.txn.final:
             self.stack.reply(leg.inc.txn, 487, now)
-        leg.inc = None
+        if leg.changing is not None:
+            self.stack.reply(leg.changing.txn, 487, now)
+        leg.inc = leg.changing = None
         if leg.out is not None:
             leg.out.txn.step("abandon", now)
             leg.out = None

@@ -416,6 +416,9 @@ class Dispatch:
             leg = txn.leg
             if leg is not None and leg.inc is not None and leg.inc.txn is txn:
                 leg.inc = None
+            elif leg is not None and leg.changing is not None and leg.changing.txn is txn:
+                leg.changing = None
+                self.incoming.go_on(leg, now)
 
     def _leg_timer(self, leg: Leg, name: str, now: float) -> None:
         if name == "answer":

@@ -224,6 +224,7 @@ class Endpoint:
         found = self._core.owned(leg)
         if found is not None:
             self._modify.accept(found, sdp, now, headers)
+            self._incoming.go_on(found, now)
 
     def reject_reinvite(self, leg: str, status: int, now: float, headers: Headers = ()) -> None:
         """Refuse it: the call goes on unchanged."""
@@ -231,6 +232,7 @@ class Endpoint:
         found = self._core.owned(leg)
         if found is not None:
             self._modify.reject(found, status, now, headers)
+            self._incoming.go_on(found, now)
 
     def info(self, leg: str, content_type: str, body: bytes, now: float, headers: Headers = ()) -> None:
         """Send an INFO nobody waits for (a 481 ends the leg)."""

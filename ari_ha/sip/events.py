@@ -84,11 +84,20 @@ class LegEnded:
 
 @dataclass(frozen=True, slots=True)
 class ReinviteReceived:
-    """A re-INVITE, or an UPDATE with SDP, that changes something: call accept_reinvite or reject_reinvite."""
+    """A re-INVITE, or an UPDATE or PRACK with an offer (also before the final response), that changes
+    something: call accept_reinvite or reject_reinvite."""
 
     leg: str
     sdp: str | None
     headers: HeaderList
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyAnswer:
+    """The PRACK of a reliable provisional response with our offer brought the answer (RFC 3262 section 5)."""
+
+    leg: str
+    sdp: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +197,7 @@ SipEvent: TypeAlias = (
     | LegCancelled
     | LegEnded
     | ReinviteReceived
+    | EarlyAnswer
     | ReinviteAcked
     | ReinviteAnswered
     | ReinviteFailed

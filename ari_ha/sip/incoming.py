@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ari_ha.sip.core import Core, owner_headers, unacceptable_body
 from ari_ha.sip.dialog import Dialog
+from ari_ha.sip.early import ANSWERED
 from ari_ha.sip.events import (
     InviteReceived,
     LegAcked,
@@ -130,12 +131,22 @@ class Incoming:
         fields = [*self._dialog_headers(leg, inc, headers), *uas_headers(timer, inc.request)]
         self.core.stop(leg, "remind", "expires")
         leg.state = "answered"
+        if leg.early:
+            # section 13.2.1: no second answer, and no second offer: the description is said already, and only
+            # one that is still the same may be said again
+            sdp = sdp if leg.early == ANSWERED and inc.sdp is not None else None
+            inc.sdp = leg.remote_sdp
         self.core.accept(leg, inc, sdp, now, fields)
         self.core.arm_session(leg, timer, now)
 
     def on_prack(self, leg: Leg, request: Request, via: Via, flow: Flow, now: float) -> None:
         """A PRACK within a dialog; an answer that waited for it goes out."""
-        if self.reliable.on_prack(leg, request, via, flow, now) and leg.held_answer and leg.inc is not None:
+        if self.reliable.on_prack(leg, request, via, flow, now):
+            self.go_on(leg, now)
+
+    def go_on(self, leg: Leg, now: float) -> None:
+        """Send the answer that waited, if nothing holds it any more."""
+        if leg.held_answer and leg.inc is not None and not self.reliable.holds(leg):
             (sdp, headers), leg.held_answer = leg.held_answer, None
             self.answer(leg, sdp, now, headers)
 

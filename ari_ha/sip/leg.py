@@ -145,10 +145,14 @@ class Leg:
     """The Min-SE a 422 taught us."""
     out: OutgoingInvite | None = None
     inc: IncomingInvite | None = None
+    early: str = ""
+    """How far offer and answer are before the final response (`early`)."""
+    changing: IncomingInvite | None = None
+    """The far side's PRACK or UPDATE with an offer, before the final response."""
     waiting: Waiting | None = None
     provisional: Provisional | None = None
     held_answer: tuple[str | None, HeaderFields] | None = None
-    """The owner's answer, which waits for a PRACK."""
+    """The owner's answer, which waits for a PRACK, or for the answer to an earlier offer."""
     ack_owed: int | None = None
     """CSeq of a 2xx whose offer the owner has to answer in the ACK."""
     acks: dict[int, bytes] = field(default_factory=dict)
@@ -234,6 +238,7 @@ def export_record(leg: Leg) -> dict[str, Any]:
         "remote_sdp": leg.remote_sdp,
         "contact_user": leg.contact_user,
         "next_hop": leg.next_hop,
+        "early": leg.early,
         "silent": list(leg.silent),
         "timer": None if leg.timer is None else [leg.timer.interval_s, leg.timer.refresher],
         "wanted_expires_s": leg.wanted_expires_s,
@@ -336,6 +341,7 @@ def import_plain(key: str, record: dict[str, Any], cseq_margin: int) -> Leg:
         remote_sdp=record.get("remote_sdp"),
         contact_user=record.get("contact_user", ""),
         next_hop=ROUTE if record.get("next_hop") == ROUTE else SOURCE,
+        early=str(record.get("early", "")),
         silent=[str(place) for place in record.get("silent", ())][:SILENT_MAX_COUNT],
         timer=None if timer is None else SessionTimer(int(timer[0]), str(timer[1])),
         wanted_expires_s=record.get("wanted_expires_s"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ari_ha.sip.core import SESSION_RETRY_S, Core, owner_headers, unacceptable_body
+from ari_ha.sip.early import CHANGED, Early
 from ari_ha.sip.events import LocalError, ReinviteAnswered, ReinviteFailed, ReinviteReceived
 from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
@@ -32,6 +33,7 @@ class Modify:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.stack = core.stack
+        self.early = Early(core)
 
     # ours
 
@@ -214,6 +216,8 @@ class Modify:
     def _open(self, leg: Leg) -> IncomingInvite | None:
         """The re-INVITE to answer; None when it went away meanwhile (cancelled, or too late for an
         UPDATE)."""
+        if leg.changing is not None:
+            return leg.changing
         inc = leg.inc
         if inc is None or inc.initial or inc.accepted:
             self.stack.count("command.no-reinvite")
@@ -232,6 +236,11 @@ class Modify:
     ) -> None:
         timer = negotiate_uas(inc.request, self.stack.settings.min_session_expires_s)
         fields = [("Contact", self.stack.contact(leg.flow, leg.contact_user)), *self.stack.capabilities()]
+        if inc is leg.changing:
+            leg.changing, leg.early = None, CHANGED
+            leg.local_sdp, leg.remote_sdp = sdp, inc.sdp
+            self.stack.reply(inc.txn, 200, now, None, [*fields, *headers], sdp.encode("utf-8", "replace"))
+            return
         self.core.accept(leg, inc, sdp, now, [*fields, *headers, *uas_headers(timer, inc.request)])
         self.core.arm_session(leg, timer, now)
 
@@ -244,7 +253,10 @@ class Modify:
         if inc is None:
             return
         self.stack.reply(inc.txn, status, now, None, headers)
-        leg.inc = None
+        if inc is leg.changing:
+            leg.changing = None
+        else:
+            leg.inc = None
 
     def on_update(self, leg: Leg, request: Request, via: Via, flow: Flow, now: float) -> None:
         """UPDATE: with an offer as a re-INVITE without ACK, without one a refresh we answer ourselves."""
@@ -252,10 +264,7 @@ class Modify:
             if leg.state == "confirmed" or leg.state == "answered":
                 self.on_reinvite(leg, request, via, flow, now)
                 return
-            # RFC 3311 section 5.2: the offer of the INVITE is not answered yet.
-            txn = self.stack.open_server(request, via, flow)
-            headers = [] if leg.role == "uac" else [("Retry-After", "2")]
-            self.stack.reply(txn, 491 if leg.role == "uac" else 500, now, None, headers)
+            self.early.in_update(leg, request, via, flow, now)
             return
         minimum = self.stack.settings.min_session_expires_s
         txn = self.stack.open_server(request, via, flow)

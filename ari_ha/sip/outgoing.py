@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.core import Core, owner_headers
 from ari_ha.sip.dialog import Dialog, without_tag
+from ari_ha.sip.early import CHANGED, OPEN
 from ari_ha.sip.events import LegAnswered, LegEnded, LegFailed, LegRinging, LocalError
 from ari_ha.sip.fields import canonical
 from ari_ha.sip.flow import Flow
@@ -102,7 +103,7 @@ class Outgoing:
             return
         if leg.state == "ending":
             return
-        sdp = sdp_of(response)
+        sdp = sdp_of(response) if leg.early != CHANGED else None
         if response.to_tag and not leg.dialog.remote_tag:
             leg.dialog.establish(response)
             self.core.ways(leg)  # a name in it is asked for before the ACK has to go there
@@ -112,6 +113,8 @@ class Outgoing:
         self.stack.emit(LegRinging(leg.key, response.status, sdp, header_list(response)))
 
     def _answered(self, leg: Leg, out: OutgoingInvite, response: Response, flow: Flow, now: float) -> None:
+        if response.to_tag != leg.dialog.remote_tag:
+            leg.early = OPEN  # another fork: what was agreed on was with somebody else
         leg.dialog.establish(response)
         if flow.reliable or (flow.host != leg.flow.host and leg.dialog.leads_to(flow.host)):
             # also when another host answers than was asked, and wants to be reached there: a call that
@@ -129,7 +132,7 @@ class Outgoing:
             self.core.ack(leg, out.cseq, None)
             self.core.begin_ending(leg, now)
             return
-        sdp = sdp_of(response)
+        sdp = sdp_of(response) if leg.early != CHANGED else None  # section 13.2.1: an old answer
         leg.remote_sdp = sdp if sdp is not None else leg.remote_sdp
         asked = SessionTimer(leg.wanted_expires_s, "local") if leg.wanted_expires_s is not None else None
         if out.holds_ack or (out.sdp is None and leg.local_sdp is None):
@@ -185,6 +188,7 @@ class Outgoing:
         8.1.3.5)."""
         leg.dialog.remote_tag = ""
         leg.dialog.route_set = []
+        leg.early = OPEN
         out.txn = self.core.resend(leg, out.txn, extra, now)
         out.request = out.txn.request
         out.attempts += 1

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from ari_ha.sip.core import Core
 from ari_ha.sip.dialog import Dialog
+from ari_ha.sip.early import ANSWERED, OPEN, Early
 from ari_ha.sip.events import LegEnded
 from ari_ha.sip.fields import Via, canonical
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.leg import IncomingInvite, Leg, OutgoingInvite, Provisional
+from ari_ha.sip.leg import IncomingInvite, Leg, OutgoingInvite, Provisional, sdp_of
 from ari_ha.sip.message import Request, Response
 
 TAG = "100rel"
@@ -36,6 +37,7 @@ class Reliable:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.stack = core.stack
+        self.early = Early(core)
 
     # as UAS
 
@@ -89,8 +91,11 @@ class Reliable:
         self.core.finish(leg, LegEnded(leg.key, "no-prack"), now)
 
     def holds(self, leg: Leg) -> bool:
-        """Whether a 2xx has to wait: an SDP in a provisional response is not acknowledged yet."""
+        """Whether a 2xx has to wait: an SDP in a provisional response is not acknowledged yet, or another
+        offer not answered."""
         provisional = leg.provisional
+        if leg.changing is not None:
+            return True
         return provisional is not None and provisional.has_sdp and not provisional.acknowledged
 
     def on_prack(self, leg: Leg, request: Request, via: Via, flow: Flow, now: float) -> bool:
@@ -102,12 +107,8 @@ class Reliable:
         if provisional is None or provisional.acknowledged or rack != expected:
             self.stack.reply(txn, 481, now)
             return False
-        if request.body and provisional.has_sdp:
-            # a new offer (section 5): answered would be a change before the call is up
-            self.stack.reply(txn, 488, now)
-        else:
-            self.stack.reply(txn, 200, now)
         provisional.acknowledged = True
+        self.early.in_prack(leg, request, txn, now)
         self.core.stop(leg, "reliable", "no-prack")
         if provisional.waiting and leg.inc is not None and not leg.inc.accepted:
             status, reason, fields, body = provisional.waiting[0]
@@ -137,6 +138,8 @@ class Reliable:
             self.stack.drop("early-dialogs-limit")
             return False
         out.rseqs[tag] = number
+        if leg.early == OPEN and out.sdp is not None and sdp_of(response) is not None:
+            leg.early = ANSWERED
         self._prack(leg, out, response, number, now)
         return True
 
