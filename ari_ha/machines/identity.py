@@ -1,5 +1,5 @@
-"""Who calls, as far as it may be said: P-Asserted-Identity, Privacy (RFC 3325, 3323) and
-Diversion (RFC 5806), believed, passed on or stripped by the policy of a trunk."""
+"""Who calls, as far as it may be said: P-Asserted-Identity, Privacy (RFC 3325, 3323),
+Diversion (RFC 5806) and History-Info (RFC 7044), believed, passed on or stripped by the policy of a trunk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ari_ha.sip.uri import NameAddr, SipUri
 from ari_ha.wire.sip_values import TrunkValue
 
 NUMBER_MAX_CHARS = 64
-DIVERSIONS_MAX = 4
-"""Diversion values kept of one call."""
+DIVERSIONS_MAX, HISTORY_MAX = 4, 8
+"""Diversion and History-Info values kept of one call."""
 VALUE_MAX_CHARS = 256
 ANONYMOUS = "anonymous"
 ANONYMOUS_FROM = '"Anonymous" <sip:anonymous@anonymous.invalid>'
 """RFC 3323 §4.1.1.3."""
-ASSERTED, PRIVACY, DIVERSION = "asserted", "privacy", "diversion"
+ASSERTED, PRIVACY, DIVERSION, HISTORY = "asserted", "privacy", "diversion", "history"
 
 
 def user_part(uri: str) -> str:
@@ -54,10 +54,16 @@ def heard(request: Request, trunk: TrunkValue | None) -> tuple[str, dict[str, st
             kept[ASSERTED] = found
             number = found
     if trunk is not None and trunk.diversion:
-        values = [value for value in request.values("Diversion") if len(value) <= VALUE_MAX_CHARS]
-        if values:
-            kept[DIVERSION] = ", ".join(values[:DIVERSIONS_MAX])
+        _keep(kept, DIVERSION, request.values("Diversion"), DIVERSIONS_MAX)
+    if trunk is not None and trunk.history:
+        _keep(kept, HISTORY, request.values("History-Info"), HISTORY_MAX)
     return number, kept
+
+
+def _keep(kept: dict[str, str], name: str, values: list[str], most: int) -> None:
+    short = [value for value in values if len(value) <= VALUE_MAX_CHARS]
+    if short:
+        kept[name] = ", ".join(short[:most])
 
 
 def hidden(identity: Mapping[str, str]) -> bool:
@@ -84,5 +90,7 @@ def shown_to_trunk(
         headers.append(("Privacy", identity.get(PRIVACY) or "id"))
     if trunk.diversion and identity.get(DIVERSION):
         headers.append(("Diversion", identity[DIVERSION]))
+    if trunk.history and identity.get(HISTORY) and (trunk.trusted or not private):
+        headers.append(("History-Info", identity[HISTORY]))
     from_ = ANONYMOUS_FROM if private else f"<sip:{number}@{domain}>"
     return from_, tuple(headers)

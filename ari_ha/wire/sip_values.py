@@ -64,6 +64,9 @@ class TrunkValue(Value):
     """RFC 3325: P-Asserted-Identity and Privacy are believed and sent; else stripped."""
     diversion: bool = False
     """Diversion (RFC 5806) is passed on; else stripped."""
+    history: bool = False
+    """History-Info (RFC 7044) is passed on as it came; else stripped. Of somebody who asked for privacy
+    only to a trusted trunk."""
     service_route: bool = True
     """The Service-Route of our registration (RFC 3608) is used for calls."""
     reliable: bool = False

@@ -9,6 +9,7 @@ import pytest
 from ari_ha.core.machine import Effect
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.sip import events as sip
+from ari_ha.wire import link
 from tests.support.edge_world import EDGE_PUBLIC, EdgeWorld, Party, kill
 from tests.unit.test_edge_machine import talking
 
@@ -90,6 +91,30 @@ class Slow(EdgeWorld):
     def perform(self, effect: Effect) -> None:
         if not (self.late and isinstance(effect, StoreTxn)):
             super().perform(effect)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("application/dtmf-relay", b"Signal=5\r\nDuration=160\r\n"), ("application/dtmf", b"5\r\n"),
+     ("application/DTMF; charset=x", b" 5")],
+)  # fmt: skip
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_digit_by_info_reaches_the_other_and_the_node(world, kind, body, gap):
+    """As it came, and also while nothing serves the call; the node is told the digit."""
+    caller, call, node, phone, leg = talking(world)
+    if gap:
+        for other in world.nodes.values():
+            kill(world, other.name)
+    phone.sip.info(leg, kind, body, world.now)
+    world.settle()
+    (info,) = world.carrier.of(sip.InfoReceived)
+    assert (info.leg, info.content_type, info.body) == (caller, kind, body)
+    if not gap:
+        (digit,) = node.got(link.LegDigit)
+        assert (digit.leg, digit.digit) == ("a1", "5")
+    world.carrier.sip.info(caller, kind, body, world.now)
+    world.settle()
+    assert [(i.leg, i.body) for i in phone.of(sip.InfoReceived)] == [(leg, body)]
 
 
 def test_while_the_answer_is_being_written_down():

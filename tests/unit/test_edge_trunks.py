@@ -298,15 +298,18 @@ IDENTITY = (
     ("P-Asserted-Identity", "<sip:+4911@trusted>"),
     ("Privacy", "id"),
     ("Diversion", "<sip:+4999@x>;reason=unconditional"),
+    ("History-Info", "<sip:+4999@x>;index=1, <sip:6000@x>;index=1.1;rc=1"),
 )
 
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_identity_is_believed_from_the_trusted_and_hidden_from_the_rest(trusted: bool) -> None:
     world = EdgeWorld()
-    source = carrier(world, "in", A, hosts=[A], prefixes=[], trusted=trusted, diversion=trusted)
-    friend = carrier(world, "friend", B, prefixes=["+1"], trusted=True, diversion=True)
+    source = carrier(world, "in", A, hosts=[A], prefixes=[], trusted=trusted, diversion=trusted,
+                     history=trusted)  # fmt: skip
+    friend = carrier(world, "friend", B, prefixes=["+1"], trusted=True, diversion=True, history=True)
     stranger = carrier(world, "stranger", "10.0.1.73", prefixes=["+2"])
+    curious = carrier(world, "curious", "10.0.1.74", prefixes=["+3"], history=True)
     source.sip.invite("k", flow=world.carrier_flow(), target="sip:6000@edge",
                       from_="<sip:anonymous@anonymous.invalid>", to="<sip:6000@x>", sdp=source.sdp(),
                       headers=IDENTITY, now=world.now)  # fmt: skip
@@ -317,19 +320,76 @@ def test_identity_is_believed_from_the_trusted_and_hidden_from_the_rest(trusted:
     node = world.nodes[call.owner.name]
     world.dial(node, call, "t1", "", target="number:+1555")
     world.dial(node, call, "t2", "", target="number:+2555")
+    world.dial(node, call, "t3", "", target="number:+3555")
     known, unknown = invites(friend)[0].request, invites(stranger)[0].request
+    assert not header(invites(curious)[0].request, "History-Info"), "he asked for privacy"
     if trusted:
         assert header(known, "P-Asserted-Identity") == f"<sip:+4911@{B}>"
         assert header(known, "Privacy") == "id"
         assert header(known, "Diversion") == IDENTITY[2][1]
+        assert header(known, "History-Info") == IDENTITY[3][1]
     for request in [unknown] if trusted else [known, unknown]:
         assert "anonymous.invalid" in header(request, "From")
         assert not header(request, "P-Asserted-Identity") and not header(request, "Diversion")
+        assert not header(request, "History-Info")
     world.add_user("1001")
     world.snapshots()
     phone = world.register("1001")
     world.dial(node, call, "a1", "1001")
     assert "anonymous@" in header(invites(phone)[0].request, "From")
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_phone_may_hide_itself_and_be_nobody_else(private: bool) -> None:
+    """Its name is its digest's; what it asserts of itself is not passed on, its wish for privacy is."""
+    world = EdgeWorld().with_users("1001")
+    known = carrier(
+        world, "known", A, prefixes=["+1"], trusted=True, diversion=True, history=True, caller="+4940"
+    )
+    other = carrier(world, "other", B, prefixes=["+2"], outbound_rules={"+2": "002"})
+    wish = IDENTITY[1:2] if private else ()
+    call = phone_calls(world, "1001", (*IDENTITY[:1], *IDENTITY[2:], *wish))
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "t1", "", target="number:+1555")
+    world.dial(node, call, "t2", "", target="number:+2555")
+    to_known, to_other = invites(known)[0].request, invites(other)[0].request
+    assert header(to_known, "P-Asserted-Identity") == f"<sip:+4940@{A}>"
+    assert header(to_known, "Privacy") == ("id" if private else "")
+    hidden = "anonymous.invalid" in header(to_known, "From")
+    assert hidden is private is ("anonymous.invalid" in header(to_other, "From"))
+    if not private:
+        assert "<sip:1001@" in header(to_other, "From") and to_other.uri.startswith("sip:002555@")
+    for request in (to_known, to_other):
+        assert not header(request, "Diversion") and not header(request, "History-Info")
+    assert not header(to_other, "P-Asserted-Identity")
+
+
+def phone_calls(world: EdgeWorld, user: str, headers: Any) -> Any:
+    """A registered phone calls 6000 with these headers, in its second INVITE; the edge's call."""
+    phone = world.register(user)
+    arguments: dict[str, Any] = {
+        "flow": world.carrier_flow(), "target": f"sip:6000@{EDGE_PUBLIC[0]}", "from_": f"<sip:{user}@test>",
+        "to": "<sip:6000@test>", "sdp": phone.sdp(), "headers": headers, "now": world.now,
+    }  # fmt: skip
+    phone.sip.invite(world.new_id(), credentials=Credentials(user, "pw"), **arguments)
+    world.settle()
+    world.run(0.3)
+    (call,) = world.edge.calls.by_id.values()
+    return call
+
+
+@pytest.mark.parametrize("status", [301, 302, 380])
+def test_a_phone_sends_nobody_elsewhere(status: int) -> None:
+    """Its 3xx is a refusal: whom a queue's call goes to next is not a phone's to say."""
+    world = EdgeWorld().with_users("1001")
+    phone = world.register("1001")
+    call, node = served(world)
+    key = world.dial(node, call, "a1", "1001")
+    (invite,) = invites(phone)
+    phone.sip.reject(invite.leg, status, world.now, headers=(("Contact", "<sip:+1900@premium.example>"),))
+    world.settle()
+    failed = node.of(sip.LegFailed)[-1]
+    assert (failed.leg, failed.status) == (key, 480) and call.primary.state == "up"
 
 
 def test_rules_rewrite_once_by_the_longest_prefix() -> None:
