@@ -28,12 +28,14 @@ from ari_ha.core.ports.store import (
 )
 from ari_ha.machines.doorkeeper import Doorkeeper
 from ari_ha.machines.edge_calls import Calls
+from ari_ha.machines.edge_claims import Claims
 from ari_ha.machines.edge_config import EdgeConfig
-from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_context import INNER, EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_drain import Drains
 from ari_ha.machines.edge_fax import Fax
+from ari_ha.machines.edge_pairs import Pairs
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
@@ -67,7 +69,6 @@ EARLY_EVENTS_MAX = 4_000
 """SIP bytes kept while the calls are still being read back from etcd."""
 EARLY_INVITE_S = 2.0
 """A caller whose INVITE waited longer for us has given up, or is asked again by its carrier."""
-CLAIM_S = 2.0
 APP_AWAY = "node app away"
 FAMILIES = ("drains", "vips", "edges", "calls", "bindings", "users", "secret", "trunks", "dialogs",
             "subscriptions", "mailboxes")  # fmt: skip
@@ -86,8 +87,10 @@ class EdgeMachine:
                                self._node_back, self._app_absent, self._node_doubted)  # fmt: skip
         self.context.node_doubted = self.watch.doubted
         self.context.asterisk_gone = self.watch.gone
-        self.registrar = Registrar(self.context)
-        self.trunks = Trunks(self.context)
+        self.pairs = Pairs(self.context)
+        self.registrar = Registrar(self.context, self.pairs)
+        self.pairs.serve(self.registrar.contact, lambda aor: aor in self.calls.device_of)
+        self.trunks = Trunks(self.context, self.pairs)
         self.context.trunk_credentials = self.trunks.credentials
         self.context.trunk_next_hop = self.trunks.next_hop
         self.trunk_care = TrunkCare(self.context, self.trunks)
@@ -121,8 +124,7 @@ class EdgeMachine:
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""
         self.serving = False
-        self._claims: dict[str, tuple[str, float]] = {}
-        """device -> the attempt that may ring it, and until when its dial must come"""
+        self.claims = Claims(self.context, self.calls, self.registrar)
         self.role = Role(self.context, self._role_taken)
         self._routes: dict[type[Event], Callable[[Any], None]] = {
             SipBytes: self._sip_bytes,
@@ -236,9 +238,9 @@ class EdgeMachine:
         if event.flow.transport != "udp":
             self.registrar.flow_closed(event.flow)
             sip.stream_closed(event.flow, now)
-        elif not event.flow.listener.startswith("node-"):
-            # a refusal on a node listener is the watch's to judge: a leg there is lost
-            # with its node, not one by one
+        elif not event.flow.listener.startswith(INNER):
+            # a refusal on a node listener is the watch's to judge: a leg there is lost with its
+            # node, not one by one. Another pair's edge that is being started again is asked again
             sip.transport_error(event.flow, event.reason, now)
 
     def _phone_reconnected(self, aor: str, flow: Flow) -> None:
@@ -341,7 +343,7 @@ class EdgeMachine:
             case link.DigitHeard():
                 self.calls.digit_heard(node, frame)
             case link.ClaimAgent():
-                self._claim(node, frame)
+                self.claims.claim(node, frame, self.serving)
             case link.NodeCalls():
                 self._node_calls(node, frame)
             case _:
@@ -353,22 +355,6 @@ class EdgeMachine:
         if call and call.by_dialplan and call.owner and call.owner.name == node:
             call.by_dialplan = False
             self.calls.touch(call)
-
-    def _claim(self, node: str, frame: link.ClaimAgent) -> None:
-        """First attempt wins the device; it is free again when the attempt's leg ends."""
-        now = self.context.now
-        self._claims = {device: claim for device, claim in self._claims.items() if claim[1] > now}
-        holder = self._claims.get(frame.device, ("", 0.0))[0]
-        busy = self.calls.device_of.get(frame.device)
-        if busy:
-            holder = self.calls.by_id[busy[0]].legs[busy[1]].attempt or f"call {busy[0]}"
-        granted = self.serving and holder in ("", frame.attempt)
-        if granted:
-            self._claims[frame.device] = (frame.attempt, now + CLAIM_S)
-        answer = link.ClaimAnswer(
-            agent=frame.agent, attempt=frame.attempt, granted=granted, holder="" if granted else holder
-        )
-        self.context.link(node, answer)
 
     def _node_calls(self, node: str, frame: link.NodeCalls) -> None:
         """What the node has, against what it should have."""
@@ -414,12 +400,14 @@ class EdgeMachine:
         parts = self.context.keys.split(event.prefix)
         family = parts[0] if parts else ""
         self.role.begin_snapshot(family)
+        self.pairs.begin_snapshot(family, event.items)
         self.registrar.begin_snapshot(event.prefix, event.items)
         self.trunks.begin_snapshot(family, event.items)
         self.subscriptions.begin_snapshot(family, event.items)
         self.drains.begin_snapshot(family, event.items)
         for key, item in event.items.items():
             self.drains.stored(key, item)
+            self.pairs.stored(key, item)
             self.registrar.stored(key, item)
             self.trunks.stored(key, item)
             self.subscriptions.stored(key, item)
@@ -436,6 +424,7 @@ class EdgeMachine:
 
     def _changed(self, event: StoreChanged) -> None:
         self.drains.stored(event.key, event.value)
+        self.pairs.stored(event.key, event.value)
         self.registrar.stored(event.key, event.value)
         self.trunks.stored(event.key, event.value)
         self.subscriptions.stored(event.key, event.value)

@@ -152,6 +152,8 @@ class EdgeConfig:
     """A guard on this host holds the address and says when to serve."""
     public_tls_port: int = 0
     """0: no TLS"""
+    hop_port: int = 0
+    """Where edges of other pairs send requests for our phones and carriers; 0: nowhere"""
     srtp_to_phones: str = "tls"
     """``tls``: phones registered over TLS are offered SRTP; ``always``; ``off``"""
     calls_max: int = 2_000

@@ -26,6 +26,10 @@ Then = Callable[[Outcome], None]
 NG_LIMIT_S = 1.5
 STORE_LIMIT_S = 2.0
 NAME_LIMIT_S = 4.0
+HOP = "edge-hop"
+"""Listener for edges of other pairs"""
+INNER = ("node-", "edge-")
+"""How the names of listeners begin on which no phone and no carrier is heard"""
 
 
 class EdgeContext:
@@ -48,6 +52,8 @@ class EdgeContext:
             listeners["public-tls"] = Listener(
                 "public-tls", "tls", config.public_host, config.public_tls_port, "public"
             )
+        if config.hop_port:
+            listeners[HOP] = Listener(HOP, "udp", config.core_host, config.hop_port)
         settings = EndpointSettings(
             owner_dialog_methods=("SUBSCRIBE",),
             extensions=("timer", "replaces"),

@@ -32,7 +32,6 @@ from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
-from ari_ha.sip.nexthop import ROUTE, SOURCE
 from ari_ha.sip.sdp import SUITES
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BindingValue
@@ -189,7 +188,7 @@ class Dialling:
             sdp=leg.local_sdp(),
             headers=routes,
             session_expires=context.timings.session_expires_s,
-            next_hop=ROUTE if binding.path else SOURCE,
+            next_hop=self._registrar.next_hop_to(binding),
             holds_ack=True,
             now=context.now,
         )

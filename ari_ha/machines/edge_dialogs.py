@@ -11,7 +11,7 @@ from typing import Any
 
 from ari_ha.core.ports.sip import CloseSip
 from ari_ha.machines.edge_calls import Calls
-from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_context import INNER, EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_messages import ALLOW_OUTSIDE, Messages
@@ -93,14 +93,14 @@ class Dialogs:
     # --- requests outside dialogs --------------------------------------------------
 
     def _invite(self, event: sip.InviteReceived) -> None:
-        if event.flow.listener.startswith("node-"):
+        if event.flow.listener.startswith(INNER):
             self._dialling.from_node(event)
         else:
             self._setup.from_public(event)
 
     def _request(self, event: sip.RequestReceived) -> None:
         context = self._context
-        public = not event.flow.listener.startswith("node-")
+        public = not event.flow.listener.startswith(INNER)
         match event.request.method:
             case "REGISTER" if public:
                 self._registrar.register(event)

@@ -92,19 +92,20 @@ class Outbound:
         own = call.trunk and identity.ASSERTED in call.identity
         shown = rewritten(caller, trunk.outbound_rules) if own else caller
         from_, headers = identity.shown_to_trunk(shown, call.identity, trunk, domain)
+        flow, through = self._trunks.way(trunk, place)
         routes = tuple(("Route", value) for value in self._trunks.state(name).service_route)
         context.sip.invite(
             leg.key,
-            flow=self._trunks.flow(trunk, place),
+            flow=flow,
             target=target or self._trunks.uri(trunk, number),
             from_=from_,
             to=f"<sip:{number}@{domain}>",
             sdp=leg.local_sdp(),
-            headers=(*routes, *headers, *RELIABLE[trunk.reliable]),
+            headers=(*through, *routes, *headers, *RELIABLE[trunk.reliable]),
             credentials=self._trunks.credentials(name),
             session_expires=context.timings.session_expires_s,
             contact_user=trunk.user if trunk.register else "",
-            next_hop=self._trunks.next_hop(name),
+            next_hop=self._trunks.next_hop_out(name),
             holds_ack=True,
             now=context.now,
         )

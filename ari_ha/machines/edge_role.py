@@ -13,6 +13,7 @@ from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.guard import StandDown, TellGuard
 from ari_ha.core.ports.store import Compare, KeyValue, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_pairs import hop_address
 from ari_ha.wire.beat import EdgeWord, RoleWord
 from ari_ha.wire.keyspace import BadValue, EdgeValue, VipValue, decode, encode
 
@@ -52,6 +53,7 @@ class Role:
             version=config.version,
             process=config.process,
             features=list(FEATURES),
+            hop=hop_address(config),
         )
         self._context.txn("edge", puts=(Put(keys.edge(config.edge), encode(value), leased=True),))
 

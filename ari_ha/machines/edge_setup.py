@@ -300,6 +300,7 @@ class Setup:
                 did=call.did,
                 trunk=call.trunk,
                 user=leg.user,
+                pair=config.vip,
                 facts=call.facts() if kind == "resume" else {},
                 ended=call.ended_lately() if kind == "resume" else {},
                 **(call.grouping() if kind == "resume" else {}),

@@ -322,6 +322,7 @@ class Channels:
             priority=channel.dialplan.priority, started=context.utc,
         )  # fmt: skip
         call = NodeCall(self._core, facts)
+        call.vip = token.pair
         role = "customer" if entry.kind == "trunk" else "user"
         leg = call.add_leg(Leg(token.leg, role, state=UP))
         up = channel.state == UP_STATE

@@ -130,13 +130,14 @@ class NodeCore:
     def edges_of(self, call: NodeCall) -> list[str]:
         """The edges that may serve the call, the likeliest first: the active one of the
         pair that owns it, one that lists it, one that is linked, any."""
-        owner = self.records.owner(call.call)
-        names = [owner.edge] if owner else []
-        if owner and (vip := self._vips.get(owner.vip)):
+        owner, links = self.records.owner(call.call), self.context.links
+        names, pair = [owner.edge] if owner else [], owner.vip if owner else call.vip
+        if pair and (vip := self._vips.get(pair)):
             names.insert(0, vip.edge)
-        linked = self.context.links
-        listing = [peer for peer, edge in linked.items() if edge.calls and call.call in edge.calls.calls]
-        known = [name for name, _ in self.config.edges]
+        others = {peer for peer, edge in links.items() if pair and edge.vip not in ("", pair)}
+        linked = [peer for peer in links if peer not in others]
+        listing = [peer for peer in linked if (said := links[peer].calls) and call.call in said.calls]
+        known = [name for name, _ in self.config.edges if name not in others]
         names += [*listing, *(name for name in known if name in linked), *linked, *known]
         return list(dict.fromkeys(names))
 
@@ -336,6 +337,7 @@ class NodeCore:
             self._let_go(arriving)
             return
         call = rebuild(self, arriving)
+        call.vip = arriving.pair
         bridges = {c.bridge for c in arriving.channels.values() if c.bridge}
         call.asterisk.existing = {bridge for bridge in bridges if is_bridge_of(bridge, call)}
         self.begin(call)

@@ -114,8 +114,12 @@ class Links:
 
     def _is_anothers(self, ident: str, peer: str) -> bool:
         """Whether the call is certainly another edge's: ``peer`` has no word about it."""
-        owner = self._core.records.owner(ident)
-        return owner is not None and owner.edge != peer
+        owner, edge = self._core.records.owner(ident), self._context.links.get(peer)
+        if owner is not None:
+            return owner.edge != peer
+        call, arriving = self._core.calls.get(ident), self._core.resumes.by_call.get(ident)
+        pair = call.vip if call else arriving.pair if arriving else ""
+        return bool(pair and edge and edge.vip) and edge.vip != pair
 
     # --- frames --------------------------------------------------------------------
 

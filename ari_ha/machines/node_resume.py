@@ -58,6 +58,8 @@ class Arriving:
     since: float
     trunk: str = ""
     """Of a takeover: the carrier the call came from; empty: a phone of ours makes it."""
+    pair: str = ""
+    """Of a takeover: the pair whose call it is"""
     head: str = ""
     sides: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Resumes:
                 caller=token.caller, did=token.did, edge_known=True, retired=retired,
                 head=token.head, sides=dict(token.sides), lines=dict(token.lines),
                 targets=dict(token.targets), trunk=token.trunk, turned_down=token.turned_down,
+                pair=token.pair,
             )  # fmt: skip
             self._begin(arriving, self._context.timings.resume_limit_s)
         arriving.channels[token.leg] = channel

@@ -16,6 +16,7 @@ import msgspec
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_pairs import Pairs
 from ari_ha.sip.auth import ALGORITHMS, DigestAuthority
 from ari_ha.sip.events import InviteReceived, RequestReceived
 from ari_ha.sip.flow import Flow
@@ -52,11 +53,17 @@ class Held:
     """As it was read: a newer edge may have written more than this version knows"""
 
 
+def contact_hash(uri: str) -> str:
+    """The last part of a binding's key."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
 class Registrar:
     """Registrations and digest authentication."""
 
-    def __init__(self, context: EdgeContext) -> None:
+    def __init__(self, context: EdgeContext, pairs: Pairs) -> None:
         self._context = context
+        self._pairs = pairs
         config = context.config
         secret = hashlib.sha256(b"digest nonces " + config.header_key).digest()
         self._authority = DigestAuthority(config.realm, secret)
@@ -241,7 +248,7 @@ class Registrar:
         limits = context.timings
         asked = contact.params.get("expires") or request.get("expires") or str(limits.registration_s)
         seconds = min(int(asked), limits.registration_s) if asked.isdigit() else limits.registration_s
-        ident = hashlib.sha256(contact.uri.encode()).hexdigest()[:16]
+        ident = contact_hash(contact.uri)
         if seconds == 0:
             self._remove(aor, ident)
             return ""
@@ -370,15 +377,32 @@ class Registrar:
         ]
         return sorted(living, key=lambda value: (not value.unreachable, value.expires), reverse=True)
 
+    def elsewhere(self, aor: str) -> str:
+        """The other pair a phone is registered at; empty: at ours, or nowhere."""
+        binding = self.binding_of(aor)
+        return binding.pair if binding and not self._ours(binding) else ""
+
+    def _ours(self, binding: BindingValue) -> bool:
+        return binding.pair in ("", self._context.config.vip)
+
     def _can_reach(self, binding: BindingValue) -> bool:
-        """Whether we speak what it registered over: an edge before us may have had TLS."""
-        return self._context.sip.has_listener(binding.listener)
+        """Whether we speak what it registered over (an edge before us may have had TLS), or another
+        pair that does is there."""
+        if self._ours(binding):
+            return self._context.sip.has_listener(binding.listener)
+        return self._pairs.reaches(binding.pair)
 
     def route(self, binding: BindingValue) -> tuple[Flow, str, tuple[tuple[str, str], ...]]:
         """How to reach a contact: the flow it registered over, which is open through
-        its NAT (a proxy's: the first of its path), the URI it gave, and the path as Route headers."""
+        its NAT (a proxy's: the first of its path), the URI it gave, and the path as Route headers.
+        One of another pair is reached through there. Raises LookupError when it cannot be."""
         flow = Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
-        return flow, binding.contact, tuple(("Route", hop) for hop in binding.path)
+        path = tuple(("Route", hop) for hop in binding.path)
+        if self._ours(binding):
+            return flow, binding.contact, path
+        ident = contact_hash(binding.contact)
+        flow, through = self._pairs.way(binding.pair, flow, binding.aor, ident)
+        return flow, binding.contact, (*through, *path)
 
     def next_hop(self, aor: str, flow: Flow) -> str:
         """How requests within a call of a phone's find it: by the flow it registered over, which is open
@@ -389,6 +413,11 @@ class Registrar:
             if at and not value.path and (value.port == flow.port or value.conn):
                 return SOURCE
         return ROUTE
+
+    def next_hop_to(self, binding: BindingValue) -> str:
+        """How requests within a call to a contact find it: behind a proxy of its own by their dialog. Through
+        another pair, that pair knows the way."""
+        return ROUTE if binding.path and self._ours(binding) else SOURCE
 
     def flow_closed(self, flow: Flow) -> None:
         """A connection is gone: nobody is reached over it any more. The binding stays: the
@@ -433,8 +462,9 @@ class Registrar:
     def snapshot(self) -> list[dict[str, object]]:
         """Bindings for people."""
         return [
-            {"aor": aor, "contact": item.value.contact, "expires": item.value.expires,
-             "from": f"{item.value.host}:{item.value.port}", "unreachable": item.value.unreachable}
+            {"aor": aor, "pair": item.value.pair, "contact": item.value.contact,
+             "expires": item.value.expires, "from": f"{item.value.host}:{item.value.port}",
+             "unreachable": item.value.unreachable}
             for aor, held in sorted(self._bindings.items())
             for item in held.values()
         ]  # fmt: skip

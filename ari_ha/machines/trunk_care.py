@@ -71,14 +71,15 @@ class TrunkCare:
             return
         context, trunk = self._context, self._trunks.table.get(name)
         held = self._rounds.get(name)
-        if trunk is None or not trunk.address or not trunk.register:
+        ours = trunk is not None and bool(trunk.address) and self._trunks.mine(trunk)
+        if trunk is None or not ours or not trunk.register:
             self._rounds.pop(name, None)
             context.cancel(f"{KEY}{name}/register")
             self._trunks.state(name).registration = ""
         elif held is None or held.wanted != trunk or self._trunks.state(name).registration != "in":
             self._rounds[name] = held or Round(context.new_id())
             context.at(f"{KEY}{name}/register", context.now, lambda: self._register(name))
-        if trunk is not None and trunk.address and trunk.options_interval_s > 0:
+        if trunk is not None and ours and trunk.options_interval_s > 0:
             context.at(f"{KEY}{name}/options", context.now, lambda: self._ask(name))
         else:
             context.cancel(f"{KEY}{name}/options")
@@ -114,7 +115,12 @@ class TrunkCare:
 
     def _ask(self, name: str) -> None:
         context, trunk = self._context, self._trunks.table.get(name)
-        if trunk is None or not trunk.address or trunk.options_interval_s <= 0:
+        if (
+            trunk is None
+            or not self._trunks.mine(trunk)
+            or not trunk.address
+            or trunk.options_interval_s <= 0
+        ):
             return
         self._asked = {number: asked for number, asked in self._asked.items() if asked[0] != name}
         for target in self._trunks.state(name).targets:

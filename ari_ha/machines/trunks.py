@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_pairs import Pairs, Route
 from ari_ha.machines.identity import number_of, user_part
 from ari_ha.machines.names import Names, Place, Question, is_name
 from ari_ha.machines.trunk_targets import (
@@ -66,8 +67,9 @@ def rewritten(number: str, rules: Mapping[str, str]) -> str:
 class Trunks:
     """The table of carriers and the choice among them."""
 
-    def __init__(self, context: EdgeContext) -> None:
+    def __init__(self, context: EdgeContext, pairs: Pairs) -> None:
         self._context = context
+        self._pairs = pairs
         self.table: dict[str, TrunkValue] = {}
         self._secrets: dict[str, SecretTrunkValue] = {}
         self._states: dict[str, TrunkState] = {}
@@ -171,6 +173,10 @@ class Trunks:
         trunk = self.table.get(name)
         return ROUTE if trunk is None or trunk.next_hop != SOURCE else SOURCE
 
+    def next_hop_out(self, name: str) -> str:
+        """The same for a call we make: the pair it goes through knows the way."""
+        return self.next_hop(name) if self.mine(self.table[name]) else SOURCE
+
     # --- who calls us --------------------------------------------------------------
 
     def of_host(self, host: str) -> str | None:
@@ -227,9 +233,9 @@ class Trunks:
 
     def candidates(self, number: str, leave_out: frozenset[str] | set[str] = frozenset()) -> list[str]:
         """Trunks that may carry a call to the number, the first to be tried first. Those
-        that failed a moment ago come last; those that are down, full or unregistered
-        are not there."""
-        found: list[tuple[tuple[bool, int, int, float], str]] = []
+        that failed a moment ago come last, of equally long prefixes those of other pairs;
+        those that are down, full or unregistered are not there."""
+        found: list[tuple[tuple[bool, int, bool, int, float], str]] = []
         now = self._context.now
         for name, trunk in self.table.items():
             if name in leave_out or not trunk.address:
@@ -240,12 +246,16 @@ class Trunks:
             # Efraimidis and Spirakis: ordering by u^(1/w) draws without replacement by weight
             chance = self._context.rand() ** (1.0 / trunk.weight) if trunk.weight > 0 else 0.0
             rests = self.state(name).rests_until > now
-            found.append(((rests, -max(lengths), trunk.priority, -chance), name))
+            away = not self.mine(trunk)
+            found.append(((rests, -max(lengths), away, trunk.priority, -chance), name))
         return [name for _, name in sorted(found)]
 
     def _usable(self, name: str, trunk: TrunkValue) -> bool:
         state = self.state(name)
-        if not state.targets or state.reach == DOWN or (trunk.register and state.registration != "in"):
+        if not self.mine(trunk) and not self._pairs.first_of(trunk.pairs):
+            return False
+        registered = state.registration == "in" or not trunk.register or not self.mine(trunk)
+        if not state.targets or state.reach == DOWN or not registered:
             return False
         return self.load(name) < trunk.max_calls and self._has_token(trunk, state)
 
@@ -266,10 +276,22 @@ class Trunks:
         """The carrier took a call: nothing is held against it any more."""
         self.state(name).rests_until = 0.0
 
+    def mine(self, trunk: TrunkValue) -> bool:
+        """Whether this pair speaks to the carrier itself."""
+        return not trunk.pairs or self._context.config.vip in trunk.pairs
+
     @staticmethod
     def flow(trunk: TrunkValue, target: Target) -> Flow:
-        """The way to one place of the carrier."""
+        """The way from a pair that speaks to the carrier to one place of it."""
         return Flow(f"public-{trunk.transport}", trunk.transport, target.place.host, target.place.port)
+
+    def way(self, trunk: TrunkValue, target: Target) -> tuple[Flow, Route]:
+        """The way from here, through another pair where it has to be, and the Route for it. Raises
+        LookupError when there is none."""
+        flow = self.flow(trunk, target)
+        if self.mine(trunk):
+            return flow, ()
+        return self._pairs.way(self._pairs.first_of(trunk.pairs), flow, ident=trunk.trunk)
 
     def name_at(self, flow: Flow) -> str:
         """Whose certificate a carrier at the end of this flow must show: the name we know it by,
@@ -314,6 +336,7 @@ class Trunks:
                     "trunk": name,
                     "address": trunk.address,
                     "transport": trunk.transport,
+                    "through": "" if self.mine(trunk) else self._pairs.first_of(trunk.pairs),
                     "reach": DOWN if state.nowhere else state.reach,
                     "at": {target.place.text: target.reach for target in state.targets},
                     "registration": state.registration,

@@ -21,6 +21,7 @@ from ari_ha.sip.leg import Leg, header_list
 from ari_ha.sip.message import Request, Response, parse_message
 from ari_ha.sip.modify import Modify
 from ari_ha.sip.outgoing import Outgoing
+from ari_ha.sip.proxy import Proxy
 from ari_ha.sip.stack import KNOWN_METHODS
 from ari_ha.sip.stream import StreamFramer
 from ari_ha.sip.transaction import ClientTransaction, Transaction
@@ -42,6 +43,7 @@ class Dispatch:
     def __init__(self, core: Core, outgoing: Outgoing, incoming: Incoming, modify: Modify) -> None:
         self.core = core
         self.stack = core.stack
+        self.proxy = Proxy(core.stack)
         self.outgoing = outgoing
         self.incoming = incoming
         self.modify = modify
@@ -63,14 +65,16 @@ class Dispatch:
             method = message.method if message.method in KNOWN_METHODS else "other"
             self.stack.count(f"in.{method}")
             try:
-                self.on_request(message, flow, now)
+                if not self.proxy.takes(message, flow):
+                    self.on_request(message, flow, now)
             except SipParseError as error:
                 error.request = message
                 self._refuse_malformed(error, flow)
         else:
             self.stack.count(f"in.{message.status // 100}xx")
             try:
-                self.on_response(message, flow, now)
+                if not self.proxy.takes(message, flow):
+                    self.on_response(message, flow, now)
             except SipParseError as error:
                 self.stack.drop(error.reason)
 

@@ -63,6 +63,8 @@ class Endpoint:
         self._modify = Modify(self._core)
         self._dispatch = Dispatch(self._core, self._outgoing, self._incoming, self._modify)
         self._handover = Handover(self._core, self._outgoing)
+        self.proxy = self._dispatch.proxy
+        """What is not for us, and is passed on"""
 
     # the world
 
@@ -168,9 +170,11 @@ class Endpoint:
         hops = [hop_of(leg.dialog, leg.flow) for leg in self._core.legs.values() if leg.next_hop == ROUTE]
         return {hop for hop in hops if hop is not None}
 
-    def next_hop(self, dialog: Dialog, heard: Flow) -> Flow:
-        """Where a request goes in a dialog the owner keeps itself, by its route set or remote target."""
-        return next(iter(ways(dialog, heard, self._stack.listeners, self._stack.resolve)), heard)
+    def next_hop(self, dialog: Dialog, heard: Flow, names: bool = True) -> Flow:
+        """Where a request goes in a dialog the owner keeps itself, by its route set or remote target.
+        Without `names` an address there is followed, and a name is not."""
+        resolve: Resolve = self._stack.resolve if names else lambda hop: ()
+        return next(iter(ways(dialog, heard, self._stack.listeners, resolve)), heard)
 
     def ack(self, leg: str, sdp: str, now: float) -> None:
         """The answer to an offer that came in a 2xx (LegAnswered or ReinviteAnswered to one without SDP)."""

@@ -167,7 +167,7 @@ class DrainValue(Value):
 
 class EdgeValue(Value):
     """``edges/<edge>``, leased by its edge process. ``sip`` is where nodes send
-    INVITEs (host:port on the node network)."""
+    INVITEs, ``hop`` where other pairs' edges do (host:port on the node network)."""
 
     edge: str
     vip: str
@@ -178,6 +178,7 @@ class EdgeValue(Value):
     calls: int = 0
     process: str = ""
     features: list[str] = []
+    hop: str = ""
 
 
 class GuardValue(Value):

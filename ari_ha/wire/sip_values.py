@@ -71,6 +71,9 @@ class TrunkValue(Value):
     """The Service-Route of our registration (RFC 3608) is used for calls."""
     reliable: bool = False
     """We offer reliable provisional responses (RFC 3262) to it."""
+    pairs: list[str] = msgspec.field(default_factory=list)
+    """Pairs (`vip` of their edges) that speak to it; the others reach it through the first of
+    these that is there. Empty: each pair speaks to it itself."""
 
 
 class SecretTrunkValue(Value):

@@ -58,6 +58,8 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     lines: dict[str, str] = {}
     targets: dict[str, str] = {}
     turned_down: str = ""
+    pair: str = ""
+    """Whose call it is: the edge's pair, known to the node without etcd"""
 
     @property
     def name(self) -> str:

@@ -69,6 +69,8 @@ class Core:
     """UDP. New calls from agents' phones."""
     resume_port: int = 5074
     """UDP. Legs of calls that move."""
+    hop_port: int = 5076
+    """UDP. Edges of other pairs, for phones and carriers of this one; 0: no other pair uses them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

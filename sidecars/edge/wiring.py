@@ -31,6 +31,7 @@ from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.story import Story
 from ari_ha.machines.edge import FAMILIES, EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
+from ari_ha.machines.edge_context import HOP
 from ari_ha.runtime.etcd import EtcdSettings, open_store
 from ari_ha.runtime.health import Answer, Asked, Handler, HealthServer, OperatorDesk
 from ari_ha.runtime.host import HostReport, version_of
@@ -70,6 +71,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         trunk_port=settings.core.trunk_port,
         agent_port=settings.core.agent_port,
         resume_port=settings.core.resume_port,
+        hop_port=settings.core.hop_port,
         nodes=nodes,
         trunks={
             name: {"hosts": list(trunk.hosts), "dids": list(trunk.dids)}
@@ -225,6 +227,8 @@ class EdgeProcess:
         await self.sip.listen_udp("node-trunk", core.host, core.trunk_port)
         await self.sip.listen_udp("node-agent", core.host, core.agent_port)
         await self.sip.listen_udp("node-resume", core.host, core.resume_port)
+        if core.hop_port:
+            await self.sip.listen_udp(HOP, core.host, core.hop_port)
         for dialer in self.links.values():
             await dialer.start()
         token = Path(settings.http.token_file).read_text().strip() if settings.http.token_file else ""

@@ -92,15 +92,27 @@ class Node(Party):
         return [frame for frame in self.frames if isinstance(frame, kind)]
 
 
-class EdgeWorld:
-    """Runs an edge machine and its surroundings in virtual time."""
+class Surroundings:
+    """What edges of one cluster have in common: the hour, etcd, and whoever speaks SIP."""
 
-    def __init__(self, etcd: bool = True) -> None:
+    def __init__(self) -> None:
         counter = itertools.count(1)
         self.new_id = lambda: f"id{next(counter)}"
         self.now = 100.0
         self.store: dict[str, KeyValue] = {}
         self.revision = 10
+        self.carrier = Party(*CARRIER, self.new_id)
+        self.phones: dict[str, Party] = {}
+        self.nodes = {name: Node(name, host, self.new_id) for name, host in NODES.items()}
+
+
+class EdgeWorld:
+    """Runs an edge machine and its surroundings in virtual time."""
+
+    def __init__(self, etcd: bool = True, around: Surroundings | None = None) -> None:
+        self.around = around or Surroundings()
+        self.new_id = self.around.new_id
+        self.store = self.around.store
         self.etcd = etcd
         self.notes: list[Note] = []
         self.ng: list[NgCommand] = []
@@ -111,12 +123,26 @@ class EdgeWorld:
         self.packets: Callable[[str, str], int | None] = lambda call, tag: None
         """(call, tag) -> packets rtpengine has had from it; None: it does not say"""
         self.sip_log: list[tuple[float, str, str, bytes]] = []
-        self.carrier = Party(*CARRIER, self.new_id)
-        self.phones: dict[str, Party] = {}
-        self.nodes = {name: Node(name, host, self.new_id) for name, host in NODES.items()}
+        self.carrier, self.phones, self.nodes = self.around.carrier, self.around.phones, self.around.nodes
         self.keys = Keys("test")
         self.home = HOMES[0]
         self.boot()
+
+    @property
+    def now(self) -> float:
+        return self.around.now
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self.around.now = value
+
+    @property
+    def revision(self) -> int:
+        return self.around.revision
+
+    @revision.setter
+    def revision(self, value: int) -> None:
+        self.around.revision = value
 
     # --- the edge ------------------------------------------------------------------
 
@@ -311,13 +337,17 @@ class EdgeWorld:
         end = self.now + seconds
         while self.now < end:
             self.now += step
-            deadline = self.edge.deadline()
-            if deadline is not None and deadline <= self.now:
-                self.post(DeadlineReached())
+            self.tick()
             for party in (self.carrier, *self.phones.values(), *self.nodes.values()):
                 if (when := party.sip.deadline()) is not None and when <= self.now:
                     party.sip.handle_timer(self.now)
             self.settle()
+
+    def tick(self) -> None:
+        """What is due at the edge."""
+        deadline = self.edge.deadline()
+        if deadline is not None and deadline <= self.now:
+            self.post(DeadlineReached())
 
     # --- scripted node app ---------------------------------------------------------
 

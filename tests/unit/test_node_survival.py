@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from ari_ha.core.ports.ari import AriDown, AriEvent, AriRefusedUs
+from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent, AttemptValue, LegValue, RecordValue
@@ -554,3 +555,22 @@ def test_a_record_deleted_before_our_write_was_answered_stays_deleted() -> None:
     bench.post(StoreChanged(key=key, value=None, revision=written.mod_revision + 5))
     records.learn("k1", KeyValue(key, written.value, written.mod_revision + 1))
     assert records.record("k1") is None
+
+
+def test_two_pairs_while_the_store_is_away() -> None:
+    """Whose call it is, its INVITE has said: it is dialled there, and the other pair, which has
+    never heard of it, cannot take it away."""
+    bench = Bench()
+    other = "edge9"
+    bench.post(LinkUp(peer=other))
+    bench.post(LinkReceived(peer=other, frame=link.EdgeHello(edge=other, vip="v9", sip="10.0.0.19:5070")))
+    bench.store_away()
+    start = bench.asterisk.enter(f"ari-ha,trunk,{bench.token('k2', pair='v9')},queue,support", "6000")
+    bench.post(AriEvent(event=start))
+    core = bench.machine.core
+    assert core.edge_sip(core.calls["k2"]) == "10.0.0.19:5070"
+    assert core.edges_of(core.calls["k2"]) == [other]
+    bench.frame(link.Relinquish(call="k2", epoch="7.1"))
+    assert "k2" in core.calls
+    bench.post(LinkReceived(peer=other, frame=link.Relinquish(call="k2", epoch="7.1")))
+    assert "k2" not in core.calls
