@@ -75,11 +75,7 @@ def run(
     rows = []
     try:
         for turn, point in enumerate(point for _ in range(repeat) for point in points):
-            rows.append(conflict(stage) if fault == CONFLICT else stage.one(fault, point))
-            for _ in range(DIE_TRIES_MAX - 1):
-                if not point or rows[-1]["died"] or not good({**rows[-1], "die": ""}):
-                    break
-                rows[-1] = stage.one(fault, point)
+            rows.append(conflict(stage) if fault == CONFLICT else stage.until_taken(fault, point))
             what = f"{fault}{', dies ' if point else ''}{point} {turn + 1} of {repeat * len(points)}"
             say(f"{what}: {sentence(rows[-1])}", GOOD if good(rows[-1]) else "bad")
     except (ClusterError, LabError, OSError) as error:
@@ -196,6 +192,14 @@ class Stage:
             return {**pair, "primary": first, "standby": second} if ready and both else None
         ready = ready and not pair["order"]
         return pair if ready and self.target.writable() == pair["primary"] else None
+
+    def until_taken(self, fault: str, die: str) -> dict[str, Any]:
+        """The last of at most `DIE_TRIES_MAX` runs: until the step was taken, or something is wrong."""
+        for _ in range(DIE_TRIES_MAX):
+            row = self.one(fault, die)
+            if not die or row["died"] or not good({**row, "die": ""}):
+                break
+        return row
 
     def one(self, fault: str, die: str = "") -> dict[str, Any]:
         """One run; with ``die`` a watcher ends itself at that step of it."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from ari_ha.core.machine import Done, Effect, Outcome
 from ari_ha.machines.database_steps import LANE, Steps
 
-DURING_S = 0.3
-"""After the beginning of a step, for ``during``."""
+DURING_S = 0.1
+"""After the beginning of a step, for ``during``: a server that was killed a moment ago is up after 0.2 s."""
 
 Perform = Callable[[Effect], Awaitable[Outcome]]
 

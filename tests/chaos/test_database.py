@@ -41,7 +41,7 @@ def test_a_killed_watcher_moves_nothing(pair: Stage) -> None:
 @pytest.mark.parametrize("point", ["after promote/open", "during start/start"])
 def test_a_watcher_that_dies_at_a_step_is_gone_on_from(pair: Stage, point: str) -> None:
     """`--die all` has every step. One that dies at a start must not have a second server started."""
-    row = pair.one("primary-kill", point)
+    row = pair.until_taken("primary-kill", point)
     assert good(row), row
 
 

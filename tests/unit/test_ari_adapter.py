@@ -406,10 +406,13 @@ async def test_end_of_the_process_is_told_at_once_and_once(fake, start, process)
 
 
 async def test_websocket_closing_just_before_the_process_ends(fake, start, process):
-    _, mail = await start(**watching(process))
+    adapter, mail = await start(**watching(process), gone_recheck_ms=30_000)
     await mail.until(AriSnapshot)
     await fake.cut()
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while not adapter.trouble:
+            await asyncio.sleep(0.005)
+    assert mail.all(AriDown) == [], "known, and not told before it is clear whether the process lives"
     process.kill()
     assert (await mail.until(AriDown)).process_gone
     assert len(mail.all(AriDown)) == 1
