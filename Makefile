@@ -5,6 +5,9 @@ VENV   := .venv
 RUN    := $(VENV)/bin
 # They compute and wait for nothing: one process per core.
 FAST    = $(RUN)/python -m pytest -m "not lab" -n auto
+# Contract tests have containers of their own and wait for them most of the time; of the lab there is one.
+CONTRACT = docker/build && $(RUN)/python -m pytest -m lab tests/contract -n 4
+LAB      = docker/lab up && $(RUN)/python -m pytest -m lab tests/integration tests/chaos
 # Where a package index is signed by the machine's own authority, pip must use the machine's bundle.
 export PIP_CERT ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
@@ -45,15 +48,13 @@ test: $(VENV)/.made ## every test: unit, property, simulation, contract, integra
 	if [ $$status -eq 3 ]; then echo "the tests marked 'lab' are left out: Docker cannot run here"; \
 		exec $(MAKE) --no-print-directory test-fast; \
 	elif [ $$status -ne 0 ]; then exit $$status; fi; \
-	status=0; $(FAST) || status=1; \
-	docker/lab up && $(RUN)/python -m pytest -m lab || status=1; \
-	exit $$status
+	status=0; $(FAST) || status=1; $(CONTRACT) || status=1; $(LAB) || status=1; exit $$status
 
 test-fast: $(VENV)/.made ## the tests that need no Docker
 	@$(FAST)
 
 test-lab: $(VENV)/.made ## only the tests that need the lab; it is started when it is not up
-	@docker/bootstrap && docker/lab up && $(RUN)/python -m pytest -m lab
+	@docker/bootstrap || exit 1; status=0; $(CONTRACT) || status=1; $(LAB) || status=1; exit $$status
 
 lab-up: ## start the lab (DEV=1: with the checkout's code, so that a change needs only `make lab-restart`)
 	@docker/bootstrap && docker/lab up

@@ -49,7 +49,10 @@ def _no_image() -> str:
     return "" if found.returncode == 0 else f"no image {IMAGE}"
 
 
-pytestmark = pytest.mark.skipif(bool(_no_image() or why_not()), reason=_no_image() or why_not())
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(bool(_no_image() or why_not()), reason=_no_image() or why_not() or "-"),
+]
 
 
 class Server:

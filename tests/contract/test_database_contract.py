@@ -143,6 +143,7 @@ def story(pair: Any, flavour: str) -> list[Line]:
     return lines
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_fake_answers_as_the_real_one(flavour: str) -> None:
     if why := no_image(flavour):

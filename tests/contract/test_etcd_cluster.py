@@ -23,7 +23,7 @@ from ari_ha.core.ports.store import (
 )
 from ari_ha.runtime.etcd import EtcdSettings, get_prefix, open_store, txn
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 
 LEASE_TTL_S = 5
 

@@ -228,7 +228,7 @@ def one_member():
     cluster.close()
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
 async def rig(request):
     if request.param == "fake":
         yield FakeRig()

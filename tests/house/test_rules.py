@@ -126,3 +126,9 @@ def test_nothing_is_left_to_do() -> None:
     words = ("FIX" + "ME", "TO" + "DO", "XX" + "X")
     found = [name_of(path) for path in CODE if any(word in path.read_text() for word in words)]
     assert not found, found
+
+
+@pytest.mark.parametrize("path", sources("tests"), ids=name_of)
+def test_what_needs_the_lab_is_where_the_makefile_looks_for_it(path: Path) -> None:
+    if "mark.lab" in path.read_text().replace('"mark.lab"', ""):
+        assert path.parent.name in ("contract", "integration", "chaos")
