@@ -17,6 +17,7 @@ from ari_ha.cli import (
     doctor,
     drain,
     explain,
+    recording,
     run,
     simulate,
     status,
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 
 for _module in (
-    status, topology, calls, agents, explain, doctor, config, db, run, simulate, drain, switchover,
+    status, topology, calls, agents, explain, recording, doctor, config, db, run, simulate, drain, switchover,
 ):  # fmt: skip
     _module.register(app)
 

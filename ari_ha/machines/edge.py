@@ -36,6 +36,7 @@ from ari_ha.machines.edge_dialogs import Dialogs
 from ari_ha.machines.edge_drain import Drains
 from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_pairs import Pairs
+from ari_ha.machines.edge_recording import Recordings
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
@@ -125,6 +126,8 @@ class EdgeMachine:
         """family -> key -> value, until everything has been read"""
         self.serving = False
         self.claims = Claims(self.context, self.calls, self.registrar)
+        self.recordings = Recordings(self.context, self.calls, self.setup, self.watch)
+        self.rehome.on_relay_has = self.recordings.relay_has
         self.role = Role(self.context, self._role_taken)
         self._routes: dict[type[Event], Callable[[Any], None]] = {
             SipBytes: self._sip_bytes,
@@ -132,7 +135,7 @@ class EdgeMachine:
             OutcomeOf: self.context.outcome,
             DeadlineReached: lambda event: None,
             LinkUp: self._link_up,
-            LinkDown: lambda event: self.watch.link_down(event.peer, event.clean, event.reason),
+            LinkDown: self._link_down,
             LinkReceived: self._link_received,
             ProbeReply: lambda event: self.watch.replied(event.node),
             ProbeRefused: lambda event: self.watch.refused(event.node),
@@ -283,6 +286,10 @@ class EdgeMachine:
         if self.serving:
             self._send_calls(event.peer)
 
+    def _link_down(self, event: LinkDown) -> None:
+        self.watch.link_down(event.peer, event.clean, event.reason)
+        self.recordings.node_unlinked(event.peer)
+
     def _hello(self, node: str) -> None:
         context, config = self.context, self.context.config
         hello = link.EdgeHello(
@@ -317,7 +324,7 @@ class EdgeMachine:
         frame, node = event.frame, event.peer
         match frame:
             case link.NodeHello():
-                self.watch.hello(node, frame.incarnation)
+                self.watch.hello(node, frame.incarnation, frame.features)
             case link.NodeState():
                 self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
                 if frame.ready:
@@ -344,6 +351,8 @@ class EdgeMachine:
                 self.calls.digit_heard(node, frame)
             case link.ClaimAgent():
                 self.claims.claim(node, frame, self.serving)
+            case link.WantRecording() | link.RecorderAt() | link.RecordingOver() | link.NodeRecordings():
+                self.recordings.heard(node, frame)
             case link.NodeCalls():
                 self._node_calls(node, frame)
             case _:
@@ -469,6 +478,7 @@ class EdgeMachine:
         self.watch.start()
         self.drains.start()
         self.sweep.start()
+        self.recordings.start()
         self.registrar.start()
         self.trunk_care.start()
         self.phone_care.start()

@@ -55,6 +55,8 @@ class Calls:
         self.on_media_refused: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
         self.on_changed: Callable[[], None] = lambda: None
+        self.on_people: Callable[[EdgeCall], None] = lambda call: None
+        """Who is on the call, and may be heard, may have changed"""
 
     # --- making and finding --------------------------------------------------------
 
@@ -140,7 +142,7 @@ class Calls:
 
     def _graph(self, call: EdgeCall, state: str) -> set[Hears]:
         """Who is to hear whom: each conversation by its own state."""
-        graph = call.early_graph()
+        graph = call.early_graph() | call.recorder_graph()
         for consult in ("", *call.consults()):
             heard = {leg.leg for leg in call.audible(consult)}
             legs = [leg.leg for leg in call.conversation(consult) if leg.leg in heard]
@@ -167,6 +169,7 @@ class Calls:
         """Brings rtpengine to the call's state; ``then`` runs when it is there."""
         if call.ended:
             return
+        self.on_people(call)
         state = self.effective_state(call)
         changed = state != call.media.state
         call.media.state = state
@@ -336,6 +339,7 @@ class Calls:
         if call.ended:
             return
         call.ended = True
+        self.on_people(call)
         context = self._context
         for half in list(call.halves.values()):
             self.end_half(call, half)

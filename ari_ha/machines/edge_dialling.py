@@ -14,19 +14,11 @@ from collections.abc import Callable
 from ari_ha.core.ids import is_supervisor
 from ari_ha.core.machine import Outcome
 from ari_ha.machines import identity
+from ari_ha.machines.edge_audio import AudioSide, CodecRefused, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_forks import Forks
-from ari_ha.machines.edge_model import (
-    DEVICE,
-    NUMBER,
-    AudioSide,
-    CodecRefused,
-    EdgeCall,
-    NodeLeg,
-    PhoneLeg,
-    narrowed,
-)
+from ari_ha.machines.edge_model import DEVICE, NUMBER, EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_outbound import Outbound
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.registrar import Registrar

@@ -10,20 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ari_ha.core.ports.sip import CloseSip
+from ari_ha.machines.edge_audio import MIRRORED, CodecRefused, answer_lines, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import INNER, EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_messages import ALLOW_OUTSIDE, Messages
-from ari_ha.machines.edge_model import (
-    MIRRORED,
-    CodecRefused,
-    EdgeCall,
-    NodeLeg,
-    PhoneLeg,
-    answer_lines,
-    narrowed,
-)
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers

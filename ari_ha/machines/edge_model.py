@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId, is_supervisor
+from ari_ha.machines.edge_audio import AudioSide
+from ari_ha.machines.edge_recorder import RecorderLeg
 from ari_ha.machines.media import CallMedia
-from ari_ha.sip.sdp import SdpError, SessionDescription, build_audio_sdp, usable_crypto
+from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
 
 TOMBSTONES_TOLD_MAX = 24
@@ -15,98 +17,6 @@ DIGITS_KEPT_MAX = 64
 MOVES_KEPT_MAX = 32
 DEVICE, NUMBER = "device:", "number:"
 """What a node may ask to be dialled: an address of record, or a number at a carrier."""
-CODECS = {8: "PCMA", 0: "PCMU"}
-"""Static payload types (RFC 3551 §6) carried end to end; PCMA preferred."""
-
-
-class CodecRefused(ValueError):
-    """The far end offers no audio we carry (SIP 488)."""
-
-
-@dataclass(slots=True)
-class AudioSide:
-    """One phone leg's negotiated audio, as the phone numbers it."""
-
-    payload: int = 8
-    telephone_event: int | None = 101
-    direction: str = "sendrecv"
-    suite: str = ""
-    """SRTP's suite (SDES, RFC 4568); empty: plain RTP"""
-    crypto_tag: int = 1
-    """Tag of the crypto line in use, as whoever made the offer numbered it"""
-
-    @property
-    def codec(self) -> str:
-        """The codec's name for rtpengine."""
-        return CODECS[self.payload]
-
-    @classmethod
-    def of(cls, text: str, prefer: int | None = None) -> AudioSide:
-        """What to use with the party that sent this SDP: its first codec that we carry,
-        or ``prefer`` where it is among them. Raises CodecRefused."""
-        try:
-            audio = SessionDescription.parse(text).audio()
-        except SdpError as error:
-            raise CodecRefused(str(error)) from error
-        if audio is None or audio.rejected or audio.proto not in ("RTP/AVP", "RTP/SAVP"):
-            raise CodecRefused("no RTP audio stream")
-        crypto = usable_crypto(audio) if audio.proto == "RTP/SAVP" else None
-        if audio.proto == "RTP/SAVP" and crypto is None:
-            raise CodecRefused("no SRTP suite in common")
-        offered = [payload for payload in audio.payload_types if payload in CODECS]
-        if offered:
-            payload = prefer if prefer in offered else offered[0]
-            side = cls(payload, audio.telephone_event)
-            if crypto:
-                side.suite, side.crypto_tag = crypto.suite, crypto.tag
-            return side
-        raise CodecRefused(f"no codec in common, offered {audio.formats}")
-
-    def answered(self, text: str) -> AudioSide:
-        """What to use with the party that answered our offer, or makes a new one: SRTP
-        stays SRTP and plain stays plain. Raises CodecRefused."""
-        side = AudioSide.of(text)
-        if side.suite != self.suite:
-            raise CodecRefused("not the transport that was agreed on")
-        return side
-
-
-def narrowed(text: str, side: AudioSide) -> str:
-    """The far end's SDP with only the codec and key in use, so that rtpengine never has
-    a second one to choose; address, port and direction stay theirs. rtpengine made the
-    offer as far as it knows, with crypto tag 1."""
-    session = SessionDescription.parse(text)
-    audio = session.audio()
-    if audio is None:
-        raise CodecRefused("no audio")
-    host = audio.connection or session.connection or "0.0.0.0"
-    crypto = usable_crypto(audio) if side.suite else None
-    return build_audio_sdp(
-        1,
-        1,
-        host,
-        audio.port,
-        [(side.payload, f"{side.codec}/8000")],
-        side.telephone_event,
-        session.media_direction(audio),
-        replace(crypto, tag=1).line() if crypto else "",
-    )
-
-
-def answer_lines(offer: str) -> list[str]:
-    """What `PhoneLeg.media_lines` is for this offer. Raises SdpError."""
-    lines, taken = [], False
-    for media in SessionDescription.parse(offer).media:
-        if media.kind == "audio" and not taken and not media.rejected:
-            lines.append("")
-            taken = True
-        else:
-            lines.append(f"m={media.kind} 0 {media.proto} {' '.join(media.formats)}\r\n")
-    return lines
-
-
-MIRRORED = {"sendrecv": "sendrecv", "sendonly": "recvonly", "recvonly": "sendonly", "inactive": "inactive"}
-"""RFC 3264 §6.1: the answer's direction to an offer's."""
 
 
 @dataclass(slots=True)
@@ -431,6 +341,10 @@ class EdgeCall:
     """Why the leg that leads the call ended"""
     record: bytes = b""
     """Its node's record as last seen, for what only the node knows"""
+    recorded: bool = False
+    """Its node said that it is to be recorded."""
+    recorders: dict[str, RecorderLeg] = field(default_factory=dict)
+    """recording -> the copy that goes there"""
     ended: bool = False
 
     def served_under(self, epoch: str) -> bool:
@@ -504,6 +418,16 @@ class EdgeCall:
         head = self.legs.get(leg.consult or self.head)
         return head if head is not None and head is not leg and head.alive and head.waits else None
 
+    def recorded_legs(self) -> list[PhoneLeg]:
+        """Whose voices are recorded: of everybody in the main conversation, while there are two."""
+        legs = [leg for leg in self.conversation("") if leg.state == "up" and not leg.aside]
+        return legs if self.recorded and len(legs) > 1 else []
+
+    def recorder_graph(self) -> set[tuple[str, str]]:
+        """What recorders hear."""
+        legs = {leg.leg for leg in self.recorded_legs()}
+        return {(one.tag, one.leg) for one in self.recorders.values() if one.on and one.leg in legs}
+
     def early_graph(self) -> set[tuple[str, str]]:
         """A caller who is not answered yet hears the party that lets itself be heard."""
         heard = [leg for leg in self.living() if leg.early and leg.state == "ringing" and leg.target]
@@ -575,6 +499,8 @@ class EdgeCall:
             connected=self.connected_utc,
             served=list(self.served),
             agents=list(self.agents),
+            recorded=self.recorded,
+            recorders={name: one.to_dict() for name, one in self.recorders.items() if one.on},
         )
 
     def media_value(self) -> MediaValue:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ari_ha.machines import identity
+from ari_ha.machines.edge_audio import CodecRefused, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import CodecRefused, EdgeCall, PhoneLeg, narrowed
+from ari_ha.machines.edge_model import EdgeCall, PhoneLeg
 from ari_ha.machines.trunks import Trunks, rewritten
 from ari_ha.sip.fields import canonical
 from ari_ha.sip.message import SipParseError

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ari_ha.core.machine import Done, Outcome, Refused
+from ari_ha.machines.edge_audio import MIRRORED, CodecRefused, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
-from ari_ha.machines.edge_model import MIRRORED, CodecRefused, EdgeCall, NodeLeg, PhoneLeg, narrowed
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.media import local_ports
 from ari_ha.machines.takeover import Takeover
@@ -53,6 +54,8 @@ class Rehome:
         """Calls of which rtpengine is being asked what it has"""
         self._doubted: set[str] = set()
         """Calls to ask of when their ports are there"""
+        self.on_relay_has: Callable[[EdgeCall, set[str]], None] = lambda call, tags: None
+        """What rtpengine has of a call"""
 
     def refuse_unanswered(self, call: EdgeCall) -> None:
         """A caller without an answer waits for it from the other address, where his CANCEL
@@ -105,6 +108,7 @@ class Rehome:
         answered, is told with, or after, the answer."""
         context = self._context
         call.media.relay_has(set(ports))
+        self.on_relay_has(call, set(ports))
         moving = call.move.halves.values() if call.move else ()
         legs = [leg for leg in call.living() if leg.port and leg.port not in ports.get(leg.leg, ())]
         halves = [half for half in (*call.halves.values(), *moving) if half.port]

@@ -10,19 +10,12 @@ a process that starts anew still finds the old one, alive and with its audio.
 from __future__ import annotations
 
 from ari_ha.core.ids import PRIMARY_LEG
+from ari_ha.machines.edge_audio import MIRRORED, AudioSide, CodecRefused, answer_lines, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_forks import ELSEWHERE
-from ari_ha.machines.edge_model import (
-    MIRRORED,
-    AudioSide,
-    CodecRefused,
-    EdgeCall,
-    PhoneLeg,
-    answer_lines,
-    narrowed,
-)
+from ari_ha.machines.edge_model import EdgeCall, PhoneLeg
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import taken_frame
 from ari_ha.machines.identity import user_part

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
+from ari_ha.machines.edge_audio import narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg, narrowed
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_recorder import RecorderLeg
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.media import DIRECT, HITLESS, THROUGH, CallMedia, wanted_graph
 from ari_ha.machines.takeover import Takeover
@@ -40,6 +42,7 @@ def restore_call(
         return
     calls.adopt(call)
     if not moved:
+        _import_recorders(call, value)
         _assume_media(call)
     context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
     rehome.refuse_unanswered(call)
@@ -65,6 +68,7 @@ def _stored_call(value: DialogsValue, media: MediaValue | None) -> EdgeCall:
         connected_utc=value.connected,
         served=list(value.served),
         agents=list(value.agents),
+        recorded=value.recorded,
     )
 
 
@@ -98,6 +102,16 @@ def _import_legs(context: EdgeContext, call: EdgeCall, value: DialogsValue, move
             if sip.leg_state(half.key) in ("answered", "confirmed"):
                 half.state = "up"
             call.halves[half.leg] = half
+
+
+def _import_recorders(call: EdgeCall, value: DialogsValue) -> None:
+    """Copies that go on where rtpengine is the same; elsewhere they are made anew."""
+    for recording, data in value.recorders.items():
+        one = RecorderLeg.from_dict(recording, data)
+        base, _, n = one.tag.rpartition(".")
+        call.tag_numbers.setdefault(base, set()).add(int(n))
+        call.recorders[recording] = one
+        call.media.far_end(one.tag, one.remote_sdp())
 
 
 def _go_on(

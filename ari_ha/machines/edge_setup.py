@@ -7,17 +7,11 @@ from collections.abc import Callable, Set
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused
 from ari_ha.machines import identity
+from ari_ha.machines.edge_audio import AudioSide, CodecRefused, answer_lines, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import (
-    AudioSide,
-    CodecRefused,
-    EdgeCall,
-    NodeLeg,
-    PhoneLeg,
-    answer_lines,
-    narrowed,
-)
+from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_recorder import RecorderLeg
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
@@ -156,7 +150,7 @@ class Setup:
         return body
 
     @staticmethod
-    def take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg) -> bool:
+    def take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg | RecorderLeg) -> bool:
         """Whether rtpengine gave a port. Reads address, port and key from the SDP it made."""
         if not isinstance(outcome, Done):
             return False

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+from ari_ha.machines.edge_audio import AudioSide, CodecRefused, answer_lines
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_model import DEVICE, AudioSide, CodecRefused, EdgeCall, PhoneLeg, answer_lines
+from ari_ha.machines.edge_model import DEVICE, EdgeCall, PhoneLeg
 from ari_ha.machines.edge_setup import RETRY_AFTER, Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.sip.events import InDialogRequest, InviteReceived

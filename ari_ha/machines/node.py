@@ -21,6 +21,7 @@ from ari_ha.core.ports.ari import AriDown, AriEvent, AriRefusedUs, AriSnapshot
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.operator import OperatorRequest
 from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.recording import RecorderDown, RecordingFailed
 from ari_ha.core.ports.store import LeaseState, StoreChanged, StoreReach, StoreSnapshot
 from ari_ha.machines.acd_orders import (
     AgentNotice,
@@ -130,6 +131,10 @@ class NodeMachine:
                 self.links.down(peer, reason, clean)
             case OperatorRequest():
                 self.operator.request(event)
+            case RecordingFailed():
+                self.core.recorder.failed(event)
+            case RecorderDown():
+                self.core.recorder.down(event)
             case _:
                 self._rare(event)
 

@@ -71,6 +71,8 @@ class NodeCall(CallBase):
         self.lent: RecordValue | None = None
         """The record as the ACD writes it in its own transaction."""
         self.lent_refused = False
+        self.recording_said: bool | None = None
+        """What the edge was told of recording; None: nothing"""
         self.retired: list[str] = []
         """Channels of an earlier epoch on this same node; ended when this one is whole."""
 
@@ -80,6 +82,15 @@ class NodeCall(CallBase):
         """Brings Asterisk to what is wanted."""
         self.asterisk.settle()
         self.supervision.settle()
+        self._want_recording()
+
+    def _want_recording(self) -> None:
+        """The edge is told what the queue says of recording, once a queue has said something."""
+        config = self.parts.queue(self.queue) if self.queue and self.stage == TALKING else None
+        if config is None or config.record == (self.recording_said or False):
+            return
+        if self.say(link.WantRecording(call=self.call, epoch=str(self.epoch), on=config.record)):
+            self.recording_said = config.record
 
     def quiet(self) -> bool:
         """A call that is over, or in the dialplan's hands, wants nothing."""

@@ -66,6 +66,8 @@ class NodeConfig:
     out_endpoint: str = "edge-out"
     new_call_endpoints: tuple[str, ...] = ()
     """PJSIP endpoints that are in maintenance while the node is cordoned or drained."""
+    records: bool = False
+    """Whether there is a recorder here."""
     calls_max: int = 1_000
     """Calls served at once; more are refused to the edge, which asks another node."""
     dirty_max: int = 5_000

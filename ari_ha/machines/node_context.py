@@ -11,6 +11,7 @@ from typing import Any
 from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Count, Done, Effect, Note, Outcome, OutcomeOf
 from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
+from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
 from ari_ha.core.utc import Utc
@@ -134,7 +135,7 @@ class NodeContext:
             )
         )
 
-    def command(self, effect: SetMaintenance, then: Then) -> None:
+    def command(self, effect: SetMaintenance | OpenRecording | CloseRecording, then: Then) -> None:
         """Something ARI has no operation for."""
         self.emit(replace(effect, cause=self.cause, tag=self._tag(then)))
 

@@ -14,6 +14,7 @@ from ari_ha.machines.node_config import NodeConfig
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_desk import AcdDesk
 from ari_ha.machines.node_model import LOST, OVER, parse_bridge_id
+from ari_ha.machines.node_recorder import NodeRecorder
 from ari_ha.machines.node_records import Records, epoch_of
 from ari_ha.machines.node_resume import Arriving, Resumes, rebuild, resume
 from ari_ha.machines.node_supervisors import Supervisors
@@ -51,6 +52,7 @@ class NodeCore:
         self.config = config
         self.context = NodeContext(config, new_id, rand)
         self.records = Records(self.context)
+        self.recorder = NodeRecorder(self.context, self.records)
         self.calls: dict[str, NodeCall] = {}
         self.by_channel: dict[str, tuple[str, str]] = {}
         """channel -> (call, leg)"""

@@ -11,6 +11,7 @@ from ari_ha.machines.node_model import OVER, RINGING, UP, Leg
 from ari_ha.machines.node_records import epoch_of
 from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.wire import link
+from ari_ha.wire.link import RECORD
 
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit | link.LegTaken
 YOUNG_S = 1.0
@@ -34,6 +35,7 @@ class Links:
         self.hello(peer)
         self.state_to(peer)
         self._calls_to(peer)
+        self._core.recorder.link_up(peer)
         for call in self._core.calls.values():
             if call.stage != OVER:
                 self._say_again(call)
@@ -49,6 +51,8 @@ class Links:
                 call.say(frame)
         if call.media.request:
             call.media.ask_again()
+        call.recording_said = None
+        call.touch()
         if call.bridged_said:
             call.bridged_said = ()
             call.touch()
@@ -63,10 +67,15 @@ class Links:
         config = self._core.config
         frame = link.NodeHello(
             node=config.node, incarnation=self._context.ari_state.incarnation, version=config.version,
-            features=list(FEATURES),
+            features=self.features,
         )  # fmt: skip
         for name in [peer] if peer else list(self._context.links):
             self._context.tell(name, frame)
+
+    @property
+    def features(self) -> list[str]:
+        """What this node can be asked for."""
+        return [*FEATURES, *([RECORD] if self._core.config.records else [])]
 
     def state(self) -> link.NodeState:
         """Whether we take calls."""
@@ -148,6 +157,10 @@ class Links:
                 call = self._call(ident, frame.epoch)
                 if call is not None:
                     call.transfers.asked(frame)
+            case link.Record():
+                self._core.recorder.asked(peer, frame)
+            case link.EndRecording():
+                self._core.recorder.ended(frame)
             case link.ConsultAsked(call=ident):
                 call = self._call(ident, frame.epoch)
                 if call is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import KeyValue, LeaseState, Put, StoreChanged, StoreSnapshot
 from ari_ha.machines.node_core import NodeCore
-from ari_ha.machines.node_links import FEATURES, Links
+from ari_ha.machines.node_links import Links
 from ari_ha.machines.node_maintenance import Maintenance
 from ari_ha.wire.keyspace import BadValue, NodeValue, decode, encode
 
@@ -79,7 +79,7 @@ class Presence:
             node=config.node, incarnation=context.ari_state.incarnation, sip=config.sip, link=config.link,
             http=config.http, version=config.version, ready=self._links.ready, reason=self._links.reason,
             cordoned=self._core.cordoned, maintenance=self._maintenance.word, calls=len(self._core.calls),
-            features=list(FEATURES),
+            features=self._links.features,
         )  # fmt: skip
 
     def update(self) -> None:

@@ -18,6 +18,7 @@ from ari_ha.core.ports.probe import SendProbe
 from ari_ha.machines.edge_config import EdgeNode
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.sentinels import Sentinels
+from ari_ha.wire import link
 
 UP, SILENT, LOST, UNSEEN = "up", "silent", "lost", "unseen"
 NEVER_LINKED_S = 2.0
@@ -48,6 +49,8 @@ class WatchedNode:
     """It ended legs nobody announced: probably stopping. Used last until then."""
     taking_up_until: float = 0.0
     """It was given calls of another node: slow for some seconds, not dead."""
+    records: bool = False
+    """It has a recorder."""
     lost_for_certain: bool = False
     """Its process is gone; False: it may only be silent, and wake again."""
 
@@ -180,11 +183,12 @@ class NodeWatch:
         if node.asterisk_silent_by_app:
             self._judge(node)
 
-    def hello(self, name: str, incarnation: str) -> None:
-        """The app named the life of its Asterisk."""
+    def hello(self, name: str, incarnation: str, features: Iterable[str] = ()) -> None:
+        """The app named the life of its Asterisk, and what it can be asked for."""
         node = self.nodes.get(name)
         if not node:
             return
+        node.records = link.RECORD in features
         if node.incarnation and incarnation and node.incarnation != incarnation:
             if node.state != LOST:
                 self.lose(node, "asterisk restarted", certain=True)

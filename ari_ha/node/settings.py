@@ -95,6 +95,25 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Recordings of calls, written by this node whoever serves them."""
+
+    spool: str = ""
+    """Path of the directory for their parts, made if it is not there; empty: this node records nothing."""
+    address: str = ""
+    """Address on the network of edges and nodes that takes the RTP; empty: that of `sip_address`."""
+    port_first: int = 42_000
+    """First UDP port for it; apart from Asterisk's own."""
+    port_last: int = 49_998
+    """Last one."""
+    free_min_mb: int = 500
+    """Megabytes of the file system that stay free: with less recordings end here, and the edge begins them
+    elsewhere. One takes 1.3 MB a minute, both voices."""
+    recordings_max: int = 1_000
+    """Voices recorded at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
     """The app's HTTP interface."""
 
@@ -128,6 +147,8 @@ class NodeSettings:
     """Path. Key of the signed header between edges and nodes."""
     http: Http = Http()
     """HTTP interface."""
+    recorder: Recorder = Recorder()
+    """Recordings of calls."""
     trunk_context: str = "from-trunk"
     """Dialplan context of numbers: where a caller goes on when nothing else is known."""
     fallback_label: str = "apology"
@@ -152,6 +173,11 @@ class NodeSettings:
                 raise SettingsError(f"asterisk.new_call_endpoints: {name!r} is no endpoint's name")
             if why := KEPT_OPEN.get(name):
                 raise SettingsError(f"asterisk.new_call_endpoints: not {name}: {why}")
+        recorder = self.recorder
+        if not 1024 <= recorder.port_first < recorder.port_last <= 65_535:
+            raise SettingsError(
+                f"recorder: ports {recorder.port_first} to {recorder.port_last} are no range of UDP ports"
+            )
         if timings.refusal_grace_s >= timings.lost_leg_limit_s:
             raise SettingsError("timings.refusal_grace_s must be shorter than timings.lost_leg_limit_s")
         check_lease(

@@ -15,12 +15,14 @@ from ari_ha.adapters.ari import AriAdapter
 from ari_ha.adapters.ari_config import AriSettings
 from ari_ha.adapters.control_socket import set_maintenance
 from ari_ha.adapters.link import LinkListener, LinkSettings
+from ari_ha.adapters.recorder import Recorder, RecorderOptions
 from ari_ha.adapters.web import Web
 from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.ari import AriCall, SetMaintenance
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
 from ari_ha.core.story import Story
@@ -69,6 +71,7 @@ def machine_config(settings: NodeSettings) -> NodeConfig:
         trunk_context=settings.trunk_context,
         fallback_label=settings.fallback_label,
         new_call_endpoints=settings.asterisk.new_call_endpoints,
+        records=bool(settings.recorder.spool),
         calls_max=settings.calls_max,
         timings=settings.timings,
         acd=settings.acd,
@@ -86,6 +89,19 @@ def ari_settings(settings: NodeSettings) -> AriSettings:
         pid_file=settings.asterisk.pid_file,
         ping_every_ms=ari.ping_every_ms,
         silence_limit_ms=ari.silence_limit_ms,
+    )
+
+
+def recorder_options(settings: NodeSettings) -> RecorderOptions:
+    """The recorder's part."""
+    recorder = settings.recorder
+    return RecorderOptions(
+        node=settings.node,
+        spool=recorder.spool,
+        address=recorder.address or host_port(settings.sip_address)[0],
+        ports=(recorder.port_first, recorder.port_last),
+        free_min_mb=recorder.free_min_mb,
+        recordings_max=recorder.recordings_max,
     )
 
 
@@ -118,6 +134,7 @@ class NodeProcess:
             note=self.shell.note,
         )
         self.web = Web()
+        self.recorder = Recorder(recorder_options(settings), self.shell.post, count=self.metrics.count)
         self.links = self._listener()
         self.desk = OperatorDesk(self.shell.post)
 
@@ -145,6 +162,8 @@ class NodeProcess:
             return await self.store.perform(effect)
         if isinstance(effect, WebRequest):
             return await self.web.perform(effect)
+        if isinstance(effect, OpenRecording | CloseRecording):
+            return await self.recorder.perform(effect)
         if isinstance(effect, SetMaintenance):
             return await set_maintenance(self.settings.asterisk.control_socket, effect)
         return Refused(f"nobody performs {type(effect).__name__}")
@@ -220,6 +239,7 @@ class NodeProcess:
             await health.stop()
             await self.ari.stop()
             await self.web.close()
+            self.recorder.close()
             await self.links.stop()
             await self.store.close(revoke=False)
 

@@ -363,6 +363,10 @@ class DialogsValue(Value):
     served: list[str] = []
     agents: list[str] = []
     """For the call's record: when it was answered and connected, on which nodes, by whom."""
+    recorded: bool = False
+    """Whether its node said that the call is to be recorded."""
+    recorders: dict[str, dict[str, Any]] = {}
+    """recording -> {"leg", "node", "tag", where it takes RTP}"""
 
 
 class SecretDialogsValue(Value):
@@ -484,6 +488,8 @@ class QueueConfigValue(Value):
     moh: str = "default"
     media: str = "hitless"
     """hitless, or through: two people talk through Asterisk."""
+    record: bool = False
+    """Whether its conversations are recorded."""
     weight: int = 0
 
 

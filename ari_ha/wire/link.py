@@ -18,6 +18,8 @@ from typing import Final
 import msgspec
 
 FRAME_MAX_BYTES: Final = 1024 * 1024
+RECORD: Final = "record"
+"""The feature of a node that has a recorder"""
 _LENGTH: Final = struct.Struct("!I")
 
 
@@ -200,6 +202,38 @@ class DigitHeard(Frame, frozen=True):
     """Which of the digits an IVR took from this caller it is; 0: of no IVR."""
 
 
+class WantRecording(Frame, frozen=True):
+    """Whether the call is to be recorded: its queue's word. Said again after a move and
+    when the link comes up."""
+
+    call: str = ""
+    epoch: str = ""
+    on: bool = False
+
+
+class RecorderAt(Frame, frozen=True):
+    """The recorder of ``recording`` takes its RTP here; answers `Record`."""
+
+    recording: str = ""
+    call: str = ""
+    host: str = ""
+    port: int = 0
+
+
+class RecordingOver(Frame, frozen=True):
+    """This node does not record it, or no longer; what was written stays."""
+
+    recording: str = ""
+    call: str = ""
+    reason: str = ""
+
+
+class NodeRecordings(Frame, frozen=True):
+    """Snapshot: every recording this node's recorder is writing -> its call."""
+
+    recordings: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 # --- edge to node ---------------------------------------------------------------------
 
 
@@ -334,6 +368,25 @@ class Relinquish(Frame, frozen=True):
     epoch: str = ""
 
 
+class Record(Frame, frozen=True):
+    """Record what comes from ``host:port``, the voice of ``leg`` in RTP of this payload type. A
+    node need not serve the call for that. Answered by `RecorderAt` or `RecordingOver`."""
+
+    recording: str = ""
+    call: str = ""
+    leg: str = ""
+    host: str = ""
+    port: int = 0
+    payload: int = 8
+
+
+class EndRecording(Frame, frozen=True):
+    """The recording is over."""
+
+    recording: str = ""
+    call: str = ""
+
+
 class ClaimAnswer(Frame, frozen=True):
     """Answers `ClaimAgent`; ``holder`` is the attempt that has the device."""
 
@@ -345,22 +398,25 @@ class ClaimAnswer(Frame, frozen=True):
 
 NODE_FRAMES: Final = (
     NodeHello, NodeState, NodeCalls, Bridged, ResumeRefused, EndLeg, WantMedia,
-    AsteriskGone, ClaimAgent, DigitHeard, Conversations, TransferIs, Ping, Pong,
+    AsteriskGone, ClaimAgent, DigitHeard, Conversations, TransferIs,
+    WantRecording, RecorderAt, RecordingOver, NodeRecordings, Ping, Pong,
 )  # fmt: skip
 """What a node app says."""
 
 EDGE_FRAMES: Final = (
     EdgeHello, EdgeCalls, MediaIs, LegRinging, LegAnswered, LegGone, LegHeld, LegDigit,
-    TransferAsked, ConsultAsked, LegTaken, CallMoved, Relinquish, ClaimAnswer, Ping, Pong,
+    TransferAsked, ConsultAsked, LegTaken, CallMoved, Relinquish, ClaimAnswer, Record, EndRecording,
+    Ping, Pong,
 )  # fmt: skip
 """What an edge says."""
 
 AnyFrame = (
     NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | EndLeg | WantMedia
     | AsteriskGone | ClaimAgent | DigitHeard | Conversations | TransferIs
+    | WantRecording | RecorderAt | RecordingOver | NodeRecordings
     | EdgeHello | EdgeCalls | MediaIs | LegRinging | LegAnswered | LegGone | LegHeld | LegDigit
     | TransferAsked | ConsultAsked | LegTaken
-    | CallMoved | Relinquish | ClaimAnswer
+    | CallMoved | Relinquish | ClaimAnswer | Record | EndRecording
     | Ping | Pong
 )  # fmt: skip
 

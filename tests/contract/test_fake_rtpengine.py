@@ -27,6 +27,9 @@ from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
 CODEC = {"offer": ["PCMA", "telephone-event"]}
 DIRECTIONAL = ["directional"]
 TAGS = {"c": "public", "a1": "public", "c@ast1.1": "core", "a1@ast1.1": "core"}
+RECORDERS = {"c/rec@ast2.1": "core", "a1/rec@ast2.1": "core", "c/rec@ast3.1": "core"}
+"""Made by those tests that are about them"""
+PARTIES = TAGS | RECORDERS
 EARS = ("first", "second")
 """Each far end has two addresses, so that it can move."""
 LIMIT_S = 30.0
@@ -80,7 +83,9 @@ class Rig:
         )
 
     async def create(self, tag: str, **body) -> Outcome:
-        created = await self.do("create", **{"from_tag": tag, "interface": TAGS[tag], "codec": CODEC, **body})
+        created = await self.do(
+            "create", **{"from_tag": tag, "interface": PARTIES[tag], "codec": CODEC, **body}
+        )
         self.ours[tag] = port_of(created)
         return created
 
@@ -102,7 +107,8 @@ class Rig:
         """Everybody hears exactly these, and whoever is not named nobody. ``c_node`` is the tag of c's half
         at the node, ``c_second`` the second address of c."""
         places = {f"{tag.partition('@')[0]}_node" if "@" in tag else tag: tag for tag in TAGS}
-        wanted = {(tag, ear): [] for tag in TAGS for ear in EARS}
+        places |= {"c_rec": "c/rec@ast2.1", "a1_rec": "a1/rec@ast2.1", "c_rec3": "c/rec@ast3.1"}
+        wanted = {(tag, ear): [] for tag in PARTIES for ear in EARS}
         for name, speakers in expected.items():
             base, _, second = name.partition("_second")
             ear = EARS[1] if name.endswith("_second") else EARS[0]
@@ -123,15 +129,15 @@ class FakeRig(Rig):
         return self.relay.command(command, body)
 
     def ear(self, tag: str, which: str) -> tuple[str, int]:
-        return "192.0.2.9", 4000 + 4 * list(TAGS).index(tag) + 2 * EARS.index(which)
+        return "192.0.2.9", 4000 + 4 * list(PARTIES).index(tag) + 2 * EARS.index(which)
 
     async def heard(self) -> dict[tuple[str, str], list[str]]:
         call = self.relay.calls.get(self.call)
         return {
             (tag, ear): self.relay.hears(self.call, tag)
-            if call and call.tags[tag].remote == self.ear(tag, ear)
+            if call and tag in call.tags and call.tags[tag].remote == self.ear(tag, ear)
             else []
-            for tag in TAGS
+            for tag in PARTIES
             for ear in EARS
         }
 
@@ -143,9 +149,9 @@ class RealRig(Rig):
     def __init__(self, adapter: Rtpengine) -> None:
         super().__init__()
         self.adapter = adapter
-        self.sockets = {(tag, ear): self._socket() for tag in TAGS for ear in EARS}
-        self.packets = {tag: voice_buffer(n, 1000 + n, 300) for n, tag in enumerate(TAGS)}
-        self.speaks_at = dict.fromkeys(TAGS, EARS[0])
+        self.sockets = {(tag, ear): self._socket() for tag in PARTIES for ear in EARS}
+        self.packets = {tag: voice_buffer(n, 1000 + n, 300) for n, tag in enumerate(PARTIES)}
+        self.speaks_at = dict.fromkeys(PARTIES, EARS[0])
         self.number = 0
 
     @staticmethod
@@ -180,7 +186,7 @@ class RealRig(Rig):
         first = self.number + 1
         for _ in range(ROUND_PACKETS):
             self.number += 1
-            for tag, packet in self.packets.items():
+            for tag, packet in [(tag, self.packets[tag]) for tag in self.ours]:
                 set_voice(packet, 8, self.number & 0xFFFF, self.number * 160, self.number, False)
                 self.sockets[(tag, self.speaks_at[tag])].sendto(packet, self.ours[tag])
             await asyncio.sleep(0.02)
@@ -205,7 +211,7 @@ class RealRig(Rig):
                 break
             kind, source, number, _ = classify(data, len(data), 96)
             if kind == VOICE and number >= first:
-                count[(list(TAGS)[source], number)] += 1
+                count[(list(PARTIES)[source], number)] += 1
         times = {tag: max(n for (one, _), n in count.items() if one == tag) for tag, _ in count}
         return sorted(tag for tag, n in times.items() for _ in range(n))
 
@@ -319,6 +325,65 @@ async def test_from_through_to_hitless_and_back(rig) -> None:
     await rig.minus("c", "a1")
     await rig.minus("a1", "c")
     await rig.shows(**through)
+
+
+async def recorders(rig) -> None:
+    """Two nodes record the caller, one of them the agent as well."""
+    for tag in RECORDERS:
+        assert isinstance(await rig.create(tag), Done)
+        assert isinstance(await rig.teach(tag, direction="recvonly"), Done)
+        assert isinstance(await rig.plus(tag, tag.partition("/")[0]), Done)
+
+
+async def test_recorders_hear_beside_the_forks_and_are_heard_by_nobody(rig) -> None:
+    """In hitless and through, and over a takeover that moves everything else."""
+    for listener, speaker in (("c", "a1"), ("a1", "c"), ("c@ast1.1", "c"), ("a1@ast1.1", "a1")):
+        await rig.plus(listener, speaker)
+    await recorders(rig)
+    copies = {"c_rec": ["c"], "a1_rec": ["a1"], "c_rec3": ["c"]}
+    await rig.shows(c=["a1"], a1=["c"], c_node=["c"], a1_node=["a1"], **copies)
+    for one, node in (("c", "c@ast1.1"), ("a1", "a1@ast1.1")):
+        await rig.plus(one, node)
+    await rig.minus("c", "a1")
+    await rig.minus("a1", "c")
+    await rig.shows(c=["c_node"], a1=["a1_node"], c_node=["c"], a1_node=["a1"], **copies)
+    for one, node in (("c", "c@ast1.1"), ("a1", "a1@ast1.1")):
+        await rig.minus(one, node)
+        await rig.minus(node, one)
+    await rig.shows(**copies)
+
+
+async def test_one_recorder_is_lost_and_another_begun(rig) -> None:
+    await rig.plus("a1", "c")
+    await recorders(rig)
+    await rig.minus("c/rec@ast2.1", "c")
+    await rig.shows(a1=["c"], a1_rec=["a1"], c_rec3=["c"])
+    await rig.create("c/rec@ast2.1")
+    await rig.teach("c/rec@ast2.1", EARS[1], "recvonly")
+    await rig.plus("c/rec@ast2.1", "c")
+    await rig.shows(a1=["c"], a1_rec=["a1"], c_rec3=["c"], c_rec_second=["c"])
+
+
+async def test_every_recorder_gets_the_same_packets(rig) -> None:
+    """Same SSRC, sequence number, timestamp and payload: by these the parts are joined."""
+    if not isinstance(rig, RealRig):
+        pytest.skip("the fake has no packets")
+    await rig.plus("a1", "c")
+    await recorders(rig)
+    await rig.shows(a1=["c"], a1_rec=["a1"], c_rec=["c"], c_rec3=["c"])
+    await rig.send("c", 5)
+    ears = [rig.sockets[tag, EARS[0]] for tag in ("c/rec@ast2.1", "c/rec@ast3.1")]
+    got: list[list[bytes]] = [[], []]
+    end = time.monotonic() + LIMIT_S
+    while any(len(packets) < 5 for packets in got):
+        assert time.monotonic() < end, f"{[len(packets) for packets in got]} packets"
+        for ear, packets in zip(ears, got, strict=True):
+            try:
+                packets.append(ear.recv(2000))
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+    assert got[0][-5:] == got[1][-5:]
+    assert got[0][-1][1:] == bytes(rig.packets["c"])[1:], "as the phone sent it"
 
 
 async def test_a_plain_connect_replaces_in_both_directions(rig) -> None:

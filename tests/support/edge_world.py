@@ -87,6 +87,11 @@ class Node(Party):
         self.auto_answer_new = True
         """Whether new calls are answered at once too (a dialling app waits)."""
         self.tokens: dict[str, LegToken] = {}
+        self.records = False
+        """Whether its app has a recorder."""
+        self.recordings: dict[str, link.Record] = {}
+        """What it records, by the edge's orders"""
+        self.auto_record = True
 
     def got(self, kind: type) -> list[Any]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
@@ -198,8 +203,12 @@ class EdgeWorld:
     def post_link(self, node: Node, incarnation: str) -> None:
         """The node's app (re)connects and says that it is ready."""
         self.post(LinkUp(peer=node.name))
-        self.say(node, link.NodeHello(node=node.name, incarnation=incarnation))
+        features = [link.RECORD] if node.records else []
+        self.say(node, link.NodeHello(node=node.name, incarnation=incarnation, features=features))
         self.say(node, link.NodeState(ready=True, asterisk="up"))
+        if node.records:
+            here = {name: frame.call for name, frame in node.recordings.items()}
+            self.say(node, link.NodeRecordings(recordings=here))
 
     def say(self, node: Node, frame: Any) -> None:
         self.post(LinkReceived(peer=node.name, frame=frame))
@@ -222,6 +231,7 @@ class EdgeWorld:
                 node = self.nodes[effect.peer]
                 if node.reachable:
                     node.frames.append(effect.frame)
+                    self.recorder(node, effect.frame)
             case SendProbe():
                 node = self.nodes[effect.node]
                 if node.gone:
@@ -230,6 +240,16 @@ class EdgeWorld:
                     self.post(ProbeReply(node=effect.node, n=effect.n))
             case Note():
                 self.notes.append(effect)
+
+    def recorder(self, node: Node, frame: Any) -> None:
+        """The node's recorder does as it is told."""
+        if isinstance(frame, link.EndRecording):
+            node.recordings.pop(frame.recording, None)
+        elif isinstance(frame, link.Record) and node.auto_record:
+            node.recordings[frame.recording] = frame
+            port = 42_000 + 2 * len(node.recordings)
+            at = link.RecorderAt(recording=frame.recording, call=frame.call, host=node.host, port=port)
+            self.say(node, at)
 
     # --- etcd and rtpengine --------------------------------------------------------
 

@@ -29,6 +29,7 @@ from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriSnapshot
 from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp, SendLink
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.store import (
     KeyValue,
     LeaseState,
@@ -279,8 +280,14 @@ class Bench:
     """The machine with all it needs, ready to serve."""
 
     def __init__(
-        self, agents: tuple[str, ...] = ("1001", "1002"), *, start: bool = True, **queue: Any
+        self,
+        agents: tuple[str, ...] = ("1001", "1002"),
+        *,
+        start: bool = True,
+        records: bool = True,
+        **queue: Any,
     ) -> None:
+        self.records = records
         self.now = 100.0
         self.store = BenchStore()
         self.asterisk = BenchAsterisk()
@@ -292,6 +299,9 @@ class Bench:
         self.link_up = False
         self.answers_media = True
         self.requests: list[WebRequest] = []
+        self.recorder: Callable[[OpenRecording], Outcome | None] = lambda order: Done(("10.0.0.31", 42_000))
+        self.recording: dict[str, OpenRecording] = {}
+        """What its recorder was told to begin and not to end"""
         self.web: Callable[[WebRequest], Outcome | None] = lambda request: Done(WebAnswer(200))
         self.device_busy: Callable[[str], bool] = lambda device: False
         self.ids = itertools.count(1)
@@ -317,6 +327,7 @@ class Bench:
             sip="10.0.0.31:5060",
             edges=((EDGE, "10.0.0.11:5070"),),
             header_key=KEY,
+            records=self.records,
         )
         return NodeMachine(config, lambda: f"id{next(self.ids)}", lambda: 0.5)
 
@@ -362,6 +373,14 @@ class Bench:
                 outcome, events = self.web(effect), []
                 if outcome is None:
                     return  # whoever waits for it is told by the test, or never
+            elif isinstance(effect, OpenRecording):
+                self.recording[effect.recording] = effect
+                outcome, events = self.recorder(effect), []
+                if outcome is None:
+                    return
+            elif isinstance(effect, CloseRecording):
+                self.recording.pop(effect.recording, None)
+                outcome, events = Done(), []
             elif isinstance(effect, AriCall):
                 self.asked.append((effect.operation, dict(effect.params)))
                 outcome, events = self.asterisk.perform(effect)

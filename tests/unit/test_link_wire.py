@@ -37,6 +37,12 @@ EXAMPLES = [
     link.TransferAsked("k1", "a1", "7.1", "t9", "1002", "k1"),
     link.ConsultAsked("k1", "k1", "7.1", "a1", "1002"),
     link.LegTaken("k1", "a1", "7.1", "device:1002"),
+    link.WantRecording("k1", "7.1", True),
+    link.RecorderAt("r1", "k1", "192.0.2.31", 42_000),
+    link.RecordingOver("r1", "k1", "disk full"),
+    link.NodeRecordings({"r1": "k1"}),
+    link.Record("r1", "k1", "c", "192.0.2.1", 30_002, 0),
+    link.EndRecording("r1", "k1"),
     link.Ping(1.25),
     link.Pong(1.25),
 ]
