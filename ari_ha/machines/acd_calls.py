@@ -133,6 +133,8 @@ class Calls(Attempts):
         for name, agent in self._parties(call, alive):
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
+            for other in [a for a in self._attempts_of(call) if a.agent == name]:
+                del self.attempts[other.attempt]  # taken up before his name in the store was known
             in_talk = in_talk or agent.work in IN_CALL
             talks = self.elsewhere(name, call)
             if agent.attempt.attempt in ended or talks is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ari_ha.core.ports.store import StoreTxn
@@ -13,7 +14,7 @@ from ari_ha.machines.acd_orders import (
 )
 from ari_ha.simulation.acd_cluster import Cluster
 from ari_ha.simulation.checkers_acd import check_failover
-from ari_ha.wire.keyspace import WaitingValue
+from ari_ha.wire.keyspace import AttemptOfAgent, WaitingValue
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, talking, two_nodes
 
 
@@ -313,6 +314,22 @@ def test_who_talks_in_one_call_is_not_rung_for_another_that_is_taken_up(cluster:
     c.flow()
     node.acd.check()
     assert not [order for order in orders(c, "n2", StartAttempt) if order.agent == "alice"]
+
+
+def test_an_agent_taken_up_twice_in_one_call_has_one_part_in_it(cluster: Cluster) -> None:
+    """The first survivor's mirror did not know yet under which name he had come into the call."""
+    c = cluster
+    c.agent("alice", "support")
+    c.call("k1", "", "n1")
+    node = c.nodes["n1"]
+    part = AttemptOfAgent(attempt="k1", call="k1", queue="", node="n2#1", since=c.utc)
+    joined = msgspec.structs.replace(c.agent_now("alice"), work="talking", attempt=part)
+    c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4930", c.now, c.utc, talking=["alice"]))
+    c.put(c.keys.agent("alice"), joined)
+    c.flow()
+    c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4930", c.now, c.utc, talking=["alice"]))
+    node.acd.check()
+    assert c.agent_now("alice").attempt == part
 
 
 @pytest.mark.parametrize(("state", "cancelled"), [("up", 0), ("ringing", 1)])
