@@ -54,6 +54,8 @@ class Calls:
         self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
         self.on_media_refused: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
+        self.on_move: Callable[[EdgeCall], None] = lambda call: None
+        """Before another node is told of a call"""
         self.on_changed: Callable[[], None] = lambda: None
         self.on_people: Callable[[EdgeCall], None] = lambda call: None
         """Who is on the call, and may be heard, may have changed"""
@@ -279,8 +281,9 @@ class Calls:
         home = call.home()
         if by != "app" and home:
             frame = link.LegGone(
-                call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by
-            )
+                call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, status=status, by=by,
+                head=next(iter(call.consults()), "") if leg.leg == call.head else "",
+            )  # fmt: skip
             context.link(home.name, frame)
         self._end_others(call, leg)
         if not call.living():

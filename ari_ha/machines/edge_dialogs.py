@@ -216,6 +216,7 @@ class Dialogs:
     def _ended(self, key: str, by: str, cause: str, status: int) -> None:
         if found := self._calls.phone(key):
             call, leg = found
+            self._transfers.asker_left(call, leg)
             self._dialling.party_over(call, leg, by, cause, status)
         elif half := self._calls.half(key):
             self._half_ended(*half, cause)

@@ -37,6 +37,7 @@ class Transfers:
         self._calls = calls
         self._setup = setup
         self._registrar = registrar
+        calls.on_move = self.complete
 
     # --- a second call of a phone ---------------------------------------------------
 
@@ -194,13 +195,38 @@ class Transfers:
             self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=status)
             self._calls.touch(call)
 
+    def asker_left(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """A phone was told 202 and hangs up before its app has acted. Should no app act any more,
+        whom it talked to and whom it consulted are connected from here (`complete`)."""
+        side = call.legs.get(leg.refer.get("other", ""))
+        if side is None or side.of != leg.leg or not side.alive or side.refer:
+            return
+        others = [o for o in call.conversation(leg.consult) if o is not leg and not o.aside]
+        side.refer = {**leg.refer, "other": leg.leg, "into": leg.consult, "left": "yes"}
+        if call.head == leg.leg and others:
+            call.head = others[0].leg
+
+    def complete(self, call: EdgeCall) -> None:
+        """The node that was to carry out a transfer is lost, and whoever asked for it has gone."""
+        for side in [leg for leg in call.living() if call.lost and leg.refer.get("left")]:
+            party = [o for o in call.conversation(side.leg) if o is not side]
+            if not party or not [o for o in call.conversation(side.refer["into"]) if not o.aside]:
+                continue
+            for other in party:
+                other.consult = side.refer["into"]
+            call.tombstones[side.refer["other"]] = "app"  # who transfers does not hang up on anybody
+            self._context.note(f"call/{call.call}", "transferred without a node", to=party[0].name)
+            self._calls.end_leg(call, side, "app", "16")
+
     def transfer_is(self, frame: link.TransferIs) -> None:
         """The app's word on how a transfer goes."""
         call = self._calls.by_id.get(frame.call)
-        leg = call.legs.get(frame.leg) if call else None
-        if call is None or leg is None or leg.refer.get("id") != frame.transfer:
+        legs = call.living() if call else []
+        leg = next((leg for leg in legs if leg.refer.get("id") == frame.transfer), None)
+        if call is None or leg is None:
             return
-        self._notify(leg, frame.status)
+        if not leg.refer.get("left"):
+            self._notify(leg, frame.status)
         if frame.status >= 200:
             leg.refer = {}
             self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=frame.status)
@@ -234,7 +260,7 @@ def asked_frames(call: EdgeCall) -> list[link.Frame]:
                     call=call.call, leg=leg.leg, epoch=str(call.epoch), of=leg.of, number=leg.number_asked
                 )
             )
-        if leg.refer:
+        if leg.refer and not leg.refer.get("left"):
             frames.append(_transfer_frame(call, leg))
         if leg.taken:
             frames.append(taken_frame(call, leg))

@@ -433,7 +433,7 @@ class NodeCall(CallBase):
             return
         self.parts.context.cancel_all(f"lost/{self.call}/{leg.leg}")
         leg.by, leg.status = frame.by or "phone", frame.status
-        if self.transfers.left(leg):
+        if self.transfers.left(leg, frame.head):
             return
         if leg.leg == self.head:
             self._caller_gone(leg)

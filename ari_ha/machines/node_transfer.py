@@ -111,8 +111,9 @@ class Transfers:
 
     # --- people who leave ----------------------------------------------------------
 
-    def left(self, leg: Leg) -> bool:
-        """A phone has gone; True when that is a matter of transfers or consulting."""
+    def left(self, leg: Leg, head: str = "") -> bool:
+        """A phone has gone; True when that is a matter of transfers or consulting. ``head``: who
+        leads the call now, where its edge says that others go on."""
         call, t = self._call, self.now
         if self.open and t is not None and leg.leg == t.leg:
             self._gone(leg)
@@ -122,6 +123,9 @@ class Transfers:
         side = sorted({o.consult for o in call.living() if o.consult})
         if leg.leg == call.head and side:
             self._main_ended(leg, side[0])
+            return True
+        if leg.leg == call.head and (goes_on := call.legs.get(head)) is not None and goes_on.alive:
+            self._goes_on(leg, goes_on)
             return True
         if leg.consult and (leg.consult == leg.leg or leg.state == UP):
             self._consult_over(leg)
@@ -161,6 +165,15 @@ class Transfers:
         if leader.state != UP:
             call.stage = DIALING  # whom he wanted to consult still rings: a call like any he makes
         call.save()
+
+    def _goes_on(self, leg: Leg, head: Leg) -> None:
+        """Three were brought together here, and for the edge, which had not heard of it, the one who
+        consulted and his party go on without the caller: so they do."""
+        self._call.note("the caller is gone, the others go on", leg=leg.leg, head=head.leg)
+        leg.state, self._call.head = ENDED, head.leg
+        self._call.hang_up_later(leg)
+        self._call.save()
+        self._call.touch()
 
     def _consult_over(self, leg: Leg) -> None:
         call = self._call

@@ -220,6 +220,7 @@ class Takeover:
             self.pump()
 
     def _start(self, call: EdgeCall, node: WatchedNode, why: str) -> None:
+        self._calls.on_move(call)
         context = self._context
         epoch = self._calls.next_epoch(call)
         call.epoch, call.by_dialplan = epoch, False

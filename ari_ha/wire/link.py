@@ -282,7 +282,8 @@ class LegAnswered(Frame, frozen=True):
 
 
 class LegGone(Frame, frozen=True):
-    """The leg ended and will not come back. ``by`` is who ended it."""
+    """The leg ended and will not come back. ``by`` is who ended it; ``head`` who leads the call from
+    now on, where a consultation outlives the conversation that this leg led."""
 
     call: str = ""
     leg: str = ""
@@ -290,6 +291,7 @@ class LegGone(Frame, frozen=True):
     cause: str = ""
     status: int = 0
     by: str = ""
+    head: str = ""
 
 
 class LegHeld(Frame, frozen=True):

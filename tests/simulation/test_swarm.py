@@ -226,6 +226,8 @@ KEPT_FULL = {
     "two consultations in one call, and a conference": 1143,
     "a transfer asked for before the edge has the answer": 1315,
     "an answer that the edge had no time to write down": 1311,
+    "an attended transfer, and whoever asked for it hangs up": 1215,
+    "an agent taken up twice in one call": 4019,
     "a leg ends while its call is taken up": 1351,
     "the second line of a phone in two calls": 1365,
     "a conference that nobody hears of": 1425,

@@ -278,6 +278,49 @@ def test_an_older_record_parts_nobody(world):
     assert set(call.legs) == {"c", "a2"} and call.legs["a2"].state == "up"
 
 
+@pytest.mark.parametrize("detected", [False, True])
+def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected):
+    """He was told 202: the caller and the consulted one are connected by the edge itself."""
+    _, call, node, phone, leg, second, _ = consulting(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    node.gone = True
+    if detected:
+        kill(world, node.name)
+    refer(world, phone, leg, replaces(phone, second))
+    phone.sip.hangup(leg, world.now)
+    world.settle()
+    if not detected:
+        kill(world, node.name)
+    world.run(1.0)
+    assert {name: leg.consult for name, leg in call.legs.items() if leg.alive} == {"c": "", "a2": ""}
+    tokens = [t for n in world.nodes.values() for t in n.tokens.values() if t.epoch == str(call.epoch)]
+    assert tokens and all(t.ended["a1"] == "app" and not t.sides for t in tokens)
+
+
+def test_the_app_acts_on_an_attended_transfer_whose_asker_has_left(world):
+    _, call, node, phone, leg, second, _ = consulting(world)
+    refer(world, phone, leg, replaces(phone, second))
+    phone.sip.hangup(leg, world.now)
+    world.settle()
+    (asked,) = node.got(link.TransferAsked)
+    assert call.legs["a2"].consult == "k1", "its node serves: that is for the app to do"
+    world.say(node, link.Conversations(call.call, str(call.epoch), "c", {"k1": "k1"}))
+    world.say(node, link.TransferIs(call.call, "a1", str(call.epoch), asked.transfer, 200))
+    world.say(node, link.EndLeg(call.call, "k1", str(call.epoch), "16"))
+    world.settle()
+    kill(world, node.name)
+    world.run(1.0)
+    assert set(call.legs) == {"c", "a2"} and call.legs["a2"].consult == ""
+
+
+def test_the_end_of_the_main_conversation_says_who_leads_the_call(world):
+    caller, _, node, *_ = consulting(world)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert [(f.leg, f.head) for f in node.got(link.LegGone)] == [("c", "k1"), ("a1", "")]
+
+
 def test_a_takeover_says_who_belongs_to_whom(world):
     """A survivor's record may be older than the consultation."""
     _, call, node, *_ = consulting(world)

@@ -596,6 +596,20 @@ def test_whoever_was_consulted_transfers_whoever_consulted_him() -> None:
     assert bench.hears(legs["c"]) == "music"
 
 
+def test_the_caller_hung_up_before_the_edge_heard_of_the_conference() -> None:
+    """For the edge the consultation goes on without him: nobody's leg is left to be lost."""
+    bench = Bench()
+    _, _, second, party = consulting(bench)
+    types(bench, second, "*3")
+    bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone", head="k1"))
+    bench.sleep(5.0)
+    assert bench.hears(second) == bench.hears(party) == "people"
+    assert bench.agent("1001").work == bench.agent("1002").work == "talking"
+    bench.gone("k1", "k1")
+    bench.sleep(5.0)
+    assert not bench.asterisk.channels
+
+
 def test_a_conference_is_taken_up_with_all_three() -> None:
     bench = Bench()
     _, _, second, _ = consulting(bench)
