@@ -45,6 +45,8 @@ class Dialling:
         self._registrar = registrar
         self.on_party_failed: Callable[[EdgeCall, PhoneLeg, int], None] = lambda call, leg, status: None
         """A party was called in vain, and no node is there to say so."""
+        self.on_answered: Callable[[EdgeCall, PhoneLeg], None] = lambda call, leg: None
+        """A party's answer is written down and acknowledged."""
 
     # --- the node's INVITE ---------------------------------------------------------
 
@@ -274,6 +276,7 @@ class Dialling:
         context = self._context
         if leg.alive:
             context.sip.acknowledge(leg.key, context.now)  # not before: an edge that dies is told again
+            self.on_answered(call, leg)
         if waited and waited.alive and not call.ended:
             context.sip.answer(waited.key, waited.local_sdp(), context.now)
             context.note(f"call/{call.call}", "answered", leg=waited.leg)

@@ -47,6 +47,7 @@ class Dialogs:
         self._messages = Messages(context, calls)
         self._care = care
         self._rehome = rehome
+        dialling.on_answered = rehome.answered
         self._subscriptions = subscriptions
         self._context = context
         self._calls = calls
@@ -138,7 +139,6 @@ class Dialogs:
             call, leg = found
             if leg.alive:
                 self._dialling.phone_answered(call, leg, event.sdp)
-                self._rehome.answered(call, leg)
         elif half := self._calls.half(event.leg):
             call, node_leg = half
             if call.move and call.move.halves.get(node_leg.leg) is node_leg:
