@@ -90,7 +90,8 @@ class EdgeMachine:
         self.context.asterisk_gone = self.watch.gone
         self.pairs = Pairs(self.context)
         self.registrar = Registrar(self.context, self.pairs)
-        self.pairs.serve(self.registrar.contact, lambda aor: aor in self.calls.device_of)
+        self.registrar.in_call = lambda aor: aor in self.calls.device_of
+        self.pairs.serve(self.registrar)
         self.trunks = Trunks(self.context, self.pairs)
         self.context.trunk_credentials = self.trunks.credentials
         self.context.trunk_next_hop = self.trunks.next_hop
@@ -120,7 +121,7 @@ class EdgeMachine:
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
                                self.subscriptions, self.phone_care, self.rehome,
-                               Fax(self.context, self.calls, self.trunks))  # fmt: skip
+                               Fax(self.context, self.calls, self.trunks), self.pairs)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
         """family -> key -> value, until everything has been read"""

@@ -17,6 +17,7 @@ from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_fax import Fax
 from ari_ha.machines.edge_messages import ALLOW_OUTSIDE, Messages
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
+from ari_ha.machines.edge_pairs import Pairs
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import Transfers
@@ -40,9 +41,9 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
-        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome, fax: Fax,
+        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome, fax: Fax, pairs: Pairs,
     ) -> None:  # fmt: skip
-        self._fax = fax
+        self._fax, self._pairs = fax, pairs
         self._phones = phones
         self._messages = Messages(context, calls)
         self._care = care
@@ -87,7 +88,7 @@ class Dialogs:
     # --- requests outside dialogs --------------------------------------------------
 
     def _invite(self, event: sip.InviteReceived) -> None:
-        if event.flow.listener.startswith(INNER):
+        if event.flow.listener.startswith(INNER) and not self._pairs.from_phone(event.request):
             self._dialling.from_node(event)
         else:
             self._setup.from_public(event)

@@ -5,23 +5,38 @@ it rings is registered. Only that phone's pair has the way to it (the connection
 NAT), so requests to it go through there. That pair keeps nothing of them (`sip.proxy`): its
 registration says where the phone is, the sealed route says which phone, and the key in etcd says
 which edge of the pair is active. A carrier that only another pair may speak to is reached alike.
+
+A phone that talks in a call of another pair may call a second time: it asks for advice, or wants to
+transfer. That is the other pair's business as well. What the nodes wrote says who talks where; an
+INVITE that follows an old word is a new call there, and nothing is lost.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge_config import EdgeConfig
-from ari_ha.machines.edge_context import HOP, EdgeContext
+from ari_ha.machines.edge_context import HOP, INNER, EdgeContext
 from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, SipParseError
 from ari_ha.sip.nexthop import ROUTE
 from ari_ha.sip.proxy import Onward, opened, sealed
 from ari_ha.sip.uri import NameAddr, SipUri
-from ari_ha.wire.keyspace import BadValue, BindingValue, EdgeValue, V, VipValue, decode
+from ari_ha.wire.keyspace import (
+    BadValue,
+    BindingValue,
+    EdgeValue,
+    OwnerValue,
+    RecordValue,
+    V,
+    VipValue,
+    decode,
+)
 from ari_ha.wire.token import HEADER_PREFIX
 
 Address = tuple[str, int]
@@ -59,6 +74,27 @@ class Party:
         return cls(pair, Flow(listener, transport, host, int(port)), aor, ident)
 
 
+class Phones(Protocol):
+    """What is asked about phones of this pair."""
+
+    in_call: Callable[[str], bool]
+    """Whether a phone is in a call of this pair"""
+
+    def contact(self, aor: str, ident: str) -> BindingValue | None:
+        """One binding."""
+
+    def binding_of(self, aor: str) -> BindingValue | None:
+        """The newest living contact of an address of record."""
+
+    def aor_of(self, user: str) -> str:
+        """The address of record of an account's phone."""
+
+
+def contact_hash(uri: str) -> str:
+    """The last part of a binding's key."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
 def hop_address(config: EdgeConfig) -> str:
     """host:port where other pairs' edges find this one; empty: nowhere."""
     return f"{config.core_host}:{config.hop_port}" if config.hop_port else ""
@@ -76,13 +112,13 @@ class Pairs:
         self._known: dict[Address, str] = {}
         """Where an edge takes requests of other pairs, or took them -> its pair. An edge that is being
         started again has no key for a moment; what is for it must not be refused then."""
-        self._contact: Callable[[str, str], BindingValue | None] = lambda aor, ident: None
-        self._busy: Callable[[str], bool] = lambda aor: False
+        self._foreign: dict[str, tuple[str, bytes]] = {}
+        """Call of another pair -> that pair, and its node's record"""
+        self._phones: Phones
 
-    def serve(self, contact: Callable[[str, str], BindingValue | None], busy: Callable[[str], bool]) -> None:
-        """Begins to pass requests on. ``contact``: a binding; ``busy``: whether a phone is in a call of
-        ours."""
-        self._contact, self._busy = contact, busy
+    def serve(self, phones: Phones) -> None:
+        """Begins to pass requests on."""
+        self._phones = phones
         if self._context.sip.has_listener(HOP):
             self._context.sip.proxy.serve(self._key, self._onward, HEADER_PREFIX)
 
@@ -93,9 +129,11 @@ class Pairs:
         if family == "edges":
             keys = self._context.keys
             self._edges = {name: edge for name, edge in self._edges.items() if keys.edge(name) in items}
+        elif family == "calls":
+            self._foreign.clear()
 
     def stored(self, key: str, item: KeyValue | None) -> None:
-        """A key of edges/ or vips/ as it is now."""
+        """A key of edges/, vips/ or calls/ as it is now."""
         match self._context.keys.split(key):
             case ("edges", name):
                 value = self._read(item, EdgeValue)
@@ -107,10 +145,18 @@ class Pairs:
                     self._known[at] = value.vip
                 self._moved(value.vip)
             case ("vips", pair):
-                value = self._read(item, VipValue)
-                if value is not None:
-                    self._active[pair] = value.edge
+                holder = self._read(item, VipValue)
+                if holder is not None:
+                    self._active[pair] = holder.edge
                     self._moved(pair)
+            case ("calls", call, "owner"):
+                owner = self._read(item, OwnerValue)
+                if owner is None or owner.vip in ("", self._context.config.vip):
+                    self._foreign.pop(call, None)
+                else:
+                    self._foreign[call] = (owner.vip, self._foreign.get(call, ("", b""))[1])
+            case ("calls", call, "record") if item is not None and call in self._foreign:
+                self._foreign[call] = (self._foreign[call][0], item.value)
 
     def _read(self, item: KeyValue | None, kind: type[V]) -> V | None:
         try:
@@ -152,7 +198,7 @@ class Pairs:
         at = self._at(pair)
         if at is None:
             raise LookupError(f"no edge of {pair} takes requests")
-        token = sealed(self._key, Party(pair, flow, aor, ident).text)
+        token = self._sealed(Party(pair, flow, aor, ident))
         return Flow(HOP, "udp", *at), (("Route", f"<sip:{token}@{at[0]}:{at[1]};lr>"),)
 
     # --- from another pair, and back -----------------------------------------------
@@ -160,7 +206,7 @@ class Pairs:
     def _onward(self, request: Request, flow: Flow) -> Onward | None:
         """A request with a sealed route of ours is another pair's, or for it."""
         if not request.has("Route"):
-            return None
+            return self._second_call(request, flow) if self._foreign else None
         routes, found = 0, None
         for value in request.values("Route"):
             party = self._party(value)
@@ -170,13 +216,66 @@ class Pairs:
         if found is None:
             return None
         token, party = found
+        if party.flow.listener == HOP:
+            return None  # for ourselves, see `from_phone`
         if flow.listener != HOP:
             return Onward(self._edge_at(request.uri), routes, token)
-        if request.method == "INVITE" and not request.to_tag and party.aor and self._busy(party.aor):
+        if (
+            request.method == "INVITE"
+            and not request.to_tag
+            and party.aor
+            and self._phones.in_call(party.aor)
+        ):
             self._context.count("edge_hop_refused", why="device_busy")
             return Onward(None, routes, refuse=486)
         to = self._phone_at(party) if party.aor else self._carrier_at(party, request, routes)
         return Onward(to, routes, token)
+
+    def from_phone(self, request: Request) -> bool:
+        """Whether an edge of another pair says that a phone of its sent this."""
+        found = self._party(request.get("Route")) if request.has("Route") else None
+        return found is not None and found[1].pair == self._context.config.vip
+
+    def _second_call(self, request: Request, flow: Flow) -> Onward | None:
+        """A phone of ours that talks in a call of another pair calls somebody: that pair's business. Only
+        what belongs to an INVITE's own transaction; everything later has our route."""
+        first = request.method == "INVITE" and not request.to_tag and not request.has("Replaces")
+        if flow.listener.startswith(INNER) or not (first or request.method in ("ACK", "CANCEL")):
+            return None
+        try:
+            aor = self._phones.aor_of(NameAddr.parse(request.get("From")).sip_uri.user or "")
+        except SipParseError:
+            return None
+        binding = self._phones.binding_of(aor)
+        if binding is None or binding.host != flow.host or self._phones.in_call(aor):
+            return None
+        pair = self._talks_at(aor)
+        at = self._at(pair) if pair else None
+        if at is None:
+            return None
+        ours = self._sealed(Party(self._context.config.vip, flow, aor, contact_hash(binding.contact)))
+        theirs = self._sealed(Party(pair, Flow(HOP, "udp", *at), aor))
+        return Onward(Flow(HOP, "udp", *at), record=ours, add=f"<sip:{theirs}@{at[0]}:{at[1]};lr>")
+
+    def _talks_at(self, aor: str) -> str:
+        """The other pair in whose call a phone talks; empty: in none."""
+        target = f"device:{aor}"
+        marks = (f'"{aor}"'.encode(), f'"{target}"'.encode())
+        for pair, raw in self._foreign.values():
+            if not any(mark in raw for mark in marks):
+                continue
+            try:
+                record = decode(raw, RecordValue)
+            except BadValue:
+                continue
+            answered = (a.device == aor and a.state == "answered" for a in record.attempts.values())
+            dialled = (leg.target == target and leg.state in ("up", "held") for leg in record.legs.values())
+            if any(answered) or any(dialled):
+                return pair
+        return ""
+
+    def _sealed(self, party: Party) -> str:
+        return sealed(self._key, party.text)
 
     def _party(self, route: str) -> tuple[str, Party] | None:
         try:
@@ -199,7 +298,7 @@ class Pairs:
 
     def _phone_at(self, party: Party) -> Flow:
         """Where the phone is registered now; without a registration, where it was."""
-        binding = self._contact(party.aor, party.ident)
+        binding = self._phones.contact(party.aor, party.ident)
         if binding is None or binding.pair != party.pair:
             return party.flow
         return Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)

@@ -16,7 +16,7 @@ import msgspec
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
 from ari_ha.machines.edge_context import EdgeContext
-from ari_ha.machines.edge_pairs import Pairs
+from ari_ha.machines.edge_pairs import Pairs, contact_hash
 from ari_ha.sip.auth import ALGORITHMS, DigestAuthority
 from ari_ha.sip.events import InviteReceived, RequestReceived
 from ari_ha.sip.flow import Flow
@@ -53,11 +53,6 @@ class Held:
     """As it was read: a newer edge may have written more than this version knows"""
 
 
-def contact_hash(uri: str) -> str:
-    """The last part of a binding's key."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:16]
-
-
 class Registrar:
     """Registrations and digest authentication."""
 
@@ -77,6 +72,8 @@ class Registrar:
         """Called with the address a wrong digest came from, and whether there is no such user."""
         self.on_flow: Callable[[str, Flow], None] = lambda aor, flow: None
         """Called with the flow of every registration over a connection."""
+        self.in_call: Callable[[str], bool] = lambda aor: False
+        """Whether a phone is in a call of ours"""
         self.on_registered: Callable[[str, str], None] = lambda aor, ident: None
         """Called with the binding every time it is registered."""
 

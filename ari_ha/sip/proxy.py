@@ -69,6 +69,8 @@ class Onward:
     """User part of our Record-Routes, by which `route` knows the way again"""
     refuse: int = 0
     """A status it is answered with instead"""
+    add: str = ""
+    """A Route value put before all others"""
 
 
 class Proxy:
@@ -121,7 +123,8 @@ class Proxy:
         headers.append(("Max-Forwards", str(forwards)))
         if onward.record and not request.to_tag:
             headers += [("Record-Route", self._record(onward.record, name)) for name in (to, came)]
-        headers += [("Route", value) for value in request.values("Route")[onward.routes :]]
+        routes = [*([onward.add] if onward.add else []), *request.values("Route")[onward.routes :]]
+        headers += [("Route", value) for value in routes]
         for name, value in request.headers:
             key = canonical(name)
             if key not in _OURS_TO_SET and not key.startswith(self._private):

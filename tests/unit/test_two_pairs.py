@@ -11,9 +11,10 @@ from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.sip import SendSip, SipBytes
 from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
+from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import EdgeValue, VipValue, encode
+from ari_ha.wire.keyspace import AttemptValue, EdgeValue, RecordValue, VipValue, encode
 from ari_ha.wire.sip_values import TrunkValue
 from tests.support.edge_world import Party, kill
 from tests.support.two_pairs import TwoPairs
@@ -337,6 +338,100 @@ def test_strangers_send_nothing_through_us(two):
     two.a.run(0.5)
     assert [e.status for e in talk.phone.of(sip.LegFailed) if e.leg == phone_key] == [403]
     assert len(two.a.edge.calls.by_id) == 1
+
+
+# --- a second call of a phone ------------------------------------------------------
+
+
+def consulting(two: TwoPairs) -> tuple[Talk, str]:
+    """The agent calls a colleague while he talks; the second call's key at his phone."""
+    talk = talking(two)
+    record = RecordValue(
+        call=talk.call.call, epoch=str(talk.call.epoch), node=str(talk.call.owner), stage="talking",
+        attempts={"t1": AttemptValue(attempt="t1", agent="1001", device="1001", leg="a1", state="answered")},
+    )  # fmt: skip
+    two.a.revision += 1
+    item = KeyValue(two.a.keys.record(talk.call.call), encode(record), two.a.revision)
+    two.a.store[item.key] = item
+    for edge in (two.a, two.b):
+        edge.post(StoreChanged(key=item.key, revision=two.a.revision, value=item))
+    return talk, second_call(two, talk.phone)
+
+
+def second_call(two: TwoPairs, phone: Party, number: str = "1002") -> str:
+    arguments = {
+        "flow": Flow("l", "udp", two.b.home.public, 5060), "target": f"sip:{number}@10.0.1.21",
+        "from_": "<sip:1001@test>", "to": f"<sip:{number}@test>", "sdp": phone.sdp(),
+        "credentials": Credentials("1001", "pw"), "now": two.a.now,
+    }  # fmt: skip
+    key = two.a.new_id()
+    phone.sip.invite(key, **arguments)
+    two.a.settle()
+    return key
+
+
+def test_an_agent_consults(two):
+    """His second call is one of the call he talks in, though he sent it to his own pair."""
+    talk, _ = consulting(two)
+    assert two.b.edge.calls.by_id == {} and len(two.a.edge.calls.by_id) == 1
+    line = talk.call.legs["k1"]
+    assert (line.of, line.user, line.number_asked) == ("a1", "1001", "1002")
+    assert talk.node.got(link.ConsultAsked)[-1].number == "1002"
+    assert len(talk.phone.of(sip.LegFailed)) == 0, "the challenge went the same way"
+
+
+def test_he_hands_the_caller_over(two):
+    talk, second = consulting(two)
+    theirs = two.a.dial(talk.node, talk.call, "p1", "1002", target="device:1002")
+    assert theirs
+    identity = talk.phone.sip.dialog_of(second)
+    assert identity is not None
+    two.a.run(0.3)
+    replaces = f"{identity[0]}%3Bto-tag%3D{identity[2]}%3Bfrom-tag%3D{identity[1]}"
+    header = ("Refer-To", f"<sip:1002@test?Replaces={replaces}>")
+    talk.phone.sip.request_in_dialog(talk.leg, "REFER", two.a.now, (header,))
+    two.a.settle()
+    assert [e.status for e in talk.phone.of(sip.ResponseReceived)][-1] == 202
+    asked = talk.node.got(link.TransferAsked)[-1]
+    assert (asked.leg, asked.other) == ("a1", "k1")
+
+
+def test_he_gives_his_second_call_up(two):
+    talk, second = consulting(two)
+    talk.phone.sip.hangup(second, two.a.now)
+    two.a.settle()
+    two.a.run(0.5)
+    assert "k1" in talk.call.tombstones and talk.call.legs["a1"].state == "up" and both_hear(talk)
+
+
+def test_a_word_that_is_old_costs_nothing(two):
+    """The record says that he talks there, and he does not: it is a new call of that pair."""
+    talk, second = consulting(two)
+    talk.phone.sip.hangup(second, two.a.now)
+    two.a.edge.calls.end_leg(talk.call, talk.call.legs["a1"], "edge", "16")
+    two.a.settle()
+    third = second_call(two, talk.phone, "6000")
+    two.a.run(0.3)
+    assert two.b.edge.calls.by_id == {} and len(two.a.edge.calls.by_id) == 2
+    assert talk.phone.of(sip.LegAnswered)[-1].leg == third
+
+
+def test_without_a_call_elsewhere_it_is_his_own_pairs(two):
+    phone = two.b.register("1001")
+    second_call(two, phone, "6000")
+    two.a.run(0.3)
+    assert len(two.b.edge.calls.by_id) == 1 and two.a.edge.calls.by_id == {}
+
+
+def test_nobody_else_is_taken_for_him(two):
+    """It has his password, and is not where his phone is: a call of its own."""
+    consulting(two)
+    stranger = Party("10.0.1.99", 5060, two.a.new_id)
+    two.a.phones["stranger"] = stranger
+    sent = len(two.b.sip_log)
+    second_call(two, stranger)
+    assert two.a.home.core not in {host for _, _, host, _ in two.b.sip_log[sent:]}
+    assert len(two.a.edge.calls.by_id) == len(two.b.edge.calls.by_id) == 1
 
 
 # --- carriers of one pair ----------------------------------------------------------
