@@ -30,6 +30,8 @@ OWN_HEADERS = frozenset(
 """Headers of in-dialog messages and responses the engine writes itself and the owner may not give."""
 SESSION_RETRY_S = 5.0
 """When a refresh finds something else open, look again after this."""
+NAMED_WAYS_MAX_COUNT = 2
+"""Places of a name that are tried before the source: each may cost a request its 32 s."""
 _TARGET_REFRESH = frozenset(("INVITE", "UPDATE", "REFER", "SUBSCRIBE", "NOTIFY"))
 """In-dialog methods that carry Contact (sections 12.2.1.1; RFC 3311, 3515, 6665)."""
 
@@ -320,6 +322,7 @@ class Core:
             return [leg.flow]
         named = ways(leg.dialog, leg.flow, self.stack.listeners, self.stack.resolve)
         found = [flow for flow in named if f"{flow.host}:{flow.port}" not in leg.silent]
+        del found[max(0, NAMED_WAYS_MAX_COUNT - (len(named) - len(found))) :]
         return found if any(same_path(flow, leg.flow) for flow in found) else [*found, leg.flow]
 
     def way(self, leg: Leg) -> Flow:

@@ -280,6 +280,19 @@ def test_an_answer_names_its_hop_while_it_rings() -> None:
     assert asked == [Hop("sbc.carrier.example", 5070, "udp")]
 
 
+def test_of_a_names_many_places_two_are_tried_before_the_source() -> None:
+    places = [(f"198.51.100.{n}", 5060) for n in range(30, 36)]
+    us = Us(lambda hop: places)
+    leg = called(us, "sip:x@sbc.carrier.example")
+    us.sip.hangup(leg, us.now)
+    asked = []
+    for _ in range(4):
+        for _, flow in us.requests("BYE"):
+            asked.append(where(flow)[1:])
+            us.sip.transport_error(flow, "refused", us.now)
+    assert asked == [*places[:2], where(SOURCE_FLOW)[1:]]
+
+
 # --- nobody is there
 
 
