@@ -34,6 +34,10 @@ def call_view(call: EdgeCall) -> dict[str, Any]:
             half.leg: {"node": half.node.name, "state": half.state, "epoch": str(half.epoch), "tag": half.tag}
             for half in call.halves.values()
         },
+        "recorded": {
+            leg.leg: sorted(one.node for one in call.recorders.values() if one.on and one.leg == leg.leg)
+            for leg in call.recorded_legs()
+        },
         "tombstones": dict(call.tombstones),
         "digits": list(call.digits),
         "moves": list(call.moves),
