@@ -51,7 +51,10 @@ class Recordings:
     # --- what nodes say --------------------------------------------------------------
 
     def heard(self, node: str, frame: Frame) -> None:
-        """One frame about recordings."""
+        """One frame about recordings. Before every call has been read back nothing is known of any, and
+        a standby knows none: nodes list theirs again when we serve."""
+        if self._began is None:
+            return
         match frame:
             case link.WantRecording():
                 self._wanted(frame)
@@ -107,7 +110,7 @@ class Recordings:
                 self._end(node, recording, ident)
         for call in list(self._calls.by_id.values()):
             gone = [one for one in call.recorders.values() if one.node == node]
-            gone = [one for one in gone if one.recording not in frame.recordings]
+            gone = [one for one in gone if one.on and one.recording not in frame.recordings]
             for one in gone:
                 self._lose(call, one, "the node does not have it")
             if gone:

@@ -35,7 +35,6 @@ class Links:
         self.hello(peer)
         self.state_to(peer)
         self._calls_to(peer)
-        self._core.recorder.link_up(peer)
         for call in self._core.calls.values():
             if call.stage != OVER:
                 self._say_again(call)
@@ -233,6 +232,7 @@ class Links:
             return
         edge.calls, edge.calls_at, edge.compared = frame, self._context.now, False
         self._context.note("node", "the edge's list of our calls", edge=peer, calls=len(frame.calls))
+        self._core.recorder.list_to(peer)
         self.compare(peer)
 
     def compare(self, peer: str) -> None:

@@ -100,8 +100,8 @@ class NodeRecorder:
         effect = CloseRecording(lane=f"recording/{one.recording}", recording=one.recording)
         self._context.command(effect, lambda outcome: None)
 
-    def link_up(self, peer: str) -> None:
-        """What is being written here, for the edge to compare."""
+    def list_to(self, peer: str) -> None:
+        """What is being written here, for an edge that serves (it has listed its calls) to compare."""
         if self._context.config.records:
             here = {one.recording: one.call for one in self._open.values() if self._for(one, peer)}
             self._context.tell(peer, link.NodeRecordings(recordings=here))

@@ -9,6 +9,7 @@ they agree with each other.
   called twice
 - nothing is sent to a carrier or a phone because a node was lost
 - agents' states and counters tell only what agents did
+- every voice of a recorded call reaches a recorder at every moment (`recorders`)
 - nothing is left of a call 30 s after it, but its rows in the database (`checkers_records`)
 """
 
@@ -26,6 +27,7 @@ from ari_ha.simulation.cluster import EDGES, Cluster
 from ari_ha.simulation.fake_phones import Phones, Talk
 from ari_ha.simulation.faults import Faults
 from ari_ha.simulation.people import People
+from ari_ha.simulation.recorders import Tapes
 from ari_ha.simulation.world import UTC_AT_START_S
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import AgentValue, OwnerValue, decode
@@ -92,6 +94,8 @@ class Checkers:
         cluster.carrier.on_ended = self._customer_over
         for phones in (cluster.carrier, cluster.phones):
             self._watch_rings(phones)
+        self.tapes = Tapes(cluster, self.faults, self.problem, self._lasting, self._forget)
+        self.tapes.begin()
         cluster.world.after(LOOK_EVERY_S, self._look)
 
     def _watch_rings(self, phones: Phones) -> None:
@@ -124,6 +128,7 @@ class Checkers:
         self._agreement()
         self._untouched()
         self.books.look()
+        self.tapes.look()
         self.cluster.world.after(LOOK_EVERY_S, self._look)
 
     def _lasting(self, key: str, true: bool, limit_s: float, calm: bool = True) -> bool:
@@ -279,6 +284,7 @@ class Checkers:
         for text in self.faults.not_emptied:
             self.problem("a drained node gets empty", text)
         self._leftovers()
+        self.tapes.final()
         self._agents()
         self.books.final()
 

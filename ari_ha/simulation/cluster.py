@@ -14,6 +14,7 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
+from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
@@ -34,6 +35,7 @@ from ari_ha.simulation.fake_store import Store, StoreClient
 from ari_ha.simulation.links import AriLink, NodeLink
 from ari_ha.simulation.office import Office
 from ari_ha.simulation.process import DEAD, MachineProcess, Settle
+from ari_ha.simulation.recorders import FakeRecorder
 from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
 from ari_ha.sip.auth import ha1
@@ -110,6 +112,8 @@ class Shape:
     """Two hosts for the edge, and a guard that says which of them serves."""
     dials_out: bool = False
     """The carrier takes calls from us too."""
+    records: bool = False
+    """Nodes have recorders, and the queue's conversations are recorded."""
 
 
 @dataclass
@@ -122,6 +126,7 @@ class Node:
     app: MachineProcess
     ari: AriLink
     link: NodeLink
+    recorder: FakeRecorder
 
 
 @dataclass
@@ -159,6 +164,8 @@ class Cluster:
         """Called with every edge machine that is made: planted bugs."""
         self.on_node: list[Callable[[NodeMachine], None]] = []
         """The same for node machines."""
+        self.on_command: list[Callable[[NgCommand], None]] = []
+        """Called after everything rtpengine was told."""
         self.edge = self._process(EDGES[0], EDGES[0], self._make_edge, self._edge_effect, self._edge_now)
         self.edge_client: StoreClient | None = None
         self.clients: dict[str, StoreClient] = {}
@@ -204,7 +211,8 @@ class Cluster:
         app = self._process(name, name, self._make_node, self._node_effect, self._node_now)
         link = NodeLink(world, self.network, self.edge, app)
         link.taps.append(lambda one, two, frame: self.traffic.frames.append((world.now, one, two, frame)))
-        return Node(name, name, asterisk, app, AriLink(world, app, asterisk), link)
+        recorder = FakeRecorder(world, app, address)
+        return Node(name, name, asterisk, app, AriLink(world, app, asterisk), link, recorder)
 
     def _ids(self, process: MachineProcess, letter: str) -> Any:
         life, count = process.life, [0]
@@ -239,6 +247,7 @@ class Cluster:
             edges=tuple((name, f"{EDGE_HOSTS[0][1]}:5070") for name in EDGES[: 1 + self.shape.pair]),
             header_key=HEADER_KEY,
             acd=AcdSettings(queue_log=True), new_call_endpoints=("edge-in-trunk",),
+            records=self.shape.records,
         )  # fmt: skip
         machine = NodeMachine(config, self._ids(process, process.name), self.world.rng.random)
         for change in self.on_node:
@@ -348,7 +357,7 @@ class Cluster:
                 QueueConfigValue(
                     queue=QUEUE, ring_timeout_ms=self.shape.ring_timeout_ms, wrapup_ms=self.shape.wrapup_ms,
                     rona_max=self.shape.rona_max, no_answer_delay_ms=500, reject_delay_ms=500,
-                    busy_delay_ms=500, numbers=[QUEUE_NUMBER],
+                    busy_delay_ms=500, numbers=[QUEUE_NUMBER], record=self.shape.records,
                 )
             ),
         )  # fmt: skip
@@ -414,6 +423,8 @@ class Cluster:
                 if effect.command == "query":
                     packets.count(self.relay, self.ears, str(effect.body["call-id"]), world.now)
                 outcome = self.relay.command(effect.command, effect.body)
+                for told in self.on_command:
+                    told(effect)
                 slow_s = world.between(0.0, self.media_slow_s) if self.media_slow_s else 0.0
                 world.after(slow_s + way_s(), lambda: settle(outcome))
 
@@ -469,6 +480,8 @@ class Cluster:
                 self.world.after(0.001, lambda: settle(Unreachable("not connected")))
         elif isinstance(effect, WebRequest):
             self.site.perform(effect, settle)
+        elif isinstance(effect, OpenRecording | CloseRecording):
+            node.recorder.perform(effect, settle)
         elif isinstance(effect, StoreTxn | StoreRead):
             self.clients[node.name].perform(effect, settle)
         else:

@@ -34,7 +34,7 @@ class NodeLink:
         self.edge = edge
         self.app = app
         self.up = False
-        self._number = 0
+        self.number = 0
         """Which connection this is; what belongs to an earlier one is lost."""
         self._lives = (0, 0)
         self._last: dict[str, float] = {}
@@ -76,7 +76,7 @@ class NodeLink:
 
     def _open(self) -> None:
         self.up = True
-        self._number += 1
+        self.number += 1
         self._lives = (self.edge.life, self.app.life)
         self._last = {}
         self._held_back = {self.edge.name: deque(), self.app.name: deque()}
@@ -114,10 +114,10 @@ class NodeLink:
         if not self.up or self.drop(sender.name, frame):
             return
         (decoded,) = wire.FrameReader().feed(wire.encode(frame))
-        number = self._number
+        number = self.number
 
         def arrive() -> None:
-            if number == self._number and self.up:
+            if number == self.number and self.up:
                 to.deliver(LinkReceived(peer=sender.name, frame=decoded))
 
         if not self._connected():

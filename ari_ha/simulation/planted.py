@@ -42,6 +42,8 @@ class Planted:
     name: str = ""
     full: bool = False
     """Shows only where agents do all they can do."""
+    records: bool = False
+    """Shows only where calls are recorded."""
     pause_s: float = 2.0
     aimed: float = 0.0
     doubt: float = 0.0
@@ -52,7 +54,8 @@ class Planted:
         """Runs that should fail."""
         odds = Odds(kinds=self.kinds, pause_s=self.pause_s, doubt=self.doubt, aimed=self.aimed)
         return Plan(
-            kinds=self.kinds, plant=self.plant, planted=self.name, odds=odds, hard=self.hard, full=self.full
+            kinds=self.kinds, plant=self.plant, planted=self.name, odds=odds, hard=self.hard, full=self.full,
+            records=self.records,
         )  # fmt: skip
 
 
@@ -327,7 +330,21 @@ def _lost_place(cluster: Cluster) -> None:
     cluster.on_node.append(change)
 
 
+def _one_recorder(cluster: Cluster) -> None:
+    """Every voice is recorded by one node."""
+
+    def change(machine: EdgeMachine) -> None:
+        real = machine.recordings._spare
+        machine.recordings._spare = lambda call, taken: [] if taken else real(call, taken)[:1]  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
 PLANTED = {
+    "one-recorder": Planted(
+        "only one node records", _one_recorder, ("app-kill",),
+        ("recorded without a hole", "recorded twice"), records=True,
+    ),
     "kept-address": Planted(
         "far ends are not told the edge's other address", _kept_address, REHOME_KINDS,
         ("people hear each other", "only people end calls"),

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ari_ha.simulation.checkers import Checkers, Problem
 from ari_ha.simulation.cluster import Cluster, Shape
@@ -67,6 +67,8 @@ class Plan:
     """Instead of odds drawn from the seed."""
     hard: bool = False
     """People use the IVR and are supervised, and `HARD_KINDS` are in the mix."""
+    records: bool = False
+    """The queue's conversations are recorded."""
     full: bool = False
     """Agents call out, consult, transfer and confer, and people act just when something
     goes wrong. With `hard`, everything there is."""
@@ -75,14 +77,15 @@ class Plan:
 EASY = Plan()
 HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
 FULL = Plan(kinds=FULL_KINDS, hard=True, full=True)
-PLANS = {"easy": EASY, "hard": HARD, "full": FULL}
+RECORDED = replace(FULL, records=True)
+PLANS = {"easy": EASY, "hard": HARD, "full": FULL, "recorded": RECORDED}
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:
     """Runs one seed. ``tell`` keeps the story, which costs time."""
     began = time.perf_counter()
     world = World(seed, tell=tell)
-    cluster = Cluster(world, _draw_shape(world, plan.full))
+    cluster = Cluster(world, _draw_shape(world, plan))
     people = People(cluster, _draw_habits(world, plan))
     odds = plan.odds or draw_odds(cluster, plan.kinds, plan.full)
     faults = Faults(cluster, odds)
@@ -140,8 +143,10 @@ def _run(
         checkers.swept()
 
 
-def _draw_shape(world: World, full: bool) -> Shape:
+def _draw_shape(world: World, plan: Plan) -> Shape:
+    full = plan.full
     return Shape(
+        records=plan.records,
         dials_out=full,
         pair=full,
         refusals=not full,

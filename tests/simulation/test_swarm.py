@@ -18,7 +18,7 @@ from ari_ha.simulation.faults import (
     REHOME_KINDS,
     Odds,
 )
-from ari_ha.simulation.run import EASY, FULL, HARD, Plan, Result, run_seed
+from ari_ha.simulation.run import EASY, FULL, HARD, RECORDED, Plan, Result, run_seed
 
 FULL_SEEDS = 200
 EASY_SEEDS = 60
@@ -50,6 +50,14 @@ def test_swarm(first: int) -> None:
 @pytest.mark.parametrize("first", range(0, EASY_SEEDS, SEEDS_PER_BLOCK))
 def test_easy_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), EASY)
+
+
+RECORDED_SEEDS = 20
+
+
+@pytest.mark.parametrize("first", range(0, RECORDED_SEEDS, SEEDS_PER_BLOCK))
+def test_recorded_swarm(first: int) -> None:
+    swarm(range(first, first + SEEDS_PER_BLOCK), RECORDED)
 
 
 COVERAGE_SEEDS = 80

@@ -206,9 +206,6 @@ class EdgeWorld:
         features = [link.RECORD] if node.records else []
         self.say(node, link.NodeHello(node=node.name, incarnation=incarnation, features=features))
         self.say(node, link.NodeState(ready=True, asterisk="up"))
-        if node.records:
-            here = {name: frame.call for name, frame in node.recordings.items()}
-            self.say(node, link.NodeRecordings(recordings=here))
 
     def say(self, node: Node, frame: Any) -> None:
         self.post(LinkReceived(peer=node.name, frame=frame))
@@ -243,7 +240,10 @@ class EdgeWorld:
 
     def recorder(self, node: Node, frame: Any) -> None:
         """The node's recorder does as it is told."""
-        if isinstance(frame, link.EndRecording):
+        if isinstance(frame, link.EdgeCalls) and node.records:
+            here = {name: known.call for name, known in node.recordings.items()}
+            self.say(node, link.NodeRecordings(recordings=here))
+        elif isinstance(frame, link.EndRecording):
             node.recordings.pop(frame.recording, None)
         elif isinstance(frame, link.Record) and node.auto_record:
             node.recordings[frame.recording] = frame

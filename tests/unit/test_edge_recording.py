@@ -10,7 +10,9 @@ import pytest
 from ari_ha.core.machine import Note
 from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.operator import OperatorRequest
-from ari_ha.core.ports.store import KeyValue, StoreChanged
+from ari_ha.core.ports.probe import WallClock
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.machines.edge import EdgeMachine
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import DrainValue, encode
@@ -331,6 +333,26 @@ def test_the_edge_is_restarted(world: EdgeWorld) -> None:
     assert writing(world) == {"c": 2, "a1": 2}
     assert not [c for c in world.ng if c.command == "unsubscribe" and "/rec@" in str(c.body["to-tag"])]
     assert all(not node.got(link.EndRecording) for node in world.nodes.values())
+
+
+def test_an_edge_that_stands_by_ends_nothing(world: EdgeWorld) -> None:
+    """Links are up long before it serves, and it knows no call until then."""
+    _, call, _, _, _ = recorded(world)
+    before = {name: dict(node.recordings) for name, node in world.nodes.items()}
+    world.edge = EdgeMachine(world.config(), world.new_id)
+    for node in world.nodes.values():
+        world.link_up(node)
+        for recording, frame in before[node.name].items():
+            world.say(node, link.NodeRecordings(recordings={recording: call.call}))
+            at = link.RecorderAt(recording=recording, call=call.call, host=node.host, port=frame.port)
+            world.say(node, at)
+    assert {name: node.recordings for name, node in world.nodes.items()} == before
+    world.post(WallClock(utc_s=1_800_000_000 + world.now))
+    world.post(StoreReach(reachable=True))
+    world.snapshots()
+    world.run(5.0)
+    assert {name: node.recordings for name, node in world.nodes.items()} == before
+    assert writing(world) == {"c": 2, "a1": 2}
 
 
 def test_a_node_goes_while_the_edge_is_away(world: EdgeWorld) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.core.machine import Done, OutcomeOf, Refused
+from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.core.ports.recording import OpenRecording, RecorderDown, RecordingFailed
 from ari_ha.wire import link
 from tests.support.node_bench import Bench
@@ -110,11 +111,12 @@ def test_etcd_is_away_and_nothing_is_ended(bench: Bench) -> None:
 
 
 def test_another_edge_hears_nothing_of_a_call_that_is_not_its_own(bench: Bench) -> None:
-    from ari_ha.core.ports.link import LinkUp
-
     record(bench)
-    bench.post(LinkUp(peer="edge9"))
-    assert bench.said(link.NodeRecordings)[-1].recordings == {}
+    bench.sent.clear()
+    bench.post(LinkUp(peer="edge9"), LinkReceived(peer="edge9", frame=link.EdgeCalls()))
+    assert [frame.recordings for frame in bench.said(link.NodeRecordings)] == [{}]
+    bench.frame(link.EdgeCalls())
+    assert bench.said(link.NodeRecordings)[-1].recordings == {"r1": "k9"}
 
 
 def test_the_edge_is_told_what_the_queue_says(bench: Bench) -> None:
