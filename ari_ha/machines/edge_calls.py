@@ -226,7 +226,11 @@ class Calls:
             before = command
 
     def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
-        """The far end of ``tag`` has this SDP; rtpengine is told until it confirms."""
+        """The far end of ``tag`` has this SDP; rtpengine is told until it confirms. Not of a
+        browser's old ICE session while it is asked for another: rtpengine would keep to that."""
+        leg = call.legs.get(tag)
+        if leg and leg.side.web and leg.elsewhere:
+            return
         call.media.far_end(tag, sdp)
         self.apply_media(call)
 

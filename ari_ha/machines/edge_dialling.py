@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ari_ha.core.ids import is_supervisor
 from ari_ha.core.machine import Outcome
 from ari_ha.machines import identity
-from ari_ha.machines.edge_audio import AudioSide, CodecRefused, narrowed
+from ari_ha.machines.edge_audio import AudioSide, CodecRefused, narrowed, suite_towards
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_forks import Forks
@@ -24,7 +24,6 @@ from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
-from ari_ha.sip.sdp import SUITES
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BindingValue
 from ari_ha.wire.token import HEADER, BadToken, LegToken, verify
@@ -135,9 +134,8 @@ class Dialling:
 
     def _suite_for(self, aor: str) -> str:
         """SRTP's suite offered to a phone; empty: plain RTP."""
-        policy, binding = self._context.config.srtp_to_phones, self._registrar.binding_of(aor)
-        encrypted = policy == "always" or (policy == "tls" and binding and binding.transport == "tls")
-        return SUITES[0] if encrypted else ""
+        binding = self._registrar.binding_of(aor)
+        return suite_towards(binding.transport if binding else "", self._context.config.srtp_to_phones)
 
     def _ring(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The leg has its port: the carrier, or the phone, is called."""

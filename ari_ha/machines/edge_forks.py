@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ari_ha.machines.edge_audio import suite_towards
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, PhoneLeg
@@ -35,8 +36,10 @@ class Forks:
         """Rings the leg's further contacts. Those that would need another offer (SRTP or
         not) than the first are left out."""
         first, *others = self._registrar.bindings_of(leg.aor)
+        policy = self._context.config.srtp_to_phones
+        wanted = suite_towards(first.transport, policy)
         for binding in others[: max(0, self._context.config.contacts_rung_max - 1)]:
-            if (binding.transport == "tls") == (first.transport == "tls"):
+            if suite_towards(binding.transport, policy) == wanted:
                 key = self._context.new_id()
                 leg.forks.append(key)
                 invite(key, binding)

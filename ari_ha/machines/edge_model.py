@@ -10,6 +10,7 @@ from ari_ha.machines.edge_audio import AudioSide
 from ari_ha.machines.edge_recorder import RecorderLeg
 from ari_ha.machines.media import CallMedia
 from ari_ha.sip.sdp import build_audio_sdp
+from ari_ha.sip.web_sdp import secured
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
 
 TOMBSTONES_TOLD_MAX = 24
@@ -49,6 +50,8 @@ class PhoneLeg:
     side: AudioSide = field(default_factory=AudioSide)
     key_line: str = ""
     """Our SRTP key towards this phone (``inline:…``), made by rtpengine"""
+    web_lines: list[str] = field(default_factory=list)
+    """Towards a browser: rtpengine's ICE and certificate, as attributes"""
     sdp_version: int = 1
     late_offer: bool = False
     ringing_sent: bool = False
@@ -120,21 +123,34 @@ class PhoneLeg:
         ``bump`` raises the version (RFC 3264 §8)."""
         if bump:
             self.sdp_version += 1
+        side = self.side
+        sdes = f"{side.crypto_tag} {side.suite} {self.key_line}" if side.suite and not side.web else ""
         audio = build_audio_sdp(
             1,
             self.sdp_version,
             self.host,
             self.port,
-            [(self.side.payload, f"{self.side.codec}/8000")],
-            self.side.telephone_event,
+            [(side.payload, f"{side.codec}/8000")],
+            side.telephone_event,
             direction,
-            f"{self.side.crypto_tag} {self.side.suite} {self.key_line}" if self.side.suite else "",
+            sdes,
             self.origin,
         )
+        if side.web:
+            lines = [*self.web_lines, f"setup:{side.setup}", "rtcp-mux"]
+            audio = secured(audio, lines, side.mid, side.bundled)
         if len(self.media_lines) < 2:
             return audio
         head, _, stream = audio.partition("m=")
         return head + "".join(line or f"m={stream}" for line in self.media_lines)
+
+    def take_web_lines(self, lines: list[str]) -> bool:
+        """Keeps rtpengine's ICE and certificate; False when it said none. Others than before
+        are another ICE session, which the phone answers with another of its own."""
+        if self.web_lines and lines != self.web_lines:
+            self.side.ufrag = ""
+        self.web_lines = lines
+        return bool(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON facts of the leg, without its SIP state."""
@@ -158,6 +174,8 @@ class PhoneLeg:
             "suite": self.side.suite,
             "crypto_tag": self.side.crypto_tag,
             "key_line": self.key_line,
+            "web": self.side.web_facts(),
+            "web_lines": self.web_lines,
             "sdp_version": self.sdp_version,
             "late_offer": self.late_offer,
             "target": self.target,
@@ -180,11 +198,12 @@ class PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
+        side = side.with_web_facts(data.get("web", {}))
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
                  "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
                  "taken", "fax",
                  "sdp_version", "late_offer", "trunk", "tried", "places", "progress", "early",
-                 "key_line", "media_lines")  # fmt: skip
+                 "key_line", "web_lines", "media_lines")  # fmt: skip
         return cls(**{name: data[name] for name in names if name in data}, side=side)
 
 

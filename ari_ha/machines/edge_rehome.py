@@ -14,6 +14,7 @@ are others, and what is under way goes on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.machines.edge_audio import MIRRORED, CodecRefused, narrowed
@@ -26,6 +27,7 @@ from ari_ha.machines.media import local_ports
 from ari_ha.machines.takeover import Takeover
 from ari_ha.sip.events import LocalError
 from ari_ha.sip.sdp import SdpError, SessionDescription
+from ari_ha.sip.web_sdp import relay_lines
 
 AGAIN_S = 1.0
 """A far end that refused, or had no way to it, is asked again after this."""
@@ -92,16 +94,45 @@ class Rehome:
             return
         self._looking.add(call.call)
 
-        def seen(outcome: Outcome) -> None:
+        def known(ports: dict[str, set[int]] | None) -> None:
             self._looking.discard(call.call)
-            if call.ended or self._opening.get(call.call):
-                return
-            if isinstance(outcome, Done):
-                self._relay_has(call, local_ports(outcome.value))
+            if ports is not None and not call.ended and not self._opening.get(call.call):
+                self._relay_has(call, ports)
+
+        def seen(outcome: Outcome) -> None:
+            if isinstance(outcome, Done) and not call.ended:
+                self._browsers(call, local_ports(outcome.value), known)
             elif isinstance(outcome, Refused) and outcome.reason.lower().startswith(UNKNOWN_CALL):
-                self._relay_has(call, {})
+                known({})
+            else:
+                known(None)
 
         self._context.ng(call.call, "query", {}, seen)
+
+    def _browsers(
+        self, call: EdgeCall, ports: dict[str, set[int]], then: Callable[[dict[str, set[int]]], None]
+    ) -> None:
+        """Another life of rtpengine has the keys of a browser's audio, which flows, but neither
+        the ICE session, without which browsers fall silent after half a minute, nor how often
+        the packets' numbers have gone round (measured). Its ports count as lost: the far end is
+        told new ICE and another certificate, and agrees on new keys."""
+        left = {leg.leg: leg for leg in call.living() if leg.side.web and leg.port in ports.get(leg.leg, ())}
+        if not left:
+            then(ports)
+
+        def asked(leg: PhoneLeg, outcome: Outcome) -> None:
+            del left[leg.leg]
+            fresh = self._setup.web_lines(outcome)
+            if fresh and fresh != leg.web_lines:
+                ports.pop(leg.leg, None)
+            elif not fresh:
+                self._context.at(f"look/{call.call}", self._context.now + AGAIN_S, lambda: self.look(call))
+            if not left:
+                then(ports)
+
+        for leg in list(left.values()):
+            body = self._setup.create_body(leg.leg, leg.side, self._context.config.public_interface)
+            self._setup.create(call, body, partial(asked, leg))
 
     def _relay_has(self, call: EdgeCall, ports: dict[str, set[int]]) -> None:
         """Ports it does not have are made anew. Who has not been answered, or has not
@@ -122,6 +153,9 @@ class Rehome:
         context.count("edge_calls_relay_lost")
         for side in (*legs, *halves):
             side.elsewhere = True
+        for leg in legs:
+            if leg.side.web and not leg.waits:
+                call.media.forget_tag(leg.leg)  # its ICE session is over: rtpengine would keep to that
         self._open(call, legs, halves)
 
     def _open(self, call: EdgeCall, legs: list[PhoneLeg], halves: list[NodeLeg]) -> None:
@@ -159,7 +193,8 @@ class Rehome:
                 self._opened(call, key)
             elif self._setup.take_port(outcome, leg):
                 leg.origin = origin if origin != leg.host else ""
-                self._far_end(call, leg.leg, leg)
+                if leg.waits or not leg.side.web:
+                    self._far_end(call, leg.leg, leg)
                 self._opened(call, key)
                 self.answered(call, leg)
                 leg.elsewhere &= not leg.waits  # it hears of the port with its answer
@@ -184,6 +219,7 @@ class Rehome:
         except SdpError:
             direction = "sendrecv"
         sdp = leg.local_sdp(MIRRORED.get(direction, "sendrecv"), bump=True)
+        leg.side.ufrag = ""  # a browser answers with another
         try:
             sip.reinvite(leg.key, sdp, self._context.now)
         except LocalError:  # something else is open in its dialog
@@ -288,6 +324,8 @@ class Rehome:
             return False
         audio = session.audio()
         where = (audio.connection or session.connection, audio.port) if audio else None
+        if audio and isinstance(side, PhoneLeg) and side.side.web and relay_lines(audio) != side.web_lines:
+            return False
         return where == (side.host, side.port)
 
     def _far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:

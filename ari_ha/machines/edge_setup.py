@@ -12,12 +12,14 @@ from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_recorder import RecorderLeg
+from ari_ha.machines.media import WEB_PORT
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
 from ari_ha.sip.events import InviteReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import SdpError, SessionDescription, usable_crypto
+from ari_ha.sip.web_sdp import relay_lines
 from ari_ha.wire.token import HEADER, LEG_HEADER, LegToken, sign
 
 RETRY_AFTER = (("Retry-After", "5"),)
@@ -145,7 +147,9 @@ class Setup:
             "codec": {"offer": [side.codec, "telephone-event"]},
             "ICE": "remove",
         }
-        if side.suite:
+        if side.web:
+            body |= WEB_PORT
+        elif side.suite:
             body |= {"transport-protocol": "RTP/SAVP", "SDES": [f"only-{side.suite}"], "DTLS": "off"}
         return body
 
@@ -163,11 +167,22 @@ class Setup:
             return False
         leg.host = audio.connection or session.connection or ""
         leg.port = audio.port
+        if leg.side.web and isinstance(leg, PhoneLeg):
+            return bool(leg.host) and leg.take_web_lines(relay_lines(audio))
         if leg.side.suite and isinstance(leg, PhoneLeg):
             crypto = usable_crypto(audio)
             leg.key_line = crypto.key if crypto else ""
             return bool(leg.host and leg.key_line)
         return bool(leg.host)
+
+    @staticmethod
+    def web_lines(outcome: Outcome) -> list[str]:
+        """rtpengine's ICE and certificate, of its answer to ``create``; empty when it told none."""
+        try:
+            audio = SessionDescription.parse(str(outcome.value["sdp"])).audio()  # type: ignore[union-attr]
+        except (AttributeError, SdpError, KeyError, TypeError):
+            return []
+        return relay_lines(audio) if audio else []
 
     def _media_failed(self, call: EdgeCall, leg: PhoneLeg, outcome: Outcome) -> None:
         self._context.note(f"call/{call.call}", "rtpengine gave no port", level="error", outcome=outcome)

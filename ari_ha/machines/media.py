@@ -19,9 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.ids import is_supervisor
+from ari_ha.sip.web_sdp import PROTO
 
 HITLESS, THROUGH, COACH, DIRECT = "hitless", "through", "coach", "direct"
 STATES = (HITLESS, THROUGH, COACH, DIRECT)
+
+WEB_PORT: dict[str, object] = {
+    "transport-protocol": PROTO, "ICE": "force", "rtcp-mux": ["require"], "SDES": ["only-none"],
+}  # fmt: skip
+"""What `create` needs more for a browser. ``SDES: off`` would not keep its keys out of the SDP (26.0.1)."""
 
 Hears = tuple[str, str]
 """(listener's tag, speaker's tag)"""
@@ -153,7 +159,9 @@ def teaching(tag: str, sdp: str, interface: str) -> list[tuple[str, dict[str, ob
     ``create answer`` follows it."""
     body: dict[str, object] = {"from-tag": tag, "sdp": sdp}
     told: list[tuple[str, dict[str, object]]] = [("create answer", body)]
-    if " RTP/SAVP " in sdp:
+    if f" {PROTO} " in sdp:
+        told.insert(0, ("publish", {**body, "interface": interface, "ICE": "force", "rtcp-mux": ["require"]}))
+    elif " RTP/SAVP " in sdp:
         told.insert(0, ("publish", {**body, "interface": interface, "ICE": "remove", "DTLS": "off"}))
     return told
 

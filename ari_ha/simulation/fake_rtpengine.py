@@ -17,6 +17,7 @@ from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
+from ari_ha.sip.web_sdp import PROTO, secured
 
 FIRST_PORT = 30_000
 CODEC_NUMBERS = {"PCMU": 0, "PCMA": 8}
@@ -112,7 +113,30 @@ class FakeRtpengine:
         sdp = build_audio_sdp(
             tag.port, 1, tag.host, tag.port, [(tag.payload, f"{codec}/8000")], event, "sendrecv"
         )
+        if body.get("transport-protocol") == PROTO:
+            sdp = secured(sdp, ["setup:actpass", *self._web_lines(tag)])
         return Done({"result": "ok", "sdp": sdp})
+
+    def _web_lines(self, tag: Tag) -> list[str]:
+        """ICE and certificate: the same for a tag's life, and others in another life of the relay."""
+        life = f"{tag.port:08d}{self.started[-8:]:0>8}"
+        return [
+            f"fingerprint:sha-256 {':'.join([f'{int(self.started) % 256:02X}'] * 32)}",
+            f"ice-ufrag:{life}",
+            f"ice-pwd:{life * 2}",
+            f"candidate:{life} 1 UDP 2130706431 {tag.host} {tag.port} typ host",
+            "rtcp-mux",
+        ]
+
+    def _publish(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
+        """Takes the far end's keys as well; its answer has the port `create` gave."""
+        told = self._create_answer(call, body)
+        tag = call.tag(str(body["from-tag"]))
+        if not isinstance(told, Done) or not tag.port:
+            return told if tag.port else Refused("no media")
+        sdp = build_audio_sdp(tag.port, 1, tag.host, tag.port, telephone_event_pt=None)
+        lines = ["setup:passive", *self._web_lines(tag)]
+        return Done({"result": "ok", "sdp": secured(sdp, lines) if f" {PROTO} " in str(body["sdp"]) else sdp})
 
     def _create_answer(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
         session = SessionDescription.parse(str(body["sdp"]))

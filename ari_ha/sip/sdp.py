@@ -237,10 +237,13 @@ class SessionDescription:
         return own or _connection(self.lines)
 
     def is_hold(self) -> bool:
-        """The sender does not want to hear us: sendonly, inactive, or the 0.0.0.0 of RFC 2543."""
-        if self.audio() is None:
+        """The sender does not want to hear us: sendonly, inactive, or the 0.0.0.0 of RFC 2543 (which with ICE
+        says only that its candidates are elsewhere)."""
+        audio = self.audio()
+        if audio is None:
             return False
-        return self.direction in ("sendonly", "inactive") or self.connection in ("0.0.0.0", "::")
+        nowhere = self.connection in ("0.0.0.0", "::") and not audio.attributes("ice-ufrag")
+        return self.direction in ("sendonly", "inactive") or nowhere
 
     def with_direction(self, direction: str) -> SessionDescription:
         """A copy whose audio streams have this direction; the version is left alone."""

@@ -6,6 +6,7 @@ Who hears whom is asked of the fake, and shown by numbered packets through the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 import uuid
@@ -19,10 +20,13 @@ from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.media import NgCommand
 from ari_ha.farend.rtp import VOICE, classify, set_voice, voice_buffer
+from ari_ha.machines.edge_audio import AudioSide, narrowed
 from ari_ha.machines.edge_rehome import UNKNOWN_CALL
-from ari_ha.machines.media import local_ports, packets_from
+from ari_ha.machines.media import WEB_PORT, local_ports, packets_from, teaching
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
+from ari_ha.sip.web_sdp import relay_lines, secured
+from tests.support.browser import Browser
 
 CODEC = {"offer": ["PCMA", "telephone-event"]}
 DIRECTIONAL = ["directional"]
@@ -543,6 +547,62 @@ async def test_a_fax_has_a_port_of_its_own_beside_the_audio(rig) -> None:
     assert first[0].port == again[0].port != second[0].port
     await rig.plus("c", "a1")
     await rig.shows(c=["a1"])
+
+
+async def test_a_browsers_tag_keeps_its_ice_and_its_certificate(empty) -> None:
+    told = [(await empty.create("c", **WEB_PORT)).value["sdp"] for _ in range(2)]
+    lines = [relay_lines(SessionDescription.parse(sdp).audio()) for sdp in told]
+    assert lines[0] == lines[1] and "a=crypto" not in told[0] and "a=setup:actpass" in told[0]
+    host, port = empty.ear("c", EARS[0])
+    far = [
+        "ice-ufrag:them", "ice-pwd:" + "p" * 24, f"candidate:1 1 udp 2122260223 {host} {port} typ host",
+        "fingerprint:sha-256 " + ":".join(["AB"] * 32), "setup:active", "rtcp-mux",
+    ]  # fmt: skip
+    sdp = secured(build_audio_sdp(1, 1, host, port, [(8, "PCMA/8000")], 96), far)
+    for command, body in teaching("c", sdp, TAGS["c"]):
+        answer = await empty.do(command, **{key.replace("-", "_"): value for key, value in body.items()})
+        assert isinstance(answer, Done)
+        if command == "publish":
+            assert relay_lines(SessionDescription.parse(answer.value["sdp"]).audio()) == lines[0]
+            assert port_of(answer) == empty.ours["c"] and "a=setup:passive" in answer.value["sdp"]
+    again = (await empty.create("c", **WEB_PORT)).value["sdp"]
+    assert relay_lines(SessionDescription.parse(again).audio()) == lines[0]
+
+
+@pytest.mark.lab
+async def test_a_browser_and_a_phone_hear_each_other(real_relay) -> None:
+    adapter = Rtpengine("127.0.0.1", real_relay.port, lambda event: None)
+    await adapter.start()
+    rig, browser = RealRig(adapter), Browser(stream=77, networks=())
+    talking = None
+    try:
+        answer = await browser.answer((await rig.create("c", **WEB_PORT)).value["sdp"])
+        side = AudioSide.of(answer, prefer=8)
+        for command, body in teaching("c", narrowed(answer, side), TAGS["c"]):
+            await rig.do(command, **{key.replace("-", "_"): value for key, value in body.items()})
+        await rig.create("a1")
+        await rig.teach("a1")
+        await rig.plus("c", "a1")
+        await rig.plus("a1", "c")
+        await browser.connected(LIMIT_S)
+        talking = asyncio.ensure_future(browser.talk())
+        end, heard = time.monotonic() + LIMIT_S, 0
+        while heard < 20 or len(browser.heard.voice) < 20:
+            assert time.monotonic() < end, (heard, browser.heard)
+            await rig.send("a1", 5)
+            ear = rig.sockets[("a1", EARS[0])]
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    data = ear.recv(2000)
+                    heard += classify(data, len(data), 96)[:2] == (VOICE, 77)
+        assert browser.handshakes == 1 and not browser.heard.unreadable
+    finally:
+        if talking:
+            talking.cancel()
+        await browser.close()
+        await rig.do("delete")
+        rig.close()
+        adapter.close()
 
 
 @pytest.mark.lab
