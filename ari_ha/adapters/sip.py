@@ -7,7 +7,7 @@ import itertools
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ari_ha.adapters.certificates import Certificates
 from ari_ha.core.machine import Event
@@ -26,7 +26,24 @@ TLS_HANDSHAKE_LIMIT_S = 10.0
 TCP_WAITING_MAX = 64
 """Messages that wait for one connection being opened."""
 
+NEVER_OPENED = ("ws", "wss")
+"""Transports on which the far end alone connects (RFC 7118 section 5)."""
+
 Post = Callable[[Event], object]
+
+
+class Stream(Protocol):
+    """A connection."""
+
+    flow: Flow | None
+
+    def write(self, data: bytes) -> None:
+        """Sends; a far end that does not read is let go."""
+        ...
+
+    def abort(self) -> None:
+        """Drops the connection."""
+        ...
 
 
 class SipSockets:
@@ -36,7 +53,7 @@ class SipSockets:
         self._post = post
         self._udp: dict[str, asyncio.DatagramTransport] = {}
         self._servers: list[asyncio.Server] = []
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         self._by_address: dict[tuple[str, str, int], str] = {}
         self._connecting: dict[tuple[str, str, int], list[bytes]] = {}
         self._names = itertools.count(1)
@@ -90,6 +107,8 @@ class SipSockets:
         )
         if stream:
             stream.write(data)
+        elif flow.transport in NEVER_OPENED:
+            self._post(SipFlowClosed(flow=flow, reason="the phone is not connected", refused=True))
         else:
             self._connect(data, flow, name)
 
@@ -131,19 +150,19 @@ class SipSockets:
         finally:
             self._connecting.pop(address, None)
 
-    def opened(self, stream: _Stream) -> str:
+    def opened(self, stream: Stream) -> str:
         """Names a new connection."""
         name = f"{self._life}.{next(self._names)}"
         self._streams[name] = stream
         return name
 
-    def reached(self, stream: _Stream) -> None:
+    def reached(self, stream: Stream) -> None:
         """The connection can be found by its far address from now on."""
         flow = stream.flow
         if flow:
             self._by_address[(flow.listener, flow.host, flow.port)] = flow.conn
 
-    def closed(self, stream: _Stream, reason: str) -> None:
+    def closed(self, stream: Stream, reason: str) -> None:
         """Forgets a connection and says so."""
         flow = stream.flow
         if flow and self._streams.pop(flow.conn, None):

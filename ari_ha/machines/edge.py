@@ -232,7 +232,7 @@ class EdgeMachine:
             if flow.reliable:  # what follows could not be framed any more
                 self.context.emit(CloseSip(flow=flow))
             return
-        if event.flow.transport == "udp":
+        if flow.framed:
             sip.receive(event.data, event.flow, now)
         else:
             sip.receive_stream(event.data, event.flow, now)

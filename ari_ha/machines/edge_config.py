@@ -154,6 +154,10 @@ class EdgeConfig:
     """0: no TLS"""
     hop_port: int = 0
     """Where edges of other pairs send requests for our phones and carriers; 0: nowhere"""
+    public_ws_port: int = 0
+    """0: no WebSocket"""
+    public_wss_port: int = 0
+    """0: no WebSocket over TLS"""
     srtp_to_phones: str = "tls"
     """``tls``: phones registered over TLS are offered SRTP; ``always``; ``off``"""
     calls_max: int = 2_000

@@ -54,6 +54,10 @@ class EdgeContext:
             )
         if config.hop_port:
             listeners[HOP] = Listener(HOP, "udp", config.core_host, config.hop_port)
+        for transport, port in (("ws", config.public_ws_port), ("wss", config.public_wss_port)):
+            if port:
+                name = f"public-{transport}"
+                listeners[name] = Listener(name, transport, config.public_host, port, "public")
         settings = EndpointSettings(
             owner_dialog_methods=("SUBSCRIBE",),
             extensions=("timer", "replaces"),

@@ -37,6 +37,11 @@ _SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "c
 _ONLY_IN_DIALOG = frozenset(("BYE", "UPDATE", "PRACK"))
 
 
+PING = b"\r\n\r\n"
+"""A keep-alive that is answered over a connection (RFC 5626 section 4.4.1; RFC 7118 section 6 leaves it to
+WebSocket's own, but browsers' programs have no way to send those)."""
+
+
 class Dispatch:
     """Routing of everything that comes in."""
 
@@ -55,6 +60,8 @@ class Dispatch:
         """One message. Whatever is in it, nothing is raised."""
         if not data.strip(b"\r\n\0 "):
             self.stack.count("keep-alives")
+            if flow.reliable and data == PING:
+                self.stack.transmit(b"\r\n", flow)
             return
         try:
             message = parse_message(data)

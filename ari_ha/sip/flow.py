@@ -18,17 +18,23 @@ class Flow:
     listener: str
     """Name of the local listener, for example "public-udp" or "node-trunk"."""
     transport: str
-    """"udp" or "tcp"."""
+    """"udp", "tcp", "tls", "ws" or "wss"."""
     host: str
     """Address of the far end; for something received, the packet's source (RFC 3261 section 18.2.1)."""
     port: int
     conn: str = ""
-    """Id of the TCP connection; empty for UDP, and before a connection exists."""
+    """Id of the connection; empty for UDP, and before a connection exists."""
 
     @property
     def reliable(self) -> bool:
         """Whether the transport retransmits by itself (RFC 3261 section 17)."""
         return self.transport != "udp"
+
+    @property
+    def framed(self) -> bool:
+        """Whether what arrives at once is one message: a datagram, or a WebSocket's message (RFC 7118
+        section 5.2)."""
+        return self.transport not in ("tcp", "tls")
 
     def to_dict(self) -> dict[str, Any]:
         """The flow as a JSON-able record."""

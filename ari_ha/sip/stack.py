@@ -103,7 +103,8 @@ class Stack:
     def contact(self, flow: Flow, user: str) -> str:
         """Our Contact on a flow."""
         own = self.listener(flow)
-        transport = "" if flow.transport == "udp" else f";transport={flow.transport}"
+        named = "ws" if flow.transport == "wss" else flow.transport  # RFC 7118 section 5.3
+        transport = "" if named == "udp" else f";transport={named}"
         return f"<sip:{user}{'@' if user else ''}{own.host}:{own.port}{transport}>"
 
     def is_ours(self, via: Via) -> bool:

@@ -40,6 +40,16 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocket:
+    """SIP over WebSocket (RFC 7118), for phones in browsers."""
+
+    port: int = 0
+    """TCP port without TLS, for a lab, or behind a proxy on this host; 0: none."""
+    tls_port: int = 0
+    """TCP port with TLS, by the certificate of `public.tls`; 0: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Public:
     """The side of carriers and phones."""
 
@@ -52,9 +62,11 @@ class Public:
     """UDP and TCP port."""
     tls: Tls = Tls()
     """SIP over TLS."""
+    websocket: WebSocket = WebSocket()
+    """Phones in browsers."""
     srtp_to_phones: str = "tls"
-    """``tls``: phones registered over TLS are offered SRTP (SDES); ``always``; ``off``. What
-    a phone offers itself is answered in kind."""
+    """``tls``: phones registered over TLS are offered SRTP (SDES); ``always``; ``off``. Browsers are
+    always offered DTLS-SRTP. What a phone offers itself is answered in kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +200,8 @@ class EdgeSettings:
         """Refuses timings that do not add up, and words that mean nothing."""
         if self.public.srtp_to_phones not in ("tls", "always", "off"):
             raise SettingsError("public.srtp_to_phones must be tls, always or off")
+        if self.public.websocket.tls_port and not self.public.tls.cert_file:
+            raise SettingsError("public.websocket.tls_port needs public.tls.cert_file")
         timings = self.timings
         if timings.silence_s < round(3 * timings.probe_interval_s, 6):
             raise SettingsError(

@@ -19,6 +19,7 @@ from ari_ha.adapters.names import Names
 from ari_ha.adapters.probe import Probes
 from ari_ha.adapters.rtpengine import Rtpengine
 from ari_ha.adapters.sip import SipSockets
+from ari_ha.adapters.sip_websocket import WebSocketListener
 from ari_ha.core.machine import Effect, Outcome, Refused
 from ari_ha.core.ports.guard import StandDown, TellGuard
 from ari_ha.core.ports.link import SendLink
@@ -66,6 +67,8 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         public_host=settings.public.advertised or settings.public.host,
         public_port=settings.public.port,
         public_tls_port=settings.public.tls.port if settings.public.tls.cert_file else 0,
+        public_ws_port=settings.public.websocket.port,
+        public_wss_port=settings.public.websocket.tls_port,
         srtp_to_phones=settings.public.srtp_to_phones,
         core_host=settings.core.host,
         trunk_port=settings.core.trunk_port,
@@ -136,6 +139,7 @@ class EdgeProcess:
         if settings.guard.listen:
             key = Path(settings.guard.key_file).read_bytes().strip()
             self.guard = WordSocket(key, host_port(settings.guard.send), self.shell.post)
+        self._web: list[WebSocketListener] = []
         self._background: list[asyncio.Task[None]] = []
 
     def _dialer(self, name: str) -> LinkDialer:
@@ -220,9 +224,13 @@ class EdgeProcess:
         public, core = settings.public, settings.core
         await self.sip.listen_udp("public-udp", public.host, public.port)
         await self.sip.listen_tcp("public-tcp", public.host, public.port)
+        if public.websocket.port:
+            await self._listen_web("ws", public.websocket.port)
         if public.tls.cert_file:
             certificates = Certificates(public.tls.cert_file, public.tls.key_file, public.tls.ca_file)
             await self.sip.listen_tls("public-tls", public.host, public.tls.port, certificates)
+            if public.websocket.tls_port:
+                await self._listen_web("wss", public.websocket.tls_port, certificates.server)
             self._background.append(asyncio.create_task(self._renew(certificates)))
         await self.sip.listen_udp("node-trunk", core.host, core.trunk_port)
         await self.sip.listen_udp("node-agent", core.host, core.agent_port)
@@ -249,6 +257,8 @@ class EdgeProcess:
                 task.cancel()
             await health.stop()
             self.sip.close()
+            for listener in self._web:
+                await listener.stop()
             self.probes.close()
             self.relay.close()
             if self.guard:
@@ -258,6 +268,11 @@ class EdgeProcess:
             await self.store.close(revoke=False)
         if self.stood_down:
             raise SystemExit(STOOD_DOWN_STATUS)
+
+    async def _listen_web(self, transport: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        listener = WebSocketListener(self.sip, f"public-{transport}", transport)
+        await listener.start(self.settings.public.host, port, tls)
+        self._web.append(listener)
 
     async def _renew(self, certificates: Certificates) -> None:
         """Certificates are renewed by somebody else; we only look."""
