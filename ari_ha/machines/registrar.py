@@ -15,6 +15,7 @@ import msgspec
 
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put
+from ari_ha.machines.edge_audio import WEB_TRANSPORTS
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_pairs import Pairs, contact_hash
 from ari_ha.sip.auth import ALGORITHMS, DigestAuthority
@@ -403,7 +404,10 @@ class Registrar:
 
     def next_hop(self, aor: str, flow: Flow) -> str:
         """How requests within a call of a phone's find it: by the flow it registered over, which is open
-        through its NAT (RFC 5626 §5.3); behind a proxy, or not registered, by its dialog."""
+        through its NAT (RFC 5626 §5.3), and a browser's only way; behind a proxy, or not registered, by its
+        dialog."""
+        if flow.transport in WEB_TRANSPORTS:
+            return SOURCE
         for held in self._bindings.get(aor, {}).values():
             value = held.value
             at = (value.host, value.transport) == (flow.host, flow.transport)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -12,6 +13,7 @@ COMMAND_LIMIT_S = 60
 OWN_PORTS = range(20_000, 30_000)
 """Below what the kernel gives to clients, so that a server that is started again finds its port free."""
 PORT_TRIES_MAX = 100
+MEDIA_PORT_FIRST, MEDIA_PORTS_EACH, MEDIA_WORKERS_MAX = 30_000, 400, 6
 
 
 def docker(*arguments: str) -> str:
@@ -45,6 +47,14 @@ def free_port() -> int:
             continue
         return port
     raise RuntimeError("no free port")
+
+
+def media_ports() -> str:
+    """rtpengine's own options: ports that no other process of this test run gives to one. Two may be bound
+    to the same UDP port at once (SO_REUSEADDR), and one of them would hear nothing."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = MEDIA_PORT_FIRST + MEDIA_PORTS_EACH * (worker % MEDIA_WORKERS_MAX)
+    return f"--port-min={first} --port-max={first + MEDIA_PORTS_EACH - 1}"
 
 
 class Container:

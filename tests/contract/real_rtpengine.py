@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from containers import Container, free_port
+from containers import Container, free_port, media_ports
 
 IMAGE = "ari-ha/edge"
 INTERFACES = {"public": "127.0.0.1", "core": "127.0.0.2"}
@@ -17,6 +17,6 @@ class RealRtpengine(Container):
         super().__init__(
             IMAGE,
             f"exec rtpengine --foreground --log-stderr --log-level=4 --config-file=none --table=-1"
-            f" --listen-ng=127.0.0.1:{self.port} {interfaces} --port-min=30000 --port-max=31999"
+            f" --listen-ng=127.0.0.1:{self.port} {interfaces} {media_ports()}"
             " --timeout=86400 --silent-timeout=86400 --delete-delay=0 --num-threads=2",
         )
