@@ -171,6 +171,9 @@ class Recordings:
         lasting = [one for one in have if not self._leaving(one.node)]
         if len(lasting) < RECORDERS:
             spare = self._spare(call, {one.node for one in have})
+            if have or not all(node.draining for node in spare):
+                # one that is to be empty is better than none, and no more than that
+                spare = [node for node in spare if not node.draining]
             lasting += [self._begin(call, leg, node) for node in spare[: RECORDERS - len(lasting)]]
         if sum(one.on for one in lasting) >= RECORDERS:
             for one in have:
@@ -199,8 +202,8 @@ class Recordings:
         return node is None or node.draining
 
     def _spare(self, call: EdgeCall, taken: set[str]) -> list[WatchedNode]:
-        """Nodes that could record too: first those that record others on the call, so that two losses are
-        needed to lose any voice, then the least busy."""
+        """Nodes that could record too: those that leave last, first those that record others on the call, so
+        that two losses are needed to lose any voice, then the least busy."""
         here = {one.node for one in call.recorders.values()}
         load: dict[str, int] = {}
         for other in self._calls.by_id.values():
@@ -210,13 +213,13 @@ class Recordings:
         able = [
             node
             for node in self._watch.nodes.values()
-            if node.link_up and node.records and not node.draining and node.config.name not in taken
+            if node.link_up and node.records and node.config.name not in taken
             and self._refused.get(node.config.name, 0.0) <= now
         ]  # fmt: skip
 
-        def order(node: WatchedNode) -> tuple[bool, bool, int, str]:
+        def order(node: WatchedNode) -> tuple[bool, bool, bool, int, str]:
             name = node.config.name
-            return node.cordoned, name not in here, load.get(name, 0), name
+            return node.draining, node.cordoned, name not in here, load.get(name, 0), name
 
         return sorted(able, key=order)
 

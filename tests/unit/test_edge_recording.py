@@ -237,6 +237,23 @@ def test_a_drained_node_goes_on_where_there_is_no_other(world: EdgeWorld) -> Non
     assert writing(world) == {"c": 2, "a1": 2}
 
 
+def test_the_only_node_left_is_drained(world: EdgeWorld) -> None:
+    """It has nothing of the call yet, and is better than none."""
+    _, call, _, _, _ = recorded(world)
+    first, second = sorted(nodes_of(call))
+    (third,) = set(NODES) - {first, second}
+    drain(world, third)
+    world.run(1.0)
+    assert third not in nodes_of(call), "as long as there are others"
+    for name in (first, second):
+        unlink(world, world.nodes[name])
+    assert writing(world) == {"c": 1, "a1": 1} and nodes_of(call) == {third}
+    for name in (first, second):
+        world.link_up(world.nodes[name])
+    world.run(1.0)
+    assert writing(world) == {"c": 2, "a1": 2} and third not in nodes_of(call)
+
+
 def test_they_end_with_the_call(world: EdgeWorld) -> None:
     caller, _, _, _, _ = recorded(world)
     world.carrier.sip.hangup(caller, world.now)
