@@ -144,18 +144,45 @@ class Calls:
 
     def _graph(self, call: EdgeCall, state: str) -> set[Hears]:
         """Who is to hear whom: each conversation by its own state."""
-        graph = call.early_graph() | call.recorder_graph()
+        graph = call.early_graph() | call.recorder_graph() | call.fading
+        graph |= self._by_node(call, state, call.halves)
+        if call.move and call.move.handing_over and not call.lost and len(call.up()) > 1:
+            # who talks through a node reaches the next one as well; a caller alone has nothing to say
+            # to it, and what he types is counted by one
+            tags = {half.tag for half in call.move.halves.values()}
+            graph |= {hears for hears in self._by_node(call, state, call.move.halves) if hears[0] in tags}
+        muted = {leg.leg for leg in call.living() if leg.muted}
+        return {(listener, speaker) for listener, speaker in graph if speaker not in muted}
+
+    def _by_node(self, call: EdgeCall, state: str, halves: Mapping[str, NodeLeg]) -> set[Hears]:
+        """The graph with these halves at a node."""
+        graph: set[Hears] = set()
         for consult in ("", *call.consults()):
             heard = {leg.leg for leg in call.audible(consult)}
             legs = [leg.leg for leg in call.conversation(consult) if leg.leg in heard]
             tags = {
                 leg: half.tag
-                for leg, half in call.halves.items()
+                for leg, half in halves.items()
                 if half.state == "up" or (half.calls_us and half.state == "calling" and leg in heard)
             }
             graph |= wanted_graph(self.effective_state(call, consult) if consult else state, legs, tags)
-        muted = {leg.leg for leg in call.living() if leg.muted}
-        return {(listener, speaker) for listener, speaker in graph if speaker not in muted}
+        return graph
+
+    def voices_of_next(self, call: EdgeCall) -> set[str]:
+        """Tags of the node the call moves to that some phone will hear."""
+        assert call.move is not None
+        tags = {half.tag for half in call.move.halves.values()}
+        listening = {leg.leg for leg in call.up() if not leg.held}
+        graph = self._by_node(call, self.effective_state(call), call.move.halves)
+        return {speaker for listener, speaker in graph if listener in listening and speaker in tags}
+
+    def in_hand(self, call: EdgeCall) -> set[Hears]:
+        """Of two who talk through their node: each hears it. What it was given it still passes on;
+        music and a mix never end by themselves."""
+        people = {leg.leg for leg in call.up() if not leg.aside and call.two_talking(leg.consult)}
+        return {
+            (half.leg, half.tag) for half in call.halves.values() if half.leg in people
+        } & call.media.applied
 
     def mute(self, call: EdgeCall, leg: PhoneLeg, muted: bool) -> None:
         """Nobody hears the leg, Asterisk included (or everybody again). An act of the edge:
@@ -448,12 +475,14 @@ class Calls:
         self.apply_media(call, None if call.lost else lambda: self.tell_media(call))
 
     def tell_media(self, call: EdgeCall) -> None:
-        """Answers the app's last wish, once the call is where it should be."""
-        if call.owner and call.want_request and not call.ended and not call.lost:
+        """Answers the app's last wish, once the call is where it should be. The app of a node it
+        moves to may speak at once: it is heard as soon as it does."""
+        home = call.home()
+        if home and call.want_request and not call.ended and not call.lost:
             answer = link.MediaIs(
                 call=call.call, epoch=str(call.epoch), state=call.media.state, request=call.want_request
             )
-            self._context.link(call.owner.name, answer)
+            self._context.link(home.name, answer)
 
     def digit_heard(self, node: str, frame: link.DigitHeard) -> None:
         """Asterisk heard a digit: proof, for people and tests, that it hears the leg."""

@@ -53,6 +53,9 @@ class EdgeTimings:
     """A 200 OK waits this long, at most, for the dialog to be in etcd."""
     move_limit_s: float = 2.5
     """A survivor that has not bridged a call by then: another try elsewhere."""
+    handover_limit_s: float = 0.6
+    """A call that moves on purpose changes nodes when the next one's Asterisk is heard, or, if that has
+    nothing to say, after this; its old node serves it until then."""
     move_retry_s: float = 0.2
     """Pause before the next try when no survivor, or no node for a new call, is ready."""
     direct_first_s: float = 0.03

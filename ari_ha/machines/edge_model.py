@@ -296,6 +296,8 @@ class Move:
     started: float
     halves: dict[str, NodeLeg] = field(default_factory=dict)
     bridged: bool = False
+    handing_over: bool = False
+    """The next home has it and, as the old one serves it still, is listened for."""
 
     @property
     def taken_up(self) -> bool:
@@ -340,6 +342,8 @@ class EdgeCall:
     """Nodes that failed to take this call up, new or moved."""
     leaving: list[NodeLeg] = field(default_factory=list)
     """Dialogs with an earlier node, ended as soon as the media has moved."""
+    fading: set[tuple[str, str]] = field(default_factory=set)
+    """(leg, tag of an earlier node's half) that is heard for a moment more"""
     tombstones: dict[str, str] = field(default_factory=dict)
     turned_down: str = ""
     """The last attempt whose phone refused it, let it ring in vain, or hung up"""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
+from ari_ha.machines.edge_handover import Handover
 from ari_ha.machines.edge_model import MOVES_KEPT_MAX, EdgeCall, Move, NodeLeg
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_transfer import asked_frames
@@ -31,6 +32,7 @@ class Takeover:
         self._context = context
         self._calls = calls
         self._setup = setup
+        self._handover = Handover(context, calls)
         self._waiting: dict[str, str] = {}
         """call -> why, in no order: the order is decided when a place is free"""
         self._moving: set[str] = set()
@@ -89,6 +91,8 @@ class Takeover:
         self._calls.apply_media(call)
         if call.move is None:
             self._waiting.setdefault(call.call, why)
+        else:
+            self._handover.hasten(call)
 
     def _start_afresh(self, call: EdgeCall, why: str) -> None:
         """A caller not yet answered: another node gets the same INVITE; the caller
@@ -243,7 +247,7 @@ class Takeover:
         self._setup.learn_node_media(call, half, sdp)
         move = call.move
         if move and move.bridged and move.taken_up:
-            self._complete(call)
+            self._taken_up(call)
 
     def half_failed(self, call: EdgeCall, half: NodeLeg, status: int, reason: str) -> None:
         """The survivor refused a leg (its app was not there yet, or it died too)."""
@@ -274,7 +278,10 @@ class Takeover:
         for half in list(move.halves.values()):
             self._leave(call, half)
         call.refused_by.add(move.to.name)
+        self._handover.stop(call)
         call.move = None
+        if move.handing_over:
+            self._calls.apply_media(call)
         self._moving.discard(call.call)
         context.cancel(f"move/{call.call}")
         self._waiting.setdefault(call.call, move.why)
@@ -289,7 +296,15 @@ class Takeover:
             return
         call.move.bridged = True
         if call.move.taken_up:
+            self._taken_up(call)
+
+    def _taken_up(self, call: EdgeCall) -> None:
+        """The next home has all of the call: at once where nobody serves it, else when it is heard."""
+        assert call.move is not None
+        if call.lost:
             self._complete(call)
+        elif not call.move.handing_over:
+            self._handover.begin(call, self._complete)
 
     def _complete(self, call: EdgeCall) -> None:
         """The new home serves: media moves over, the old dialogs become orphans."""
@@ -298,6 +313,8 @@ class Takeover:
         took = context.now - (call.lost_at if call.lost else move.started)
         on_purpose = not call.lost
         old_owner, old = call.owner, list(call.halves.values())
+        fading = self._calls.in_hand(call) if on_purpose else set()
+        self._handover.stop(call)
         call.halves = move.halves
         call.owner, call.lost, call.move, call.prefer = move.to, "", None, ""
         self._moving.discard(call.call)
@@ -305,6 +322,7 @@ class Takeover:
         call.announced.clear()
         call.refused_by.clear()
         call.leaving += old
+        call.fading |= fading
         entry = {"from": str(old_owner or ""), "to": str(move.to), "epoch": str(move.epoch),
                  "why": move.why, "took_ms": round(took * 1000, 1), "at_utc": context.utc}  # fmt: skip
         call.moves.append(entry)
@@ -329,7 +347,10 @@ class Takeover:
             if on_purpose:  # the old node speaks and listens until the media has moved
                 told()
 
-        self._calls.apply_media(call, settled)
+        def moved() -> None:
+            self._handover.fade(call, fading, str(move.epoch), settled)
+
+        self._calls.apply_media(call, moved)
         self.pump()
 
     def _say_facts(self, call: EdgeCall) -> None:

@@ -7,6 +7,7 @@ they agree with each other.
 - at the phones (`checkers_people`): an answered call is never ended by us, only people end
   calls; people on one call hear each other, once, within a limit after any fault; nobody is
   called twice
+- a move on purpose leaves no hole: whoever hears something goes on hearing (`checkers_moves`)
 - nothing is sent to a carrier or a phone because a node was lost
 - agents' states and counters tell only what agents did
 - every voice of a recorded call reaches a recorder at every moment (`recorders`)
@@ -21,6 +22,7 @@ from ari_ha.core.ids import NO_EPOCH, Epoch
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.checkers_acd import History, check_store, picture
+from ari_ha.simulation.checkers_moves import AtTheChange
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.cluster import EDGES, Cluster
@@ -84,6 +86,8 @@ class Checkers:
         self.books = Books(cluster, self.people, self.problem)
         self.books.begin()
         self.phones = AtThePhones(cluster, self.people, self.problem, self._lasting, self._forget)
+        self.moves = AtTheChange(cluster, self.people, self.problem)
+        self.moves.begin()
         was_ended = cluster.phones.on_ended
 
         def agent_over(talk: Talk) -> None:
@@ -125,6 +129,7 @@ class Checkers:
         self._frames()
         self._two_calls()
         self.phones.hearing()
+        self.moves.look()
         self._agreement()
         self._untouched()
         self.books.look()

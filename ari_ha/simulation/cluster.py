@@ -160,6 +160,8 @@ class Cluster:
         self._quiet_since: dict[str, float] = {}
         self.traffic = Traffic()
         self.replies: dict[str, OperatorReply] = {}
+        self.at_relay: Callable[[NgCommand], Outcome] = self._at_relay
+        """What rtpengine does with a command: for checkers, who look before and after"""
         self.on_edge: list[Callable[[EdgeMachine], None]] = []
         """Called with every edge machine that is made: planted bugs."""
         self.on_node: list[Callable[[NodeMachine], None]] = []
@@ -412,6 +414,9 @@ class Cluster:
 
         return refused
 
+    def _at_relay(self, effect: NgCommand) -> Outcome:
+        return self.relay.command(effect.command, effect.body)
+
     def _edge_effect(self, process: MachineProcess, effect: Effect, settle: Settle) -> None:
         world = self.world
         if isinstance(effect, NgCommand):
@@ -422,7 +427,7 @@ class Cluster:
             def arrive() -> None:
                 if effect.command == "query":
                     packets.count(self.relay, self.ears, str(effect.body["call-id"]), world.now)
-                outcome = self.relay.command(effect.command, effect.body)
+                outcome = self.at_relay(effect)
                 for told in self.on_command:
                     told(effect)
                 slow_s = world.between(0.0, self.media_slow_s) if self.media_slow_s else 0.0

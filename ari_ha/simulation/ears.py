@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ari_ha.simulation.fake_asterisk import Channel, FakeAsterisk
+from ari_ha.simulation.fake_asterisk import FIRST_PACKET_S, Channel, FakeAsterisk
 from ari_ha.simulation.fake_phones import UP, Phones, Talk
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine, MediaCall, Tag
 from ari_ha.simulation.world import Network
@@ -89,7 +89,7 @@ class Ears:
         asterisk, channel = found
         if self.network.cut(self.relay_host, asterisk.host):
             bridge = asterisk.bridges.get(channel.bridge)
-            return bool(channel.plays or channel.music or (bridge and bridge.music))
+            return bool(self._played_to(asterisk, channel) or (bridge and bridge.music))
         return bool(self._from_channel(relay, call, asterisk, channel, frozenset()))
 
     # -- following
@@ -120,9 +120,7 @@ class Ears:
         seen: frozenset[str],
     ) -> list[str]:
         """What Asterisk sends into a channel: the others of its bridge, or what it plays."""
-        out = [ANNOUNCEMENT] if channel.plays else []
-        if channel.music:
-            out.append(MUSIC)
+        out = self._played_to(asterisk, channel)
         bridge = asterisk.bridges.get(channel.bridge)
         if bridge is None or out:
             return out
@@ -138,6 +136,15 @@ class Ears:
             tag = self._tag_in_front_of(call, other)
             if tag is not None:
                 out += self._out_of(relay, call, tag, seen)
+        return out
+
+    @staticmethod
+    def _played_to(asterisk: FakeAsterisk, channel: Channel) -> list[str]:
+        """What is played to a channel and has begun to go out."""
+        now = asterisk.world.now
+        out = [ANNOUNCEMENT] if any(now >= since + FIRST_PACKET_S for since in channel.plays.values()) else []
+        if channel.music and now >= channel.music_from:
+            out.append(MUSIC)
         return out
 
     def _overheard(

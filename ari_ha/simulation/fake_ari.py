@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.simulation.fake_asterisk import PLAY_S, Bridge, Channel, FakeAsterisk
+from ari_ha.simulation.fake_asterisk import FIRST_PACKET_S, PLAY_S, Bridge, Channel, FakeAsterisk
 from ari_ha.wire import ari
 
 NORMAL_CAUSE = 16
@@ -126,6 +126,8 @@ class FakeAri:
         return Done(None)
 
     def _music(self, channel: Channel, params: Params) -> Outcome:
+        if not channel.music:
+            channel.music_from = self.asterisk.world.now + FIRST_PACKET_S
         channel.music = True
         return Done(None) if channel.in_app else NOT_IN_APP
 

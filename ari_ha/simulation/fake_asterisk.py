@@ -36,6 +36,8 @@ REFUSED_CAUSE, NORMAL_CAUSE, NO_ANSWER_CAUSE, CANCELLED_CAUSE = 34, 16, 19, 127
 SOFT_HANGUP = 32
 """What a ChannelHangupRequest gives as its cause when the app, or a limit of Asterisk's own, asked for it."""
 PLAY_S = 0.5
+FIRST_PACKET_S = 0.03
+"""Asterisk says that music or a prompt is begun before it begins: the first packet comes later (measured)."""
 SORRY_S = 2.0
 ENTER_S = 0.001
 """A channel that was created is in the app a moment later; dialled before that it is refused."""
@@ -71,6 +73,8 @@ class Channel:
     dialled: bool = False
     bridge: str = ""
     music: bool = False
+    music_from: float = 0.0
+    """When its first packet goes out"""
     plays: dict[str, float] = field(default_factory=dict)
     rtp: tuple[str, int] = ("", 0)
     remote: tuple[str, int] | None = None

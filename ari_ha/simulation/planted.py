@@ -73,6 +73,15 @@ def _same_epoch(cluster: Cluster) -> None:
     cluster.on_edge.append(change)
 
 
+def _early_change(cluster: Cluster) -> None:
+    """A call that moves on purpose changes nodes before the next one is heard."""
+
+    def change(machine: EdgeMachine) -> None:
+        machine.calls.voices_of_next = lambda call: set()  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
 def _lost_ring(cluster: Cluster) -> None:
     """The edge's word that a moved call's phone was picked up gets lost for good."""
 
@@ -397,6 +406,10 @@ PLANTED = {
     ),
     "double-owner": Planted(
         "two nodes serve one call under one epoch", _same_epoch, ("asterisk-kill",), ("one owner",)
+    ),
+    "early-change": Planted(
+        "a drained call changes nodes before the next one is heard", _early_change, ("drain",),
+        ("a planned move leaves no hole",), full=True,
     ),
     "lost-ring": Planted(
         "an answer after a takeover is lost", _lost_ring, ("asterisk-kill",),

@@ -10,7 +10,7 @@ from ari_ha.sip import events as sip
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import DrainValue, OwnerValue, decode, encode
 from tests.support.edge_world import EdgeWorld
-from tests.unit.test_edge_machine import talking
+from tests.unit.test_edge_machine import kill, talking
 
 
 def drain(world: EdgeWorld, node: str, **how) -> None:
@@ -173,3 +173,203 @@ def test_one_call_to_a_node_of_choice(world):
     assert ask(world, call.call, to).status == 202
     world.run(0.5)
     assert call.owner.name == to
+
+
+# --- nobody hears a hole ------------------------------------------------------------------
+
+
+class Relay:
+    """What rtpengine counts: 50 packets a second of whoever sends, and who hears whom after each command."""
+
+    def __init__(self, world: EdgeWorld) -> None:
+        self.world = world
+        self.begin: dict[str, float] = {}
+        """tag -> when it begins to send; the others have always sent"""
+        self.seen: list[set[tuple[str, str]]] = []
+        world.packets = self.count
+        refuse = world.ng_refuse
+        world.ng_refuse = lambda command: self.look(command.body) or refuse(command)
+
+    def count(self, call: str, tag: str) -> int:
+        return max(0, round((self.world.now - self.begin.get(tag, 0.0)) * 50))
+
+    def look(self, body) -> None:
+        call = str(body["call-id"])
+        if call in self.world.hears:
+            self.seen.append(set(self.world.hears[call]))
+
+    def sends(self, tag: str) -> bool:
+        return self.begin.get(tag, 0.0) < self.world.now
+
+    def silent_from_now(self, *tags: str, for_s: float) -> None:
+        self.begin |= {tag: self.world.now + for_s for tag in tags}
+
+
+def never_alone(world: EdgeWorld, call, relay: Relay, seconds: float, *legs: str) -> None:
+    """Time passes, and at every moment each of the legs hears somebody who sends."""
+    end = world.now + seconds
+    while world.now < end:
+        relay.seen.clear()
+        world.run(0.02)
+        for graph in [*relay.seen, world.hears[call.call]]:
+            for leg in legs:
+                assert any(ear == leg and relay.sends(voice) for ear, voice in graph), (world.now, leg, graph)
+
+
+def others(world: EdgeWorld, node: str) -> list[str]:
+    return [name for name in world.nodes if name != node]
+
+
+def test_music_of_the_old_node_plays_until_that_of_the_next_one_comes(world):
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=0.3)
+    drain(world, node)
+    never_alone(world, call, relay, 0.28, "c")
+    assert call.owner.name == node and call.move.handing_over
+    never_alone(world, call, relay, 0.3, "c")
+    assert call.owner.name != node and call.move is None
+    s = call.owner.name
+    assert world.hears[call.call] == {("c", f"c@{s}.1"), (f"c@{s}.1", "c")}
+
+
+def test_a_caller_alone_is_not_heard_by_two_nodes(world):
+    """What he types would be counted twice."""
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=0.2)
+    drain(world, node)
+    world.run(0.18)
+    assert call.move.handing_over
+    assert world.hears[call.call] == {("c", f"c@{node}.1"), (f"c@{node}.1", "c")}
+    world.run(0.2)
+    assert (f"c@{call.owner.name}.1", "c") in world.hears[call.call]
+
+
+def test_voices_reach_the_next_node_before_it_is_heard(world):
+    _, call, node, _, _ = talking(world, "through")
+    relay, tags = (
+        Relay(world),
+        [f"{leg}@{name}.1" for name in others(world, node.name) for leg in ("c", "a1")],
+    )
+    relay.silent_from_now(*tags, for_s=0.1)
+    drain(world, node.name)
+    never_alone(world, call, relay, 0.08, "c", "a1")
+    s, n = call.move.to.name, node.name
+    through_old = {("c", f"c@{n}.1"), (f"c@{n}.1", "c"), ("a1", f"a1@{n}.1"), (f"a1@{n}.1", "a1")}
+    assert world.hears[call.call] == through_old | {(f"c@{s}.1", "c"), (f"a1@{s}.1", "a1")}
+    never_alone(world, call, relay, 0.3, "c", "a1")
+    assert call.owner.name == s
+    through_next = {("c", f"c@{s}.1"), (f"c@{s}.1", "c"), ("a1", f"a1@{s}.1"), (f"a1@{s}.1", "a1")}
+    assert world.hears[call.call] == through_next
+
+
+def test_what_the_old_node_has_in_hand_is_heard_though_it_hears_nobody_any_more(world):
+    _, call, node, _, _ = talking(world, "through")
+    n = node.name
+    drain(world, n)
+    s = call.owner.name
+    assert s != n
+    in_hand = {("c", f"c@{n}.1"), ("a1", f"a1@{n}.1")}
+    assert in_hand <= world.hears[call.call]
+    assert not {(f"c@{n}.1", "c"), (f"a1@{n}.1", "a1")} & world.hears[call.call]
+    assert not node.got(link.CallMoved) and not node.of(sip.LegEnded)
+    world.run(0.2)
+    assert not in_hand & world.hears[call.call]
+    assert node.got(link.CallMoved) and len(node.of(sip.LegEnded)) == 2
+
+
+def test_music_is_not_heard_twice(world):
+    _, call = world.call_in()
+    n, relay = call.owner.name, Relay(world)
+    drain(world, n)
+    world.run(0.1)
+    assert call.owner.name != n
+    assert not [graph for graph in relay.seen[-1:] if ("c", f"c@{n}.1") in graph]
+    assert ("c", f"c@{n}.1") not in world.hears[call.call]
+
+
+def test_a_next_node_that_has_nothing_to_say_is_not_waited_for_for_long(world):
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=60)
+    drain(world, node)
+    world.run(world.edge.context.timings.handover_limit_s - 0.1)
+    assert call.owner.name == node
+    world.run(0.2)
+    assert call.owner.name != node
+    asked = [command for command in world.ng if command.command == "query"]
+    assert 3 < len(asked) < 12
+
+
+def test_a_relay_that_does_not_tell_is_not_waited_for(world):
+    _, call = world.call_in()
+    node = call.owner.name
+    world.packets = lambda call, tag: None
+    drain(world, node)
+    assert call.owner.name != node
+
+
+def test_who_holds_the_line_is_not_waited_for(world):
+    """A phone that does not listen hears nothing of the next node."""
+    _, call, node, _, _ = talking(world, "through")
+    call.legs["a1"].held = True
+    relay = Relay(world)
+    relay.silent_from_now(*[f"a1@{name}.1" for name in others(world, node.name)], for_s=60)
+    drain(world, node.name)
+    world.run(0.1)
+    assert call.owner.name != node.name
+
+
+def test_the_old_node_dies_while_the_next_one_is_listened_for(world):
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=60)
+    drain(world, node)
+    world.run(0.1)
+    s, epoch = call.move.to.name, call.epoch
+    kill(world, node)
+    assert call.owner.name == s and call.epoch == epoch and not call.lost and call.move is None
+    assert world.hears[call.call] == {("c", f"c@{s}.1"), (f"c@{s}.1", "c")}
+
+
+def test_the_next_node_dies_while_it_is_listened_for(world):
+    _, call, node, _, _ = talking(world, "through")
+    relay, tags = (
+        Relay(world),
+        [f"{leg}@{name}.1" for name in others(world, node.name) for leg in ("c", "a1")],
+    )
+    relay.silent_from_now(*tags, for_s=0.4)
+    drain(world, node.name)
+    world.run(0.1)
+    first = call.move.to.name
+    kill(world, first)
+    never_alone(world, call, relay, 1.0, "c", "a1")
+    assert call.owner.name not in (first, node.name) and call.move is None
+    assert not [hears for hears in world.hears[call.call] if f"@{first}" in "".join(hears)]
+
+
+def test_the_caller_hangs_up_while_the_next_node_is_listened_for(world):
+    caller, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=60)
+    drain(world, node)
+    world.run(0.1)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    world.run(1.0)
+    assert call.ended and call.call not in world.edge.calls.by_id and call.call not in world.hears
+
+
+def test_the_next_nodes_app_may_speak_before_its_node_is_heard(world):
+    """A prompt is begun when the edge has said that it is heard; it is, as soon as it begins."""
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    relay.silent_from_now(*[f"c@{name}.1" for name in others(world, node)], for_s=0.3)
+    drain(world, node)
+    to = world.nodes[call.move.to.name]
+    world.say(to, link.WantMedia(call=call.call, epoch=str(call.epoch), state="through", request=1))
+    world.settle()
+    assert call.owner.name == node
+    assert [(frame.state, frame.request) for frame in to.got(link.MediaIs)] == [("through", 1)]
+    assert not world.nodes[node].got(link.MediaIs)
