@@ -15,6 +15,9 @@ PACKET_NS = rtp.PACKET_MS * 1_000_000
 SENDER_PAUSE_MIN_NS = 2 * PACKET_NS
 """A spacing of the sender's own above this was meant (a hold) or its own stall; it is not the network's
 gap."""
+BUFFER_NS = 100_000_000
+"""A phone's jitter buffer: music that is late by up to this is heard all the same."""
+NS_PER_SAMPLE = 125_000
 SETTLE_NS = 400_000_000
 """Packets sent this short before the end of the window may still be under way: they are not judged."""
 DIGIT_BEFORE_NS, DIGIT_AFTER_NS = PACKET_NS, 2 * PACKET_NS
@@ -102,7 +105,8 @@ class Report:
     digits: list[Digit] = field(default_factory=list)
     other_audio: list[Span] = field(default_factory=list)
     other_silent_ms: float = 0.0
-    """Within and after the other audio: time nothing of it came, gaps up to 60 ms left out."""
+    """Within and after the other audio: time nothing of it came, gaps up to 60 ms left out, and what came
+    late but in time for a phone's buffer."""
     other_longest_gap_ms: float = 0.0
     silence_packets: int = 0
     foreign_packets: int = 0
@@ -129,7 +133,7 @@ def report(
     result = Report()
     voices: dict[int, list[Heard]] = {}
     digits: list[Heard] = []
-    music_ns = 0
+    music: list[Heard] = []
     for packet in log.heard(since_ns, until_ns):
         result.packets += 1
         if packet.kind == rtp.VOICE:
@@ -137,16 +141,13 @@ def report(
         elif packet.kind == rtp.DIGIT:
             digits.append(packet)
         elif packet.kind == rtp.OTHER:
-            if music_ns:
-                _silent(result, packet.at_ns - music_ns - PACKET_NS)
-            music_ns = packet.at_ns
+            music.append(packet)
             _extend(result.other_audio, packet.at_ns)
         elif packet.kind == rtp.SILENCE:
             result.silence_packets += 1
         else:
             result.foreign_packets += 1
-    if music_ns:
-        _silent(result, until_ns - music_ns - PACKET_NS)
+    _music(result, music, until_ns)
     result.digits = _digits(digits)
     for source, packets in voices.items():
         result.hears.append(_hearing(source, packets, source_log(source), since_ns, until_ns, digits))
@@ -154,10 +155,35 @@ def report(
     return result
 
 
-def _silent(result: Report, gap_ns: int) -> None:
-    result.other_longest_gap_ms = max(result.other_longest_gap_ms, gap_ns / 1e6)
-    if gap_ns > 2 * PACKET_NS:
-        result.other_silent_ms += gap_ns / 1e6
+def _music(result: Report, packets: Sequence[Heard], until_ns: int) -> None:
+    """Times without music: by arrival, and what of them nothing made up for."""
+    for index, packet in enumerate(packets):
+        end = packets[index + 1].at_ns if index + 1 < len(packets) else until_ns
+        gap_ns = end - packet.at_ns - PACKET_NS
+        result.other_longest_gap_ms = max(result.other_longest_gap_ms, gap_ns / 1e6)
+        if gap_ns > 2 * PACKET_NS and (silent_ns := _not_made_up(packets, index, gap_ns)) > 2 * PACKET_NS:
+            result.other_silent_ms += silent_ns / 1e6
+
+
+def _not_made_up(packets: Sequence[Heard], index: int, gap_ns: int) -> int:
+    """Of the gap after a packet, what the listener misses. A sender that stood still may send what it owes
+    at once, by the timestamps of its stream (RFC 3550 section 5.1): then nothing is missing. Another
+    stream owes nothing."""
+    before, later = packets[index], packets[index + 1 :]
+    if not later or later[0].extra != before.extra or gap_ns > BUFFER_NS:
+        return gap_ns
+    late_ns = gap_ns
+    for packet in later:
+        if packet.extra != before.extra or packet.at_ns > later[0].at_ns + BUFFER_NS:
+            break
+        late_ns = min(late_ns, packet.at_ns - before.at_ns - _stream_ns(before, packet))
+    left_out_ns = _stream_ns(before, later[0]) - PACKET_NS
+    return min(gap_ns, max(0, late_ns) + max(0, left_out_ns))
+
+
+def _stream_ns(before: Heard, after: Heard) -> int:
+    """Time between two packets by their stream's own clock."""
+    return ((after.number - before.number) & 0xFFFFFFFF) * NS_PER_SAMPLE
 
 
 def _extend(spans: list[Span], at_ns: int) -> None:

@@ -79,7 +79,7 @@ def classify(packet: bytes | bytearray | memoryview, size: int, event_pt: int) -
     """(kind, source, number, extra) of a received packet.
 
     Voice: source stream, number, SSRC. Digit: event code, RTP timestamp, duration with bit 31 for the end.
-    Others: SSRC in ``extra``.
+    Other audio: 0, RTP timestamp, SSRC. The rest: SSRC in ``extra``.
     """
     if size < HEADER_BYTES or packet[0] & 0xC0 != 0x80:
         return FOREIGN, 0, 0, 0
@@ -100,4 +100,4 @@ def classify(packet: bytes | bytearray | memoryview, size: int, event_pt: int) -
             return VOICE, source, number, ssrc
     if QUIET.issuperset(bytes(packet[start:size])):
         return SILENCE, 0, 0, ssrc
-    return OTHER, 0, 0, ssrc
+    return OTHER, 0, timestamp, ssrc

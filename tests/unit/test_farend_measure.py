@@ -164,6 +164,45 @@ def test_other_audio_is_told_from_voice(pair: Pair) -> None:
     assert (result.silence_packets, result.foreign_packets, result.packets) == (1, 1, 77)
 
 
+def music(pair: Pair, *packets: tuple[int, int], ssrc: int = 7) -> None:
+    """(arrival in ms, place in the stream in ms) of each packet."""
+    for at_ms, stream_ms in packets:
+        stamp = (4_294_967_000 + stream_ms * 8) & 0xFFFFFFFF
+        pair.listener.add_heard(T0 + at_ms * MS, rtp.OTHER, 0, stamp, ssrc)
+
+
+def steady(begin_ms: int, end_ms: int, behind_ms: int = 0) -> list[tuple[int, int]]:
+    return [(at, at - behind_ms) for at in range(begin_ms, end_ms, 20)]
+
+
+def test_music_that_stood_still_and_catches_up_is_late_and_not_lost(pair: Pair) -> None:
+    music(pair, *steady(0, 500), (581, 500), (581, 520), (582, 540), (582, 560), *steady(600, 1000))
+    result = pair.report(until=T0 + 1_000 * MS)
+    assert result.other_silent_ms == 0
+    assert result.other_longest_gap_ms == 81
+
+
+@pytest.mark.parametrize("case", ["shifted", "left out", "another stream"])
+def test_music_that_stood_still_and_does_not_catch_up_is_lost(pair: Pair, case: str) -> None:
+    music(pair, *steady(0, 500))
+    ssrc = 8 if case == "another stream" else 7
+    music(pair, *steady(580, 1000, behind_ms=80 if case == "shifted" else 0), ssrc=ssrc)
+    result = pair.report(until=T0 + 1_000 * MS)
+    assert result.other_silent_ms == result.other_longest_gap_ms == 80
+
+
+def test_music_later_than_a_phone_waits_is_lost(pair: Pair) -> None:
+    owed = [(700, at) for at in range(500, 700, 20)]
+    music(pair, *steady(0, 500), *owed, *steady(700, 1000))
+    result = pair.report(until=T0 + 1_000 * MS)
+    assert result.other_silent_ms == 200
+
+
+def test_music_that_ends_is_lost_from_then_on(pair: Pair) -> None:
+    music(pair, *steady(0, 500))
+    assert pair.report(until=T0 + 1_000 * MS).other_silent_ms == 500
+
+
 def test_a_digit_repeated_later_is_two_digits(pair: Pair) -> None:
     pair.digit(T0)
     pair.digit(T0 + 1_000 * MS)
