@@ -74,9 +74,9 @@ class Handover:
     def hasten(self, call: EdgeCall) -> None:
         """The old node serves no more: nothing is waited for."""
         if found := self._listening.get(call.call):
-            self._context.at(
-                f"handover/{call.call}", self._context.now, lambda: self._done(found, "the old node is lost")
-            )
+            now = found.until = self._context.now
+            why = "the old one is lost"
+            self._context.at(f"handover/{call.call}", now, lambda: self._done(found, why))
 
     def stop(self, call: EdgeCall) -> None:
         """The move is off, or done."""
