@@ -108,6 +108,7 @@ class Report:
     """Within and after the other audio: time nothing of it came, gaps up to 60 ms left out, and what came
     late but in time for a phone's buffer."""
     other_longest_gap_ms: float = 0.0
+    other_longest_gap_at: float = 0.0
     silence_packets: int = 0
     foreign_packets: int = 0
     packets: int = 0
@@ -120,6 +121,7 @@ class Report:
             "other_audio": [item.to_dict() for item in self.other_audio],
             "other_silent_ms": round(self.other_silent_ms, 1),
             "other_longest_gap_ms": round(self.other_longest_gap_ms, 1),
+            "other_longest_gap_at": self.other_longest_gap_at,
             "silence_packets": self.silence_packets,
             "foreign_packets": self.foreign_packets,
             "packets": self.packets,
@@ -160,7 +162,8 @@ def _music(result: Report, packets: Sequence[Heard], until_ns: int) -> None:
     for index, packet in enumerate(packets):
         end = packets[index + 1].at_ns if index + 1 < len(packets) else until_ns
         gap_ns = end - packet.at_ns - PACKET_NS
-        result.other_longest_gap_ms = max(result.other_longest_gap_ms, gap_ns / 1e6)
+        if gap_ns / 1e6 > result.other_longest_gap_ms:
+            result.other_longest_gap_ms, result.other_longest_gap_at = gap_ns / 1e6, packet.at_ns / 1e9
         if gap_ns > 2 * PACKET_NS and (silent_ns := _not_made_up(packets, index, gap_ns)) > 2 * PACKET_NS:
             result.other_silent_ms += silent_ns / 1e6
 

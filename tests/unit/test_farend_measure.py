@@ -180,6 +180,7 @@ def test_music_that_stood_still_and_catches_up_is_late_and_not_lost(pair: Pair) 
     result = pair.report(until=T0 + 1_000 * MS)
     assert result.other_silent_ms == 0
     assert result.other_longest_gap_ms == 81
+    assert result.other_longest_gap_at == pytest.approx((T0 + 480 * MS) / 1e9)
 
 
 @pytest.mark.parametrize("case", ["shifted", "left out", "another stream"])
