@@ -36,6 +36,7 @@ class Listening:
 
     call: EdgeCall
     move: Move
+    since: float
     until: float
     then: Callable[[EdgeCall], None]
     silent: set[str]
@@ -67,7 +68,8 @@ class Handover:
             then(call)
             return
         until = context.now + context.timings.handover_limit_s
-        listening = self._listening[call.call] = Listening(call, move, until, then, voices)
+        listening = Listening(call, move, context.now, until, then, voices)
+        self._listening[call.call] = listening
         self._calls.apply_media(call)
         self._look(listening)
 
@@ -135,9 +137,13 @@ class Handover:
         self.stop(call)
         if call.ended or call.move is not listening.move:
             return
+        context = self._context
         if why:
-            self._context.note(f"call/{call.call}", "its next node is not waited for", why=why)
-            self._context.count("edge_handovers_unheard")
+            context.note(f"call/{call.call}", "its next node is not waited for", why=why)
+            context.count("edge_handovers_unheard")
+        else:
+            after_ms = round((context.now - listening.since) * 1000)
+            context.note(f"call/{call.call}", "its next node is heard", after_ms=after_ms)
         listening.then(call)
 
     # --- what the old node has in hand -----------------------------------------------

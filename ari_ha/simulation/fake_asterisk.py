@@ -37,7 +37,8 @@ SOFT_HANGUP = 32
 """What a ChannelHangupRequest gives as its cause when the app, or a limit of Asterisk's own, asked for it."""
 PLAY_S = 0.5
 FIRST_PACKET_S = 0.03
-"""Asterisk says that music or a prompt is begun before it begins: the first packet comes later (measured)."""
+"""Asterisk says that music or a prompt is begun before it begins: the first packet comes a packet's time
+later or more, depending on how busy its host is."""
 SORRY_S = 2.0
 ENTER_S = 0.001
 """A channel that was created is in the app a moment later; dialled before that it is refused."""
