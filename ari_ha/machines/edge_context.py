@@ -62,6 +62,7 @@ class EdgeContext:
             owner_dialog_methods=("SUBSCRIBE",),
             extensions=("timer", "replaces"),
             understood=("timer", "100rel", "replaces", "path"),
+            owner_answers_bye=True,
         )
         self.resolve: Resolve = lambda hop: ()
         """What is known of a name in a dialog"""

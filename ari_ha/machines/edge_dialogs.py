@@ -212,6 +212,13 @@ class Dialogs:
                 self._setup.half_failed(call, node_leg, event.status, event.reason)
 
     def _leg_ended(self, event: sip.LegEnded) -> None:
+        """An end is confirmed when it is written down: else a successor would take for alive whom it
+        never hears of again. An edge that dies before that is told again."""
+        if event.txn:
+            found, sip = self._calls.phone(event.leg), self._context.sip
+            self._calls.store.when_written(
+                found[0] if found else None, lambda: sip.respond(event.txn, 200, self._context.now)
+            )
         self._ended(event.leg, "phone", event.cause, 0)
 
     def _ended(self, key: str, by: str, cause: str, status: int) -> None:

@@ -33,6 +33,7 @@ class CallStore:
         self._written: dict[str, dict[str, bytes]] = {}
         self._deleted: dict[str, bytes] = {}
         self._after_write: dict[str, list[Callable[[], None]]] = {}
+        self._after_success: dict[str, list[Callable[[], None]]] = {}
         self._found: dict[str, dict[str, bytes]] = {}
         """call -> key -> what another process had written there (media keys shown): a newer
         one may say more than this version knows, and that is kept"""
@@ -60,16 +61,22 @@ class CallStore:
         if not self._context.store_ok:
             then()
             return
-        done = [False]
-
-        def once() -> None:
-            if not done[0]:
-                done[0] = True
-                then()
-
+        once = _once(then)
         self._after_write.setdefault(call.call, []).append(once)
         name = f"persist/{call.call}/{self._context.serial()}"
         self._context.at(name, self._context.now + self._context.timings.persist_limit_s, once)
+
+    def when_written(self, call: EdgeCall | None, then: Callable[[], None]) -> None:
+        """``then`` runs when what is about to happen to the call, its end included, is in etcd; not when
+        a write has failed, as in `touch`, but after a longer limit, or at once while etcd is away."""
+        if call is None or not self._context.store_ok:
+            then()
+            return
+        once = _once(then)
+        self._dirty[call.call] = None
+        self._after_success.setdefault(call.call, []).append(once)
+        name = f"persist/{call.call}/{self._context.serial()}"
+        self._context.at(name, self._context.now + self._context.timings.end_limit_s, once)
 
     def flush(self) -> None:
         """Writes what changed; called once at the end of every event."""
@@ -94,6 +101,7 @@ class CallStore:
     def _write(self, call: EdgeCall) -> None:
         context, keys = self._context, self._context.keys
         waiting = self._after_write.pop(call.call, [])
+        confirming = self._after_success.pop(call.call, [])
         said: dict[str, Value] = {
             keys.dialogs(context.config.vip, call.call): call.dialogs_value(
                 self._export, context.config.public_host
@@ -123,7 +131,9 @@ class CallStore:
             else:
                 self._dirty[call.call] = None
                 context.at("flush", context.now + STORE_RETRY_S, self.flush)
-            for act in waiting:
+                self._after_success.setdefault(call.call, [])[:0] = confirming
+                confirming.clear()
+            for act in (*waiting, *confirming):
                 act()
 
         context.count("edge_store_txns")
@@ -138,13 +148,17 @@ class CallStore:
         it (``ended``; empty: nothing) for the clerk."""
         context, keys = self._context, self._context.keys
         self._writing.add(ident)
+        confirming = self._after_success.pop(ident, [])
 
         def deleted(outcome: Outcome) -> None:
             self._writing.discard(ident)
             if isinstance(outcome, Done):
                 self._written.pop(ident, None)
+                for act in (*confirming, *self._after_success.pop(ident, [])):
+                    act()
             else:
                 self._deleted[ident] = ended
+                self._after_success[ident] = confirming
                 context.at("flush", context.now + STORE_RETRY_S, self.flush)
 
         context.count("edge_store_txns")
@@ -181,3 +195,15 @@ class CallStore:
             why=call.lost,
             by_dialplan=call.by_dialplan,
         )
+
+
+def _once(then: Callable[[], None]) -> Callable[[], None]:
+    """``then``, however often it is called."""
+    done = [False]
+
+    def once() -> None:
+        if not done[0]:
+            done[0] = True
+            then()
+
+    return once

@@ -9,6 +9,7 @@ from ari_ha.sip.core import Core, cseq_of
 from ari_ha.sip.events import (
     InDialogRequest,
     InfoReceived,
+    LegEnded,
     RequestFailed,
     RequestReceived,
     ResponseReceived,
@@ -257,9 +258,15 @@ class Dispatch:
 
     def _on_bye(self, leg: Leg, request: Request, via: Via, flow: Flow, now: float) -> None:
         """BYE (section 15.1.2); an INVITE still open gets 487 as the leg is finished."""
-        self.stack.reply(self.stack.open_server(request, via, flow), 200, now)
+        txn = self.stack.open_server(request, via, flow)
         cause = "local" if leg.state == "ending" else "bye"
-        self.core.end(leg, cause, now, request.get("Reason") or None)
+        if cause == "bye" and self.stack.settings.owner_answers_bye:
+            txn.id = self.stack.new_id()
+            self.stack.waiting[txn.id] = txn
+            txn.wait_for_owner(now)
+        else:
+            self.stack.reply(txn, 200, now)
+        self.core.finish(leg, LegEnded(leg.key, cause, request.get("Reason") or None, txn.id), now)
 
     def _for_owner(self, request: Request, via: Via, flow: Flow, leg: Leg | None, now: float) -> None:
         """A request the owner answers with `respond`."""

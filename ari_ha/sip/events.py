@@ -75,11 +75,13 @@ class LegCancelled:
 
 @dataclass(frozen=True, slots=True)
 class LegEnded:
-    """Final. Cause: "bye", "no-ack", "session-expired", "gone" (481 or 408 in the dialog) or "local"."""
+    """Final. Cause: "bye", "no-ack", "session-expired", "gone" (481 or 408 in the dialog) or "local".
+    ``txn``: the BYE, where its answer is the owner's."""
 
     leg: str
     cause: str
     reason_header: str | None = None
+    txn: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,9 @@ class EndpointSettings:
     owner_dialog_methods: tuple[str, ...] = ()
     """Methods that go to the owner as RequestReceived when they carry a To tag of no leg (an owner that keeps
     subscriptions sets SUBSCRIBE and NOTIFY); all others get 481."""
+    owner_answers_bye: bool = False
+    """A BYE of the far side is answered by the owner, with `respond` to what `LegEnded` names: until then
+    it comes again, to whoever has taken the leg over."""
     usage_methods: tuple[str, ...] = ("NOTIFY", "SUBSCRIBE")
     """In-dialog methods whose 481 speaks of a subscription, not of the call (RFC 5057 section 5.1)."""
     timeout_ends_methods: tuple[str, ...] = ("INVITE", "UPDATE")

@@ -151,6 +151,40 @@ def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
     assert phone.of(sip.LegAcked) and not phone.of(sip.LegEnded)
 
 
+@pytest.mark.parametrize("who", ["caller", "agent"])
+def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
+    """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""
+    caller, call, _, phone, leg = talking(world)
+    party, key = (world.carrier, caller) if who == "caller" else (phone, leg)
+    perform = world.perform
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+        party.sip.hangup(key, world.now)
+        world.settle()
+    assert not [e for e in party.of(sip.LegEnded) if e.leg == key]
+    world.boot()
+    world.run(1.2)
+    assert [e.cause for e in party.of(sip.LegEnded) if e.leg == key] == ["local"]
+    again = world.edge.calls.by_id.get(call.call)
+    assert again is None if who == "caller" else "a1" not in again.legs
+
+
+@pytest.mark.parametrize("etcd", ["away", "silent", "there"])
+def test_an_end_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
+    caller, _, _, _, _ = talking(world)
+    perform = world.perform
+    if etcd == "away":
+        world.etcd = False
+        world.post(StoreReach(reachable=False))
+    if etcd == "silent":
+        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert bool(world.carrier.of(sip.LegEnded)) == (etcd != "silent")
+    world.run(3.5)
+    assert world.carrier.of(sip.LegEnded)
+
+
 def test_dialling_an_unregistered_device(world):
     _, call = world.call_in()
     node = world.nodes[call.owner.name]
