@@ -198,17 +198,19 @@ class Transfers:
     def asker_left(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone was told 202 and hangs up before its app has acted. Should no app act any more,
         whom it talked to and whom it consulted are connected from here (`complete`)."""
-        side = call.legs.get(leg.refer.get("other", ""))
-        if side is None or side.of != leg.leg or not side.alive or side.refer:
+        side = next((o for o in call.living() if o.of == leg.leg), None)
+        if side is None or not (leg.refer.get("other") == side.leg or side.refer.get("other") == leg.leg):
             return
         others = [o for o in call.conversation(leg.consult) if o is not leg and not o.aside]
-        side.refer = {**leg.refer, "other": leg.leg, "into": leg.consult, "left": "yes"}
+        if not side.refer:
+            side.refer = {**leg.refer, "other": leg.leg, "left": "yes"}
+        side.refer["into"] = leg.consult
         if call.head == leg.leg and others:
             call.head = others[0].leg
 
     def complete(self, call: EdgeCall) -> None:
         """The node that was to carry out a transfer is lost, and whoever asked for it has gone."""
-        for side in [leg for leg in call.living() if call.lost and leg.refer.get("left")]:
+        for side in [leg for leg in call.living() if call.lost and "into" in leg.refer]:
             party = [o for o in call.conversation(side.leg) if o is not side]
             if not party or not [o for o in call.conversation(side.refer["into"]) if not o.aside]:
                 continue
@@ -216,6 +218,8 @@ class Transfers:
                 other.consult = side.refer["into"]
             call.tombstones[side.refer["other"]] = "app"  # who transfers does not hang up on anybody
             self._context.note(f"call/{call.call}", "transferred without a node", to=party[0].name)
+            if not side.refer.get("left"):
+                self._notify(side, 200)
             self._calls.end_leg(call, side, "app", "16")
 
     def transfer_is(self, frame: link.TransferIs) -> None:

@@ -115,7 +115,7 @@ class Transfers:
         """A phone has gone; True when that is a matter of transfers or consulting. ``head``: who
         leads the call now, where its edge says that others go on."""
         call, t = self._call, self.now
-        if self.open and t is not None and leg.leg == t.leg:
+        if self.open and t is not None and (leg.leg == t.leg or (leg.leg == t.other and not leg.of)):
             self._gone(leg)
             self._set(left=True)
             call.save()

@@ -279,7 +279,8 @@ def test_an_older_record_parts_nobody(world):
 
 
 @pytest.mark.parametrize("detected", [False, True])
-def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected):
+@pytest.mark.parametrize("asks_in", ["a1", "k1"])
+def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected, asks_in):
     """He was told 202: the caller and the consulted one are connected by the edge itself."""
     _, call, node, phone, leg, second, _ = consulting(world)
     for other in world.nodes.values():
@@ -287,7 +288,8 @@ def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected):
     node.gone = True
     if detected:
         kill(world, node.name)
-    refer(world, phone, leg, replaces(phone, second))
+    asks, other = (leg, second) if asks_in == "a1" else (second, leg)
+    refer(world, phone, asks, replaces(phone, other))
     phone.sip.hangup(leg, world.now)
     world.settle()
     if not detected:

@@ -9,7 +9,7 @@ from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import ari, link
 from ari_ha.wire.keyspace import LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
-from tests.support.node_bench import Bench
+from tests.support.node_bench import LOST, Bench
 from tests.unit.test_node_outbound import agent_dials
 
 E = "7.1"
@@ -393,6 +393,19 @@ def test_an_attended_transfer() -> None:
     assert order == ["Conversations", "EndLeg", "EndLeg"], "first who belongs to whom, then the ends"
     assert bench.hears(customer) == bench.hears(party) == "people"
     assert bench.agent("1001").work == "acw" and bench.agent("1002").work == "talking"
+
+
+@pytest.mark.parametrize("asks_in", ["a1", "k1"])
+def test_whoever_asked_for_an_attended_transfer_hangs_up_before_it_is_stored(asks_in: str) -> None:
+    bench = Bench()
+    customer, _, _, party = consulting(bench)
+    perform, bench.store.perform = bench.store.perform, lambda effect: (LOST, [])
+    asks(bench, "1002", "k1" if asks_in == "a1" else "a1", leg=asks_in)
+    bench.gone("k1", "a1")
+    bench.store.perform = perform
+    bench.sleep(1.0)
+    assert not bench.said(link.EndLeg, leg="c") and not bench.said(link.EndLeg, leg="a2")
+    assert bench.hears(customer) == bench.hears(party) == "people"
 
 
 def test_an_attended_transfer_to_somebody_who_still_rings() -> None:
