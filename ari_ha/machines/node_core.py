@@ -209,6 +209,13 @@ class NodeCore:
             self.acd.call_moved(call.call)
         call.stage = OVER
         self._forget(call, discard=True)
+        if self.records.owner(call.call) is None and self._waits_here(call.call):
+            self._look_at_place(call.call)
+
+    def _look_at_place(self, ident: str) -> None:
+        """A place that says it is ours, of a call that is not here and that nobody claims."""
+        limit_s = self.context.timings.stale_limit_s
+        self.context.after(f"stale/{ident}", limit_s, lambda: self._place_of_nobody(ident))
 
     def _forget(self, call: NodeCall, discard: bool) -> None:
         if self.calls.get(call.call) is not call:
@@ -273,7 +280,7 @@ class NodeCore:
             if call is not None and call.stage != OVER:
                 self.context.after(f"stale/{ident}", limit_s, lambda: self._owner_gone(ident))
             elif call is None and self._waits_here(ident):
-                self.context.after(f"stale/{ident}", limit_s, lambda: self._place_of_nobody(ident))
+                self._look_at_place(ident)
             return
         self.context.cancel(f"stale/{ident}")
         if call is not None:

@@ -256,14 +256,15 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         attempt = by_leg.get(name)
         ours = "user" if arriving.kind == TAKEOVER and not arriving.trunk else CUSTOMER
         role = known.role if known else ours if name == PRIMARY_LEG else "agent"
+        target = known.target if known else arriving.targets.get(name, "")
         leg = Leg(
             name, role, state=RINGING if fact == RINGING else UP, held=fact == HELD, unrecorded=known is None,
-            agent=(known.agent if known else "") or (attempt.agent if attempt else ""),
+            agent=known.agent if known else "",
             attempt=attempt.attempt if attempt else "",
-            target=known.target if known else arriving.targets.get(name, ""),
-            consult=_side(known, arriving, name),
+            target=target, consult=_side(known, arriving, name),
             of=known.of if known else arriving.lines.get(name, ""),
         )  # fmt: skip
+        leg.agent = leg.agent or (attempt.agent if attempt else call.parts.agent_at(target))
         call.add_leg(leg)
         channel = arriving.channels.get(name)
         if channel is not None:
@@ -296,6 +297,8 @@ class Past:
     ended: tuple[str, ...]
     """attempts whose legs people ended meanwhile"""
     talking: tuple[str, ...]
+    parties: tuple[str, ...]
+    """agents who talk and whom no queue gave the caller: they were called by their number"""
     lost_agents: tuple[str, ...]
     """agents who were talking and whose legs are gone, ended by nobody"""
     left_agents: tuple[str, ...]
@@ -347,8 +350,10 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = TALKING  # alone: the agent is rung again
     else:
         stage = QUEUED
-    talking = tuple(leg.agent for leg in agents_up if leg.agent)
-    return Past(stage, alive, tuple(ended), talking, tuple(lost), tuple(left), tuple(unwilling))
+    known = [leg for leg in agents_up if leg.agent]
+    talking = tuple(leg.agent for leg in known if leg.attempt or not leg.target)
+    parties = tuple(leg.agent for leg in known if leg.agent not in talking)
+    return Past(stage, alive, tuple(ended), talking, parties, tuple(lost), tuple(left), tuple(unwilling))
 
 
 def resume(call: NodeCall, arriving: Arriving) -> None:
@@ -377,6 +382,8 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
     )  # fmt: skip
+    for agent in past.parties:
+        parts.acd.conversation_state(call.call, agent, "join")
     if past.stage == FEATURE:
         call.end_leg(primary, NORMAL, "feature code interrupted")
         call.over("interrupted")
@@ -394,7 +401,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.dialling.watch_redial(attempt, attempt.attempt in past.unwilling)
     if past.left_agents and past.stage == QUEUED:
         _agents_left(call, past)
-    elif past.lost_agents and not past.talking:
+    elif past.lost_agents and not (past.talking or past.parties):
         _agents_lost(call, past)
     if record is not None and call.stage in (DIALING, TALKING):
         call.outbound.resumed(arriving, record)

@@ -574,3 +574,17 @@ def test_two_pairs_while_the_store_is_away() -> None:
     assert "k2" in core.calls
     bench.post(LinkReceived(peer=other, frame=link.Relinquish(call="k2", epoch="7.1")))
     assert "k2" not in core.calls
+
+
+def test_a_caller_who_gave_up_while_his_node_heard_nothing_leaves_no_place() -> None:
+    """His edge has ended the call; when the link is up again it only says that it is not ours."""
+    bench = Bench(())
+    bench.trunk()
+    assert bench.waiting() == ["k1"]
+    bench.link_down()
+    bench.disown("k1")
+    bench.link()
+    bench.frame(link.Relinquish("k1", "7.1"))
+    assert "k1" not in bench.machine.core.calls
+    bench.sleep(10)
+    assert bench.waiting() == []

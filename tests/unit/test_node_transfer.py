@@ -325,6 +325,28 @@ def test_nobody_takes_a_caller_of_whom_no_record_says_what_he_wants() -> None:
     assert (sent["channelId"], sent["extension"]) == (channels["c"], "6000")
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_agent_who_was_called_by_his_number_came_by_no_queue(recorded: bool) -> None:
+    """Also for a survivor whose mirror does not show him in the call yet: of a caller's queue he
+    would else be a second agent."""
+    bench = bench_with_sales()
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["queue", "support"], did="6000",
+        queue="support", legs={"c": LegValue(leg="c", role="customer"),
+        "a2": LegValue(leg="a2", role="party", state="up", agent="1002", target="device:1002")},
+    )  # fmt: skip
+    if recorded:
+        bench.store.put(bench.keys.record("k1"), record)
+        bench.store_back()
+    bench.own("k1", epoch="7.2")
+    targets = {"a2": "device:1002"}
+    channels = bench.resume("k1", "7.2", {"c": "up", "a2": "up"}, head="c", trunk="x", targets=targets)
+    part = bench.agent("1002").attempt
+    assert bench.agent("1002").work == "talking" and part is not None
+    assert (part.attempt, part.queue) == ("k1", "") and bench.waiting() == []
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
 def test_without_a_record_the_dialplan_serves_no_party() -> None:
     """Who was called by us has no number of his own to be served by."""
     bench = Bench()
