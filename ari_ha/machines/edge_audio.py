@@ -80,14 +80,23 @@ class AudioSide:
         raise CodecRefused(f"no codec in common, offered {audio.formats}")
 
     def answered(self, text: str) -> AudioSide:
-        """What to use with the party that answered our offer, or makes a new one: SRTP
-        stays SRTP and plain stays plain, and of a browser's ICE only we begin another session
-        (rtpengine cannot follow one that it did not begin). Raises CodecRefused."""
+        """What to use with the party that answered our offer: SRTP stays SRTP and plain stays
+        plain, and a browser's ICE session is another only where ours is. Raises CodecRefused."""
+        side = self.changed(text)
+        if self.other_ice(side):
+            raise CodecRefused("another ICE session")
+        return side
+
+    def other_ice(self, side: AudioSide) -> bool:
+        """Whether the far end has begun another ICE session since."""
+        return bool(self.web and self.ufrag and side.ufrag != self.ufrag)
+
+    def changed(self, text: str) -> AudioSide:
+        """What to use with the party that makes a new offer, perhaps from another network.
+        Raises CodecRefused."""
         side = AudioSide.of(text)
         if side.suite != self.suite:
             raise CodecRefused("not the transport that was agreed on")
-        if self.ufrag and side.ufrag != self.ufrag:
-            raise CodecRefused("another ICE session")
         if side.web and self.setup != "actpass" and "a=setup:actpass" in text:
             side.setup = self.setup  # the roles of a DTLS association stay (RFC 8842 §5.5)
         return side

@@ -299,13 +299,30 @@ class Dialogs:
         context = self._context
         try:
             session = SessionDescription.parse(sdp)
-            side = leg.side.answered(sdp)
+            side = leg.side.changed(sdp)
         except (SdpError, CodecRefused):
             context.sip.reject_reinvite(leg.key, 488, context.now)
             return
-        was, leg.held, leg.side = leg.held, session.is_hold(), side
+        before, leg.side = leg.side, side
         leg.media_lines = answer_lines(sdp)
+        if not before.other_ice(side):
+            self._change(call, leg, sdp, session)
+            return
 
+        def begun(ok: bool) -> None:
+            if ok:
+                self._change(call, leg, sdp, session)
+            elif leg.alive and not call.ended:
+                leg.side = before
+                context.sip.reject_reinvite(leg.key, 488, context.now)
+                self._rehome.look(call)
+
+        context.note(f"call/{call.call}", "another ICE session", leg=leg.leg)
+        self._setup.begin_ice(call, leg, sdp, begun)
+
+    def _change(self, call: EdgeCall, leg: PhoneLeg, sdp: str, session: SessionDescription) -> None:
+        context = self._context
+        was, leg.held = leg.held, session.is_hold()
         answered = [False]
 
         def answer() -> None:

@@ -12,7 +12,7 @@ from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_recorder import RecorderLeg
-from ari_ha.machines.media import WEB_PORT
+from ari_ha.machines.media import WEB_PORT, ending_ice
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.trunks import Trunks
@@ -174,6 +174,24 @@ class Setup:
             leg.key_line = crypto.key if crypto else ""
             return bool(leg.host and leg.key_line)
         return bool(leg.host)
+
+    def begin_ice(self, call: EdgeCall, leg: PhoneLeg, sdp: str, then: Callable[[bool], None]) -> None:
+        """A browser begins another ICE session, as one does that comes from another network: so
+        does rtpengine, with the keys it has. ``then`` hears whether the leg has its new lines."""
+        interface = self._context.config.public_interface
+        call.media.forget_tag(leg.leg)  # what is told next is what the offer says
+
+        def opened(outcome: Outcome) -> None:
+            then(not call.ended and leg.alive and self.take_port(outcome, leg))
+
+        def over(outcome: Outcome) -> None:
+            if isinstance(outcome, Done):
+                self.create(call, self.create_body(leg.leg, leg.side, interface), opened)
+            else:
+                then(False)
+
+        body = ending_ice(leg.leg, narrowed(sdp, leg.side), interface)
+        self._context.ng(call.call, "publish", body, over)
 
     @staticmethod
     def web_lines(outcome: Outcome) -> list[str]:

@@ -19,15 +19,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.ids import is_supervisor
-from ari_ha.sip.web_sdp import PROTO
+from ari_ha.sip.web_sdp import PROTO, without_ice
 
 HITLESS, THROUGH, COACH, DIRECT = "hitless", "through", "coach", "direct"
 STATES = (HITLESS, THROUGH, COACH, DIRECT)
 
 WEB_PORT: dict[str, object] = {
     "transport-protocol": PROTO, "ICE": "force", "rtcp-mux": ["require"], "SDES": ["only-none"],
+    "flags": ["no-tls-id"],
 }  # fmt: skip
 """What `create` needs more for a browser. ``SDES: off`` would not keep its keys out of the SDP (26.0.1)."""
+
+BESIDE_ICE: dict[str, object] = {"rtcp-mux": ["require"], "flags": ["no-tls-id"]}
+"""What ``publish`` needs more for a browser. Without the flag another ICE session would be the end of its
+DTLS association, which the browser, seeing the certificate of before, does not renew."""
 
 Hears = tuple[str, str]
 """(listener's tag, speaker's tag)"""
@@ -160,10 +165,16 @@ def teaching(tag: str, sdp: str, interface: str) -> list[tuple[str, dict[str, ob
     body: dict[str, object] = {"from-tag": tag, "sdp": sdp}
     told: list[tuple[str, dict[str, object]]] = [("create answer", body)]
     if f" {PROTO} " in sdp:
-        told.insert(0, ("publish", {**body, "interface": interface, "ICE": "force", "rtcp-mux": ["require"]}))
+        told.insert(0, ("publish", {**body, "interface": interface, "ICE": "force", **BESIDE_ICE}))
     elif " RTP/SAVP " in sdp:
         told.insert(0, ("publish", {**body, "interface": interface, "ICE": "remove", "DTLS": "off"}))
     return told
+
+
+def ending_ice(tag: str, sdp: str, interface: str) -> dict[str, object]:
+    """The ``publish`` after which ``create`` begins another ICE session on ``tag``, on the same port and
+    with the keys there are. rtpengine does not follow a browser that begins one by itself (26.0.1)."""
+    return {"from-tag": tag, "sdp": without_ice(sdp), "interface": interface, "ICE": "remove", **BESIDE_ICE}
 
 
 def packets_from(reply: Any, tag: str) -> int | None:

@@ -89,3 +89,9 @@ def secured(plain: str, lines: Sequence[str], mid: str = "", bundled: bool = Fal
     named = [f"mid:{mid}"] if mid else []
     stream = stream.replace(" RTP/AVP ", f" {PROTO} ", 1)
     return f"{head}{group}m={stream}" + "".join(f"a={line}\r\n" for line in (*lines, *named))
+
+
+def without_ice(text: str) -> str:
+    """The same description without its ICE session."""
+    kept = [line for line in text.splitlines() if not line.startswith(("a=ice-", "a=candidate"))]
+    return "\r\n".join([*kept, ""])

@@ -109,6 +109,19 @@ async def test_it_talks_holds_and_is_hung_up_on(talk: Talk) -> None:
     await talk.ends()
 
 
+async def test_it_moves_to_another_network(talk: Talk) -> None:
+    since, browser = time.monotonic(), talk.phone.browser
+    assert browser
+    await asyncio.to_thread(talk.phone.move)
+    await until("the other ICE session is there", lambda: browser.ice_connects == 2)
+    await talk.both_hear()
+    assert max(talk.silence(since)) < 2.0
+    assert (browser.handshakes, browser.heard.unreadable, talk.phone.changes) == (1, 0, 0)
+    await asyncio.to_thread(talk.phone.change, "sendonly")
+    await until("it is on hold", lambda: talk.leg.held)
+    await talk.ends()
+
+
 async def test_it_calls(edge: LiveEdge, phone: WebPhone) -> None:
     await asyncio.to_thread(phone.call, "6000")
     await until("a node has answered", lambda: phone.talking)

@@ -176,6 +176,11 @@ class Browser:
         """An offer that changes the direction only."""
         return self._describe("actpass", direction)
 
+    async def offer_moved(self) -> str:
+        """An offer from other addresses: another ICE session, with the keys of before."""
+        await self._gather(controlling=True)
+        return self._describe("actpass")
+
     async def answer(self, offer: str) -> str:
         """Takes an offer, the first or a later one."""
         session = SessionDescription.parse(offer)

@@ -80,6 +80,18 @@ class WebPhone:
 
         self._do(change())
 
+    def move(self) -> None:
+        """It has other addresses: its call goes on by another ICE session."""
+
+        async def move() -> None:
+            assert self.browser
+            while not self._endpoint.steady(self.leg):
+                await asyncio.sleep(LOOK_S)
+            self._endpoint.reinvite(self.leg, await self.browser.offer_moved(), time.monotonic())
+            await self._pump()
+
+        self._do(move())
+
     def hang_up(self) -> None:
         """Ends its call."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ari_ha.core.machine import Done
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.machines.edge_audio import DTLS, AudioSide, CodecRefused, narrowed
 from ari_ha.sip import events as sip
@@ -24,12 +25,24 @@ class WebWorld(EdgeWorld):
 
     life = 1
 
+    def boot(self) -> None:
+        self.sessions: dict[str, str] = {}
+        super().boot()
+
     def relay(self, command: Any) -> Any:
         outcome = super().relay(command)
-        if command.command == "create" and command.body.get("transport-protocol") == PROTO:
+        tag = command.body.get("from-tag")
+        if command.command == "publish" and command.body["ICE"] == "remove":
+            self.sessions[tag] = self.sessions.get(tag, "") + "x"
+        if (
+            isinstance(outcome, Done)
+            and command.command == "create"
+            and command.body.get("transport-protocol") == PROTO
+        ):
             port = self.tag_ports[command.body["call-id"], command.body["from-tag"]]
+            session = f"ours{self.life}{self.sessions.get(tag, '')}"
             lines = [
-                "setup:actpass", f"fingerprint:{PRINT[:-2]}0{self.life}", f"ice-ufrag:ours{self.life}",
+                "setup:actpass", f"fingerprint:{PRINT[:-2]}0{self.life}", f"ice-ufrag:{session}",
                 "ice-pwd:" + "o" * 24, f"candidate:x 1 UDP 2130706431 10.0.9.9 {port} typ host",
             ]  # fmt: skip
             outcome.value["sdp"] = secured(build_audio_sdp(1, 1, "10.0.9.9", port), lines)
@@ -157,13 +170,36 @@ def test_hold_changes_nothing_but_the_direction() -> None:
     assert SessionDescription.parse(changed.sdp).direction == "recvonly"
 
 
-def test_another_ice_session_of_its_own_is_refused_and_the_call_stays() -> None:
+def test_another_network_is_another_ice_session_with_the_keys_of_before() -> None:
     world, phone, leg, key = talking()
-    before = len(world.taught("a1"))
+    port = leg.port
+    world.ng.clear()
+    phone.sip.reinvite(key, web(ufrag="them2"), world.now)
+    world.settle()
+    world.run(1.2)
+    (changed,) = phone.of(sip.ReinviteAnswered)
+    assert said(changed.sdp, "ice-ufrag") == "ours1x" and leg.port == port and leg.side.ufrag == "them2"
+    ended, told = world.taught("a1")
+    assert said(ended, "ice-ufrag") == "" and said(ended, "fingerprint") == PRINT
+    assert said(told, "ice-ufrag") == "them2"
+    assert [c.command for c in world.ng][:3] == ["publish", "create", "publish"]
+    assert not phone.of(sip.ReinviteReceived)
+
+
+def test_another_ice_session_that_rtpengine_refuses_is_asked_for_again() -> None:
+    world, phone, leg, key = talking()
+    world.ng_refuse = lambda command: command.command == "create"
     phone.sip.reinvite(key, web(ufrag="them2"), world.now)
     world.settle()
     assert phone.of(sip.ReinviteFailed)[-1].status == 488
-    assert leg.state == "up" and len(world.taught("a1")) == before, "rtpengine was not confused"
+    world.ng_refuse = lambda command: False
+    world.run(2.5)
+    (asked,) = phone.of(sip.ReinviteReceived)
+    assert said(asked.sdp, "ice-ufrag") == "ours1x"
+    phone.sip.accept_reinvite(key, web(ufrag="them3", setup="active"), world.now)
+    world.settle()
+    world.run(0.2)
+    assert said(world.taught("a1")[-1], "ice-ufrag") == "them3" and leg.state == "up"
 
 
 def test_another_life_of_rtpengine_is_made_known_and_learns_the_answer_only() -> None:
