@@ -443,8 +443,10 @@ class EdgeCall:
 
     def recorded_legs(self) -> list[PhoneLeg]:
         """Whose voices are recorded: of everybody in the main conversation, while there are two."""
+        if not self.recorded:
+            return []
         legs = [leg for leg in self.conversation("") if leg.state == "up" and not leg.aside]
-        return legs if self.recorded and len(legs) > 1 else []
+        return legs if len(legs) > 1 else []
 
     def recorder_graph(self) -> set[tuple[str, str]]:
         """What recorders hear."""

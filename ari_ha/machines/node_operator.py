@@ -125,6 +125,7 @@ class Operator:
             "asterisk": state.word,
             "store": "up" if self._context.store_ok else "away",
             "calls": len(self._core.calls),
+            "recordings": self._core.recorder.count,
             "taking_up": len(self._core.resumes.by_call),
             "edges": {
                 peer: {

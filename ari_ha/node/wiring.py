@@ -210,7 +210,8 @@ class NodeProcess:
         running = asyncio.create_task(shell.run())
         clock = asyncio.create_task(self._tell_time())
         report = HostReport(
-            self.store, self.metrics, settings.cluster, settings.node, HOST_PATHS,
+            self.store, self.metrics, settings.cluster, settings.node,
+            (*HOST_PATHS, *([settings.recorder.spool] if settings.recorder.spool else [])),
             lambda: {"asterisk": self.ari.version} if self.ari.version else {},
         )  # fmt: skip
         keys = Keys(settings.cluster)
