@@ -108,10 +108,11 @@ class FarEnds:
         registration: Registration | None = None,
     ) -> UserAgent:
         settings = self.settings
+        edge_host = settings.phones_at.get(name, settings.edge_host)
         return UserAgent(
             name,
             listener,
-            Flow(listener.name, listener.transport, settings.edge_host, settings.edge_port),
+            Flow(listener.name, listener.transport, edge_host, settings.edge_port),
             self.media,
             new_id=_new_id,
             utc=time.time,

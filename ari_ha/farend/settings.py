@@ -36,6 +36,8 @@ class FarEndSettings:
     phones: tuple[str, ...] = ()
     tcp_phones: frozenset[str] = frozenset()
     """Phones that use TCP instead."""
+    phones_at: Mapping[str, str] = field(default_factory=dict)
+    """Phone -> address of another edge, same port: it registers and calls there."""
     domain: str = "lab"
     """Realm of digests and domain of addresses of record."""
     register: bool = True
@@ -84,6 +86,7 @@ def _read(values: Mapping[str, Any]) -> FarEndSettings:
         phones_base_port=int(phones.get("base_port", 6001)),
         phones=tuple(str(user) for user in users),
         tcp_phones=frozenset(str(user) for user in phones.get("tcp", ())),
+        phones_at={str(user): str(host) for user, host in phones.get("at", {}).items()},
         domain=str(phones.get("realm", values.get("realm", "lab"))),
         register=bool(phones.get("register", True)),
         register_expires_s=int(phones.get("expires_s", 120)),

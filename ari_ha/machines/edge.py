@@ -44,7 +44,7 @@ from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
 from ari_ha.machines.edge_sweep import RelaySweep
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
-from ari_ha.machines.edge_view import call_view, node_view
+from ari_ha.machines.edge_view import call_view, edge_view, node_view
 from ari_ha.machines.next_hops import NextHops
 from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.phone_care import PhoneCare
@@ -481,6 +481,7 @@ class EdgeMachine:
         self.sweep.start()
         self.recordings.start()
         self.registrar.start()
+        self.pairs.start()
         self.trunk_care.start()
         self.phone_care.start()
         self.subscriptions.start()
@@ -548,7 +549,7 @@ class EdgeMachine:
     def _answer(self, verb: str, args: Any) -> tuple[int, Any]:
         match verb:
             case "status":
-                return 200, self._status()
+                return 200, edge_view(self)
             case "calls":
                 return 200, [call_view(call) for call in self.calls.by_id.values()]
             case "call":
@@ -579,22 +580,3 @@ class EdgeMachine:
             return 422, {"error": "muted: true or false?"}
         self.calls.mute(call, leg, args["muted"])
         return 200, call_view(call)
-
-    def _status(self) -> dict[str, Any]:
-        context = self.context
-        return {
-            "edge": context.config.edge,
-            "vip": context.config.vip,
-            "active": bool(context.edge_revision),
-            "serving": self.serving,
-            "edge_revision": context.edge_revision,
-            "warm": self.warm,
-            "etcd": context.store_ok,
-            "rtpengine": context.media_ok,
-            "calls": len(self.calls.by_id),
-            "phones": self.registrar.counts(),
-            "moving": self.takeover.moving_count(),
-            "waiting_for_a_node": self.takeover.waiting_count(),
-            "banned": self.doorkeeper.banned(),
-            "sip": dict(context.sip.counters),
-        }

@@ -122,6 +122,12 @@ class Pairs:
         if self._context.sip.has_listener(HOP):
             self._context.sip.proxy.serve(self._key, self._onward, HEADER_PREFIX)
 
+    def start(self) -> None:
+        """The calls have been read back: those that go through other pairs may have to go through another
+        edge there."""
+        for pair in {edge.vip for edge in self._edges.values()}:
+            self._moved(pair)
+
     # --- what etcd says ------------------------------------------------------------
 
     def begin_snapshot(self, family: str, items: Mapping[str, KeyValue]) -> None:
@@ -173,8 +179,10 @@ class Pairs:
             return
         for key in context.sip.legs():
             flow = context.sip.leg_flow(key)
-            where = (flow.host, flow.port)
-            if flow.listener == HOP and where != at and self._known.get(where) == pair:
+            if flow.listener != HOP or (flow.host, flow.port) == at:
+                continue
+            found = self._party(context.sip.first_route(key))
+            if found is not None and found[1].pair == pair:
                 context.sip.move_flow(key, Flow(HOP, "udp", *at))
 
     # --- to another pair -----------------------------------------------------------
@@ -234,7 +242,9 @@ class Pairs:
     def from_phone(self, request: Request) -> bool:
         """Whether an edge of another pair says that a phone of its sent this."""
         found = self._party(request.get("Route")) if request.has("Route") else None
-        return found is not None and found[1].pair == self._context.config.vip
+        return (
+            found is not None and found[1].pair == self._context.config.vip and found[1].flow.listener == HOP
+        )
 
     def _second_call(self, request: Request, flow: Flow) -> Onward | None:
         """A phone of ours that talks in a call of another pair calls somebody: that pair's business. Only

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ari_ha.machines.edge_model import EdgeCall
 from ari_ha.machines.node_watch import WatchedNode
+
+if TYPE_CHECKING:
+    from ari_ha.machines.edge import EdgeMachine
+
+
+def edge_view(edge: EdgeMachine) -> dict[str, Any]:
+    """The edge itself as JSON."""
+    context = edge.context
+    return {
+        "edge": context.config.edge,
+        "vip": context.config.vip,
+        "active": bool(context.edge_revision),
+        "serving": edge.serving,
+        "edge_revision": context.edge_revision,
+        "warm": edge.warm,
+        "etcd": context.store_ok,
+        "rtpengine": context.media_ok,
+        "calls": len(edge.calls.by_id),
+        "phones": edge.registrar.counts(),
+        "moving": edge.takeover.moving_count(),
+        "waiting_for_a_node": edge.takeover.waiting_count(),
+        "banned": edge.doorkeeper.banned(),
+        "sip": dict(context.sip.counters),
+    }
 
 
 def call_view(call: EdgeCall) -> dict[str, Any]:

@@ -346,6 +346,10 @@ class Endpoint:
         """The leg whose dialog this is, whichever tag is ours; empty: it ended, None: never heard of."""
         return self._core.named(call_id, one_tag, other_tag)
 
+    def first_route(self, leg: str) -> str:
+        """The first entry of a leg's route set; empty where there is none."""
+        return next(iter(self._known(leg).dialog.route_set), "")
+
     def leg_flow(self, leg: str) -> Flow:
         """Where the leg's far side was last heard."""
         return self._known(leg).flow

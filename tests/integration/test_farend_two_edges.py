@@ -103,3 +103,30 @@ async def test_phones_register_where_somebody_answers() -> None:
         ends.close()
         one.close()
         two.close()
+
+
+async def test_some_phones_register_at_another_pair() -> None:
+    with socket.socket() as sock:
+        sock.bind((ONE, 0))
+        port = sock.getsockname()[1]
+    one, two = Edge(ONE, port), Edge(TWO, port)
+    settings = FarEndSettings(
+        edge_host=ONE,
+        edge_port=port,
+        phones_at={"1002": TWO},
+        carrier_port=0,
+        phones_base_port=7_111,
+        phones=("1001", "1002"),
+    )
+    await one.open()
+    await two.open()
+    ends = FarEnds(settings)
+    try:
+        await ends.open()
+        await until("both are registered", lambda: one.registered and two.registered)
+        assert ("1001" in one.registered[0][0]) and ("1002" in two.registered[0][0])
+        assert ends.drivers["carrier"].agent.proxy.host == ONE
+    finally:
+        ends.close()
+        one.close()
+        two.close()

@@ -6,6 +6,7 @@ other, and every write is news to the other one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,8 @@ class PairEdge(EdgeWorld):
         self.others: list[PairEdge] = []
         self.dead = False
         """Its process: nothing reaches it, nothing is due."""
+        self.loses: Callable[[], bool] = lambda: False
+        """Asked for every message to another edge or a phone: whether it gets lost"""
         super().__init__(around=around)
 
     def config(self) -> EdgeConfig:
@@ -56,11 +59,12 @@ class PairEdge(EdgeWorld):
         for other in self.others:
             if (flow.host, flow.port) == (other.home.core, HOP_PORT):
                 assert flow.listener == "edge-hop", "to an edge from the port for edges only"
-                if not other.dead:
+                if not other.dead and not self.loses():
                     came = Flow("edge-hop", "udp", self.home.core, HOP_PORT)
                     other.post(SipBytes(data=data, flow=came))
                 return
-        super().deliver(data, flow)
+        if not flow.listener.startswith("public-") or not self.loses():
+            super().deliver(data, flow)
 
     def arrive(self, party: Party, data: bytes, flow: Flow) -> None:
         """To whichever edge has the address."""

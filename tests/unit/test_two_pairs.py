@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +212,26 @@ def test_an_edge_away_is_not_forgotten_when_its_key_is(two):
     assert talk.phone.of(sip.LegEnded)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_fifth_of_the_messages_gets_lost_on_every_way(two, seed):
+    """Nobody retransmits in the middle: the ends do, and what is passed on twice is one transaction."""
+    chance = random.Random(seed)
+    phone = two.b.register("1001")
+    _, call = two.a.call_in()
+    two.a.loses = two.b.loses = lambda: chance.random() < 0.2
+    two.a.dial(two.nodes[call.owner.name], call, "a1", "1001")
+    two.a.run(8.0)
+    invites = phone.of(sip.InviteReceived)
+    assert len(invites) == 1, "rung once"
+    phone.sip.ring(invites[0].leg, two.a.now)
+    phone.sip.answer(invites[0].leg, phone.sdp(), two.a.now)
+    two.a.run(20.0)
+    assert call.legs["a1"].state == "up" and phone.of(sip.LegAcked)
+    phone.sip.hangup(invites[0].leg, two.a.now)
+    two.a.run(20.0)
+    assert "a1" in call.tombstones and phone.of(sip.LegEnded)
+
+
 def test_the_phone_has_another_connection_by_now(two):
     """Where the phone is registered counts, not where it was when it was called."""
     talk = talking(two)
@@ -251,6 +272,22 @@ def test_the_phones_pair_is_active_at_another_address(two):
     assert a.registrar.route(a.registrar.binding_of("1001"))[0].host == "10.0.2.22"
     customer = a.context.sip.leg_flow(talk.call.legs["c"].key)
     assert customer.host == two.carrier.host
+
+
+def test_it_is_so_while_the_calls_edge_is_away(two):
+    talk = talking(two)
+    two.a.dead = True
+    keys = two.a.keys
+    for key, value in (
+        (keys.edge("edge9"), EdgeValue(edge="edge9", vip="pair2", sip="x", hop="10.0.2.22:5076")),
+        (keys.vip("pair2"), VipValue(edge="edge9", since=1.0)),
+    ):
+        two.a.revision += 1
+        two.a.store[key] = KeyValue(key, encode(value), two.a.revision)
+    del two.a.store[keys.edge("edge-pair2")]
+    two.a.restart()
+    leg = two.a.edge.calls.by_id[talk.call.call].legs["a1"]
+    assert two.a.edge.context.sip.leg_flow(leg.key).host == "10.0.2.22"
 
 
 def test_a_phone_on_a_connection(two):
