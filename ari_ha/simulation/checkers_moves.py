@@ -31,8 +31,6 @@ class AtTheChange:
     cluster: Cluster
     people: People
     problem: Callable[[str, str], None]
-    judged: int = 0
-    """Changes of calls on the move that were looked at"""
     _did: dict[str, tuple[object, float]] = field(default_factory=dict)
     """call -> what its people were doing, and since when"""
 
@@ -80,7 +78,6 @@ class AtTheChange:
             talk for talk in self.people.circles.everybody() if talk.call == call.call and talk.state == UP
         ]
         found = [(talk, self.cluster.ears.heard_by(talk)) for talk in talks]
-        self.judged += 1
         return [(talk, heard) for talk, heard in found if heard]
 
     def _on_the_move(self, command: NgCommand) -> EdgeCall | None:
