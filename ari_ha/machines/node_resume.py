@@ -250,9 +250,11 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
 
 
 def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
-    by_leg = {a.leg: a for a in call.attempts.values()}
+    # a node without etcd may have given the name of a leg that was never rung to somebody it dialled
+    by_leg = {a.leg: a for a in call.attempts.values() if a.leg not in arriving.targets}
     for name, fact in arriving.facts.items():
         known = record.legs.get(name)
+        known = None if known and not known.target and name in arriving.targets else known
         attempt = by_leg.get(name)
         ours = "user" if arriving.kind == TAKEOVER and not arriving.trunk else CUSTOMER
         role = known.role if known else ours if name == PRIMARY_LEG else "agent"
@@ -274,7 +276,8 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         elif attempt is not None:
             attempt.state = LOST if attempt.state in (ANSWERED, LOST) else RINGING
     for attempt in call.attempts.values():
-        if attempt.state in OPEN_STATES and attempt.leg not in call.legs:
+        here = attempt.leg in call.legs and by_leg.get(attempt.leg) is attempt
+        if attempt.state in OPEN_STATES and not here:
             attempt.state = ENDED
     for leg in arriving.ended:
         call.legs_used.add(leg)
@@ -317,7 +320,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     ended += [arriving.turned_down] if arriving.turned_down else []
     for value in [a for a in attempts if a.state in OPEN_STATES]:
         leg = call.legs.get(value.leg)
-        if leg is not None and leg.alive:
+        if leg is not None and leg.alive and leg.attempt == value.attempt:
             alive[value.attempt] = UP if leg.state == UP else RINGING
         elif value.leg in arriving.ended:
             ended.append(value.attempt)

@@ -7,7 +7,7 @@ import pytest
 
 from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import ari, link
-from ari_ha.wire.keyspace import LegValue, QueueConfigValue, RecordValue
+from ari_ha.wire.keyspace import AttemptValue, LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
 from tests.support.node_bench import LOST, Bench
 from tests.unit.test_node_outbound import agent_dials
@@ -345,6 +345,31 @@ def test_an_agent_who_was_called_by_his_number_came_by_no_queue(recorded: bool) 
     assert bench.agent("1002").work == "talking" and part is not None
     assert (part.attempt, part.queue) == ("k1", "") and bench.waiting() == []
     assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
+def test_a_leg_that_was_to_ring_an_agent_is_somebody_else_now() -> None:
+    """A record with an intent; a survivor without etcd dialled a number under the same name."""
+    bench = Bench(agents=("1001",))
+    bench.talk()
+    record = bench.record()
+    assert record is not None
+    attempt = AttemptValue(attempt="t5", agent="1002", device="1002", leg="a2", state="intent")
+    legs = {"c": record.legs["c"], "a2": LegValue(leg="a2", role="agent", agent="1002", state="trying")}
+    old = msgspec.structs.replace(record, stage="queued", attempts={"t5": attempt}, legs=legs)
+    bench.asterisk_dies()
+    bench.store.put(bench.keys.record("k1"), old)
+    bench.store_back()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    targets = {"a2": "number:+4940"}
+    channels = bench.resume("k1", "7.2", {"c": "up", "a2": "up"}, head="c", trunk="x", targets=targets)
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+    call = bench.machine.core.calls["k1"]
+    assert (call.legs["a2"].target, call.legs["a2"].agent, call.attempts["t5"].state) == (
+        "number:+4940", "", "ended",
+    )  # fmt: skip
+    bench.gone("k1", "a2", "7.2")
+    assert bench.said(link.EndLeg, leg="c")
 
 
 def test_without_a_record_the_dialplan_serves_no_party() -> None:
