@@ -73,7 +73,9 @@ class Tapes:
     _links: dict[str, int] = field(default_factory=dict)
     _relay_bad_at: float = -100.0
     _heard: set[tuple[str, str]] = field(default_factory=set)
-    """(call, leg) that somebody wrote at the last look"""
+    """(call, leg) written by two, or for long enough: no single loss may silence it from then on"""
+    _since: dict[tuple[str, str], float] = field(default_factory=dict)
+    """When it was first to be recorded"""
 
     def begin(self) -> None:
         """Looks at every fault, and whenever a copy is taken away, beside the looks now and then."""
@@ -100,13 +102,15 @@ class Tapes:
                 count = self.writers(*voice)
                 if not count and voice in self._heard and not self._excused():
                     self.problem("recorded without a hole", f"nobody writes {leg.leg} of {call.call}")
-                if count:
+                since = self._since.setdefault(voice, self.cluster.world.now)
+                if count > 1 or (count and self.cluster.world.now - since > REPLACE_S):
                     self._heard.add(voice)
                 key = f"tape/{call.call}/{leg.leg}"
                 seen.add(key)
                 if self.lasting(key, count < min(2, self._whole()), TWICE_MAX_S):
                     self.problem("recorded twice", f"{leg.leg} of {call.call} is written {count} times")
         self._heard &= wanted
+        self._since = {voice: since for voice, since in self._since.items() if voice in wanted}
         self.forget("tape/", seen)
 
     def writers(self, ident: str, leg: str) -> int:
