@@ -352,7 +352,7 @@ def _one_recorder(cluster: Cluster) -> None:
 PLANTED = {
     "one-recorder": Planted(
         "only one node records", _one_recorder, ("app-kill",),
-        ("recorded without a hole", "recorded twice"), records=True,
+        ("recorded without a hole", "recorded twice"), records=True, pause_s=6.0,
     ),
     "kept-address": Planted(
         "far ends are not told the edge's other address", _kept_address, REHOME_KINDS,
