@@ -3,7 +3,7 @@
 A wall clock that jumps by more than `STEP_S` is not followed at once: the monotonic clock carries
 the time on as it was known. A clock that is put right within `HOLD_S` was never believed; one that
 stays has been corrected, or is wrong for good, which nobody can tell from inside: it is followed.
-What is smaller is followed at once."""
+What is smaller is followed at once forwards, and slowly backwards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ari_ha.core.machine import Instant
 
 STEP_S = 2.0
 HOLD_S = 60.0
+BACK_MAX_S = 0.01
+"""Each time the clock is told, once a second; what is told late on a busy machine looks like a clock that
+went back, and no time told here may come before one told earlier."""
 STEPPED = "the wall clock stepped: the time goes on as it was known"
 BACK = "the wall clock is back where it was"
 FOLLOWED = "the wall clock stays where it stepped to: it is followed"
@@ -43,7 +46,7 @@ class Utc:
         apart = utc_s - self.at(now)
         if abs(apart) <= STEP_S:
             was, self._apart_s = self._apart_s, 0.0
-            self._offset_s = utc_s - now
+            self._offset_s = max(utc_s - now, self._offset_s - BACK_MAX_S)
             return (BACK, -was) if was else ("", 0.0)
         if abs(apart - self._apart_s) > STEP_S:
             by, self._apart_s, self._since = apart - self._apart_s, apart, now

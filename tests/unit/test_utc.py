@@ -46,11 +46,22 @@ def test_one_that_steps_again_is_watched_anew(utc: Utc) -> None:
     assert utc.at(101.0 + HOLD_S) == START + HOLD_S + 1
 
 
-def test_what_is_small_is_followed_at_once(utc: Utc) -> None:
+def test_what_is_small_is_followed_at_once_forwards(utc: Utc) -> None:
     assert utc.told(START + 11.5, 110.0) == ("", 0.0)
     assert utc.at(110.0) == START + 11.5
     assert utc.told(START + 22.0, 120.0) == ("", 0.0)
     assert utc.at(120.0) == START + 22.0
+
+
+def test_it_goes_back_so_slowly_that_it_goes_on(utc: Utc) -> None:
+    utc.told(START + 1.0 - 0.3, 101.0)
+    assert utc.at(101.0) > START + 0.98, "told late"
+    last = utc.at(101.0)
+    for second in range(2, 200):
+        utc.told(START + second - 1.0, 100.0 + second)
+        assert last < utc.at(100.0 + second)
+        last = utc.at(100.0 + second)
+    assert abs(last - (START + 198.0)) < 0.001
 
 
 @pytest.mark.parametrize("by_s", [HOUR, -HOUR, 600.0, -600.0])
