@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from ari_ha.adapters.call_records import CallRecords
@@ -17,6 +19,11 @@ ROWS_LIMIT_S = 60.0
 READ_LIMIT_S = 5.0
 ROWS_MAX = 1000
 ONE_QUEUE = ("talking", "through", "held", "ringing", "queued")
+TIMES_OF_CALL = ("started", "answered", "entered", "connected", "ended")
+OF_NODE = "entered"
+"""As the node tells the time; the others are the edge's."""
+APART_S = 1.0
+"""A process is told the time once a second, and on a busy machine late."""
 FEATURE = "*"
 """What an agent dials to log in is a call of its own."""
 NOBODY_ANSWERED = (*ALONE_STATES, *RINGING_STATES)
@@ -46,7 +53,9 @@ def judge_rows(stage: Stage, verdicts: Iterable[Verdict], since: float) -> dict[
         missing += not any(row["ha_call_id"] == verdict.pair.call for row in found)
         twice += max(0, len(found) - 1)
         verdict.against += against(verdict, found)
-        wrong = log_against(verdict, [row["event"] for row in log if row["callid"] == verdict.pair.call])
+        told = [row for row in log if row["callid"] == verdict.pair.call]
+        verdict.against += times_against(found, told, since, time.time())
+        wrong = log_against(verdict, [row["event"] for row in told])
         confused += bool(wrong)
         verdict.against += wrong
     return {"calls_without_row": missing, "rows_too_many": twice, "queue_log_wrong": confused}
@@ -63,6 +72,25 @@ def against(verdict: Verdict, rows: Rows) -> list[str]:
     people = [*row["agents"].split(), row["caller"]]  # of a call that an agent made he is the caller
     named = not pair.agent or pair.state in NOBODY_ANSWERED or pair.agent in people
     return [] if named else [f"the call record does not name agent {pair.agent}"]
+
+
+def times_against(rows: Rows, log: Rows, since: float, now: float) -> list[str]:
+    """What is wrong with the times of a call that began after ``since`` and is over ``now`` (UTC seconds),
+    whatever the clocks of those who wrote them did."""
+    wrong = []
+    for row in rows:
+        at = {name: _utc(row[name]) for name in TIMES_OF_CALL if row.get(name)}
+        edges = [at[name] for name in at if name != OF_NODE]
+        entered = at.get(OF_NODE, at["started"])
+        in_order = since <= edges[0] and edges == sorted(edges) and edges[-1] <= now
+        if not in_order or not edges[0] - APART_S <= entered <= edges[-1] + APART_S:
+            wrong.append(f"the call record has the times {', '.join(f'{n} {row[n]}' for n in at)}")
+    strange = [row for row in log if not since - APART_S <= _utc(row["time"]) <= now + APART_S]
+    return wrong + [f"the queue log says {row['event']} at {row['time']}" for row in strange]
+
+
+def _utc(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
 def log_against(verdict: Verdict, events: Sequence[str]) -> list[str]:

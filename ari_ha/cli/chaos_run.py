@@ -16,6 +16,7 @@ from ari_ha.cli import chaos_mixed as mixed
 from ari_ha.cli import chaos_party as party
 from ari_ha.cli import chaos_records as rows
 from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_faults import APP_FAULTS, COMING_BACK, MEND_AFTER_S, MOVING, STAYING
 from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
     ALONE_STATES,
@@ -32,45 +33,9 @@ from ari_ha.cli.chaos_judge import (
 from ari_ha.cli.chaos_menu import heard_digits, leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
-from ari_ha.cli.lab import FAULTS, NODES, LabError, Struck
-from ari_ha.cli.lab_faults import STARVED_S
+from ari_ha.cli.lab import FAULTS, NODES, PREPARED, LabError, Struck
 from ari_ha.farend.client import FarEndError
 
-MOVING = (
-    "edge-and-asterisk-kill",
-    "asterisk-kill",
-    "asterisk-stop",
-    "asterisk-restart-now",
-    "asterisk-freeze",
-    "node-cut",
-    "node-cut-in",
-    "node-cut-out",
-    "two-nodes-kill",
-    "survivor-kill",
-    "all-nodes-kill",
-    "drain",
-)
-"""Faults after which another Asterisk (or another life of the same one) must serve the calls."""
-MEND_AFTER_S = {
-    "app-freeze": 3.0,
-    "compaction": 3.0,
-    "etcd-slow": 8.0,
-    "node-loss": 6.0,
-    "etcd-quorum-loss": 30.0,
-    "asterisk-freeze": 10.0,
-    "edge-freeze": 4.0,
-    "edge-cut": 4.0,
-    "edge-heartbeats-lost": 4.0,
-    "disk-full": 5.0,
-    "edge-starved": STARVED_S + 1.0,
-    "node-starved": STARVED_S + 1.0,
-}
-"""Faults that are mended while the run still watches, after this long."""
-APP_FAULTS = ("app-kill", "app-freeze", "app-version-change")
-STAYING = (*APP_FAULTS, "disk-full", "edge-starved", "node-starved")
-"""Faults that are over before a call need move."""
-COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")
-"""Faults whose node wakes up with calls it has lost."""
 BASELINE_S = 2.0
 PROBE_EVERY_S = 0.25
 """A digit takes 0.14 s, and there is 0.1 s between two."""
@@ -112,6 +77,7 @@ class Run:
         stage, say, began = self.stage, self.stage.say, time.time()
         say(f"{self.fault} / {self.state}: cleaning up")
         stage.clean()
+        self._prepare()
         self.host, self.address_moves = self._victim(), stage.address_moves()
         say(f"placing {self.count} calls")
         stage.only(NODES[self.serial % len(NODES)])
@@ -154,6 +120,11 @@ class Run:
             "after": self.after,
             "left": self.left,
         }
+
+    def _prepare(self) -> None:
+        if self.fault in PREPARED:
+            PREPARED[self.fault](self.stage.lab, self._victim())
+            self.stage.whole()
 
     def _victim(self) -> str:
         if self.fault.startswith(("etcd", "database", "clerk")):

@@ -225,6 +225,11 @@ class Stage:
         until("no call is left at the edge", CLEAN_LIMIT_S, lambda: not self.edge_calls())
         until("no call in etcd has an owner", CLEAN_LIMIT_S, lambda: not self.owned_calls(), 0.2)
         until("no channel is left", CLEAN_LIMIT_S, lambda: not self.channels(), 0.3)
+        self.whole()
+
+    def whole(self) -> None:
+        """Every node takes calls, and so does an edge, with its other one ready."""
+        until("an edge serves", 60, lambda: bool(self.active_edge()), 0.2)
         until("all nodes take calls", 60, lambda: set(self.usable_nodes()) >= set(NODES), 0.2)
         until("the pair is whole", 60, self.pair_is_whole, 0.2)
 

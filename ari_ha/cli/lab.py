@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ari_ha.cli import lab_faults, lab_pair, lab_versions
+from ari_ha.cli import lab_clock, lab_faults, lab_pair, lab_versions
 from ari_ha.cli.output import fail, print_json, say, table
 
 PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
@@ -39,6 +41,10 @@ _CUT_RULES = f"""table inet {CUT_TABLE} {{
 }}
 """
 
+THAW = (
+    "for p in /proc/[0-9]*; do "
+    'case $(cut -d")" -f2 "$p/stat" 2>/dev/null) in " T"*) kill -CONT "${p#/proc/}";; esac; done'
+)
 CONTROL_SOCKET = "/run/asterisk/asterisk.ctl"
 
 
@@ -184,12 +190,7 @@ class Lab:
 
     def thaw(self, host: str) -> None:
         """SIGCONT to every stopped process of a host: the one that was stopped may have been replaced."""
-        script = (
-            "for p in /proc/[0-9]*; do "
-            'case $(cut -d")" -f2 "$p/stat" 2>/dev/null) in " T"*) kill -CONT "${p#/proc/}";; esac; '
-            "done; true"
-        )
-        self.run(host, "sh", "-c", script)
+        self.run(host, "sh", "-c", f"{THAW}; true")
 
     def edge_process_kill(self, edge: str) -> Struck:
         """SIGKILL to the edge process; rtpengine goes on."""
@@ -251,26 +252,28 @@ class Lab:
             elif state != "running":
                 self.docker("start", PREFIX + host)
                 mended.append(f"{host} started")
-        for edge in PAIR:
-            if self.running().get(edge) == "running" and lab_pair.broken(self, edge):
-                lab_pair.heal(self, edge)
-                mended.append(f"{edge} connected")
-        services = {**dict.fromkeys(NODES, "app"), **dict.fromkeys(PAIR, "edge")}
         running = self.running()
-        for host, service in services.items():
-            if running.get(host) == "running" and lab_versions.heal(self, host, service):
-                mended.append(f"{host} runs its own version")
-        for server in DATABASES:
-            if self.running().get(server) == "running":
-                script = f"nft delete table inet {DATABASE_CUT_TABLE} 2>/dev/null || true"
-                self.run(server, "sh", "-c", script)
-                self.thaw(server)
-        for node in NODES:
-            if CUT_TABLE in self.run(node, "nft", "list", "tables"):
-                self.node_heal(node)
-                mended.append(f"{node} connected")
-            self.thaw(node)
-            lab_faults.disk_mend(self, node)
+        hosts = [host for host in (*NODES, *PAIR, *DATABASES) if running.get(host) == "running"]
+        with ThreadPoolExecutor(len(hosts) or 1) as together:
+            for words in together.map(self._heal_host, hosts):
+                mended += words
+        return mended
+
+    def _heal_host(self, host: str) -> list[str]:
+        script = f"{THAW}; nft list tables; ls /run; rm -f {' '.join(lab_faults.FILLERS)}"
+        found, mended = set(self.run(host, "sh", "-c", script).split()), []
+        if found & {lab_pair.CABLE_TABLE, lab_pair.BEATS_TABLE}:
+            lab_pair.heal(self, host)
+            mended.append(f"{host} connected")
+        for cut in found & {CUT_TABLE, DATABASE_CUT_TABLE}:
+            self.run(host, "nft", "delete", "table", "inet", cut)
+            mended.append(f"{host} connected")
+        if Path(lab_versions.OTHER_VERSION).name in found:
+            lab_versions.run_own(self, host, "app" if host in NODES else "edge")
+            mended.append(f"{host} runs its own version")
+        if Path(lab_clock.OWN_CLOCK).name in found:
+            lab_clock.take(self, host)
+            mended.append(f"{host} has the machine's clock")
         return mended
 
     # --- looking ---
@@ -340,8 +343,15 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "disk-full": lab_faults.disk_full,
     "edge-starved": lab_faults.host_starved,
     "node-starved": lab_faults.host_starved,
+    "clock-step": lab_clock.step,
+    "edge-clock-step": lab_clock.step,
 }
 """Every fault by name; the second argument is the host it strikes."""
+PREPARED: dict[str, Callable[[Lab, str], None]] = {
+    "clock-step": lab_clock.give,
+    "edge-clock-step": lab_clock.give_edges,
+}
+"""What has to be done to the host of some faults before there are calls."""
 
 
 def _follower(lab: Lab) -> str:

@@ -22,7 +22,7 @@ STARVED_LOOPS = 8
 """Busy processes beside those of the host: of two cores they leave it a share of a fifth."""
 DISKS = ("/var/log/asterisk", "/var/lib/asterisk", "/var/spool/asterisk")
 """What a node's Asterisk writes to: small file systems of their own in the lab."""
-FILLER = ".chaos-filler"
+FILLERS = [f"{disk}/.chaos-filler" for disk in DISKS]
 COMPACT = (
     "r=$(etcdctl endpoint status -w json | sed 's/.*\"revision\":\\([0-9]*\\).*/\\1/') "
     '&& etcdctl compaction --physical "$r"'
@@ -153,11 +153,11 @@ def disk_full(lab: Lab, node: str) -> Struck:
     from ari_ha.cli.lab import LabError, Struck
 
     at = time.time()
-    for disk in DISKS:
+    for disk, filler in zip(DISKS, FILLERS, strict=True):
         kind = lab.run(node, "stat", "-f", "-c", "%T", disk).strip()
         if kind != "tmpfs":
             raise LabError(f"{disk} of {node} is not a file system of its own ({kind}): not filled")
-        lab.run(node, "sh", "-c", f"cat /dev/zero > {disk}/{FILLER} 2>/dev/null; true")
+        lab.run(node, "sh", "-c", f"cat /dev/zero > {filler} 2>/dev/null; true")
         if lab.run(node, "stat", "-f", "-c", "%f", disk).strip() != "0":
             raise LabError(f"{disk} of {node} is not full")
     return Struck(at, lambda: disk_mend(lab, node))
@@ -165,7 +165,7 @@ def disk_full(lab: Lab, node: str) -> Struck:
 
 def disk_mend(lab: Lab, node: str) -> None:
     """There is space again."""
-    lab.run(node, "rm", "-f", *(f"{disk}/{FILLER}" for disk in DISKS))
+    lab.run(node, "rm", "-f", *FILLERS)
 
 
 def host_starved(lab: Lab, host: str) -> Struck:

@@ -77,12 +77,6 @@ def heal(lab: Lab, edge: str) -> None:
         lab.run(edge, "sh", "-c", f"nft delete table {table} 2>/dev/null; true")
 
 
-def broken(lab: Lab, edge: str) -> bool:
-    """Whether a cable is pulled or heartbeats are lost."""
-    tables = lab.run(edge, "nft", "list", "tables")
-    return CABLE_TABLE in tables or BEATS_TABLE in tables
-
-
 def switchover(lab: Lab, edge: str) -> Struck:
     """A planned one: the guard is asked, as `ari-ha switchover edge` does it."""
     from ari_ha.cli.lab import PREFIX, LabError, Struck

@@ -106,14 +106,6 @@ def runs_other(lab: Lab, host: str, service: str) -> bool:
         return False
 
 
-def heal(lab: Lab, host: str, service: str) -> bool:
-    """Makes a host run its own version again; whether it did not."""
-    if not lab.run(host, "sh", "-c", f"ls {OTHER_VERSION} 2>/dev/null; true").strip():
-        return False
-    run_own(lab, host, service)
-    return True
-
-
 def app_version_change(lab: Lab, node: str) -> Struck:
     """The node's app is replaced by one of another version; mended by replacing that one again."""
     from ari_ha.cli.lab import LabError, Struck

@@ -28,7 +28,7 @@ def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) 
 )
 def test_asterisk_killed(running_lab: Stage, state: str) -> None:
     """The other states stand in docs/matrix.md: what `make chaos` measured."""
-    report = perform(running_lab, "asterisk-kill", state, 0)
+    report = perform(running_lab, "asterisk-kill", state, 0, with_baseline=state == "talking")
     alone = sum(shares(MIXED_CALLS)[each] for each in ALONE_STATES) if state == MIXED else 0
     assert sum(call["same_agent"] is None for call in report["calls"]) == alone
     for call in report["calls"]:
@@ -37,6 +37,8 @@ def test_asterisk_killed(running_lab: Stage, state: str) -> None:
         assert call["same_agent"] in (None, True)
         if state == "talking":
             assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}
+    if state == "talking":
+        assert not report["baseline"]["against"] and report["baseline"]["lost_ms_max"] == 0
 
 
 @pytest.mark.parametrize("fault", ["asterisk-stop", "asterisk-restart-now", "asterisk-freeze", "node-cut"])
@@ -76,11 +78,11 @@ def test_what_nobody_on_the_phone_may_notice(running_lab: Stage, fault: str) -> 
 @pytest.mark.parametrize("during", ["hangup-caller", "hangup-agent"])
 @pytest.mark.parametrize("fault", ["asterisk-kill", "edge-process-kill"])
 def test_somebody_hangs_up_inside_the_gap(running_lab: Stage, fault: str, during: str) -> None:
-    perform(running_lab, fault, "talking", 2, during=during, with_baseline=False)
+    perform(running_lab, fault, "talking", 2, during=during)
 
 
 def test_a_transfer_is_asked_for_inside_the_gap_and_survives_the_next_death(running_lab: Stage) -> None:
-    perform(running_lab, "asterisk-kill", "talking", 2, during="refer-agent", with_baseline=False)
+    perform(running_lab, "asterisk-kill", "talking", 2, during="refer-agent")
 
 
 def test_a_node_is_emptied_of_calls_in_many_states(running_lab: Stage) -> None:
@@ -92,14 +94,26 @@ def test_a_full_disk_is_no_matter(running_lab: Stage) -> None:
     perform(running_lab, "disk-full", "talking", 1)
 
 
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [("clock-step", "talking"), ("clock-step", "queued"), ("edge-clock-step", "talking")],
+)
+def test_a_wall_clock_steps_an_hour_either_way(running_lab: Stage, fault: str, state: str) -> None:
+    """The node's Asterisk and app, or the edge; every run looks at the times in its call records."""
+    report = perform(running_lab, fault, state, 1)
+    for call in report["calls"]:
+        assert (call["carrier_messages"], call["phone_messages"]) == (0, 0)
+        assert all(lost in (0, None) for lost in call["lost_audio_ms"].values()), call
+
+
 def test_a_caller_gives_up_inside_the_gap_while_it_rings(running_lab: Stage) -> None:
-    perform(running_lab, "asterisk-kill", "ringing", 1, during="hangup-caller", with_baseline=False)
+    perform(running_lab, "asterisk-kill", "ringing", 1, during="hangup-caller")
 
 
 def test_calls_end_while_the_database_fails_over(running_lab: Stage) -> None:
     """One row each: the outbox waits for the new primary. (Every run here counts its rows.)"""
-    perform(running_lab, "database-kill", "talking", 0, during="hangup-caller", with_baseline=False)
+    perform(running_lab, "database-kill", "talking", 0, during="hangup-caller")
 
 
 def test_the_clerk_dies_while_calls_end(running_lab: Stage) -> None:
-    perform(running_lab, "clerk-kill", "talking", 0, during="hangup-agent", with_baseline=False)
+    perform(running_lab, "clerk-kill", "talking", 0, during="hangup-agent")

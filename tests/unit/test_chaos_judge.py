@@ -10,10 +10,10 @@ import pytest
 
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.chaos import report
+from ari_ha.cli.chaos_faults import MEND_AFTER_S
 from ari_ha.cli.chaos_inside import answer_times
 from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_menu import all_digits
-from ari_ha.cli.chaos_run import MEND_AFTER_S
 
 
 def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[str, Any]:

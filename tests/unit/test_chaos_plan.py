@@ -9,9 +9,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from ari_ha.cli import chaos, lab
+from ari_ha.cli.chaos_faults import MEND_AFTER_S, MOVING
 from ari_ha.cli.chaos_judge import STATES
 from ari_ha.cli.chaos_mixed import shares
-from ari_ha.cli.chaos_run import MEND_AFTER_S, MOVING
 
 
 def test_everything_when_nothing_is_named() -> None:
