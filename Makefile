@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin
 # They compute and wait for nothing: one process per core.
-FAST    = $(RUN)/python -m pytest -m "not lab" -n auto
+FAST     = $(RUN)/python -m pytest -m "not lab" -n auto --durations 20
 # Contract tests have containers of their own and wait for them most of the time; of the lab there is one.
 CONTRACT = docker/build && $(RUN)/python -m pytest -m lab tests/contract -n 4
-LAB      = docker/lab up && $(RUN)/python -m pytest -m lab tests/integration tests/chaos
+LAB      = docker/lab up && $(RUN)/python -m pytest -m lab tests/integration tests/chaos --durations 40
 # Where a package index is signed by the machine's own authority, pip must use the machine's bundle.
 export PIP_CERT ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 

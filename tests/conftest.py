@@ -58,9 +58,22 @@ def running_lab() -> Stage:
     return stage
 
 
+_clean: list[bool] = []
+"""Not empty: nobody has used the lab since a test cleaned it."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Notes the tests that use the lab and do not clean it themselves."""
+    if item.get_closest_marker("lab") and "stage" not in getattr(item, "fixturenames", ()):
+        _clean.clear()
+
+
 @pytest.fixture
 def stage(running_lab: Stage) -> Iterator[Stage]:
     """The lab without calls and without faults, before and after each test."""
-    running_lab.clean()
+    if not _clean:
+        running_lab.clean()
+    _clean.clear()
     yield running_lab
     running_lab.clean()
+    _clean.append(True)

@@ -24,6 +24,7 @@ DIRECT_PORT = 5079
 CARRIER_PORT = 5099
 HELD_CALLS = 10
 STEADY_S = 0.5
+WRAP_UP_LIMIT_S = 60.0
 """Of what was heard before an order, this much is looked at."""
 SERVICES = {"asterisk": "asterisk", "rtpengine": "rtpengine", "app": "node app", "edge": "edge process"}
 
@@ -119,14 +120,14 @@ def _talking(stage: Any, calls: int, seconds: int) -> dict[str, Any]:
     # agents log in and phones settle before the counted calls: a warm-up call each way
     stage.place(calls, "talking", 900)
     stage.clean()
-    time.sleep(4)  # wrap-up of the warm-up calls ends
+    _wrapped_up(stage)
     before, began = _commits(stage), time.monotonic()
     stage.place(calls, "talking", 901)
     up = _commits(stage) - before - per_s * (time.monotonic() - began)
     busy = _cpu_share(stage, seconds)
     before_end, began = _commits(stage), time.monotonic()
     stage.clean()
-    time.sleep(4)
+    _wrapped_up(stage)
     down = _commits(stage) - before_end - per_s * (time.monotonic() - began)
     return {
         "calls": calls,
@@ -140,6 +141,15 @@ def _talking(stage: Any, calls: int, seconds: int) -> dict[str, Any]:
             "whole_call": round((up + down) / calls, 1),
         },
     }
+
+
+def _wrapped_up(stage: Any) -> None:
+    from ari_ha.cli.chaos_stage import until
+
+    def idle() -> bool:
+        return all(agent.get("work", "idle") == "idle" for agent in stage.agents().values())
+
+    until("every wrap-up is over", WRAP_UP_LIMIT_S, idle, 0.2)
 
 
 def _cpu_share(stage: Any, seconds: int) -> dict[str, float]:
