@@ -209,8 +209,6 @@ class NodeCore:
             self.acd.call_moved(call.call)
         call.stage = OVER
         self._forget(call, discard=True)
-        if self.records.owner(call.call) is None and self._waits_here(call.call):
-            self._look_at_place(call.call)
 
     def _look_at_place(self, ident: str) -> None:
         """A place that says it is ours, of a call that is not here and that nobody claims."""
@@ -232,6 +230,8 @@ class NodeCore:
         for bridge in sorted(call.asterisk.existing):
             self.context.ari(f"hangup/{bridge}", "bridges.destroy", {"bridgeId": bridge})
         self.records.close(call.call, discard)
+        if discard and self.records.owner(call.call) is None and self._waits_here(call.call):
+            self._look_at_place(call.call)
 
     def forget_all(self) -> None:
         """Asterisk's life is over: its calls are the edge's to move. Nothing is ended,

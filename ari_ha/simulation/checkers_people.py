@@ -135,10 +135,10 @@ class AtThePhones:
         if talk.joining or any(line.joining for line in lines):
             return True  # of two lines of one phone one stays in the conference
         company = self._company(talk, everybody)
-        left = [o for o in company if o.ended_by == "self"]
-        stays = any(o.state == UP for o in company)
-        if left and (not stays or any(o.dialled for o in left)):
+        if _is_left(company):
             return True
+        if any(o.joining for o in everybody) and _is_left([o for o in everybody if o is not talk]):
+            return True  # all may have been brought together, which no phone has heard of yet
         if talk.call in self.apologised():
             return True
         if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):
@@ -199,6 +199,12 @@ class AtThePhones:
             first = self._rang.setdefault(what, talk)
             if first is not talk and (first.ended_by == "self" or not what.startswith("attempt")):
                 self.problem("nobody is called twice", f"{what}: {first.leg} and {talk.leg}")
+
+
+def _is_left(company: list[Talk]) -> bool:
+    """Whether nobody of them is there any more, or whoever made the call has hung up."""
+    left = [o for o in company if o.ended_by == "self"]
+    return bool(left) and (not any(o.state == UP for o in company) or any(o.dialled for o in left))
 
 
 def _is_person(talk: Talk) -> bool:

@@ -576,15 +576,21 @@ def test_two_pairs_while_the_store_is_away() -> None:
     assert "k2" not in core.calls
 
 
-def test_a_caller_who_gave_up_while_his_node_heard_nothing_leaves_no_place() -> None:
-    """His edge has ended the call; when the link is up again it only says that it is not ours."""
+@pytest.mark.parametrize("asterisk_dies", [False, True])
+def test_a_caller_who_gave_up_while_his_node_heard_nothing_leaves_no_place(asterisk_dies: bool) -> None:
+    """His edge has ended the call; when the link is up again it only says that it is not ours, and
+    not even that of a call in a life of Asterisk that is over."""
     bench = Bench(())
     bench.trunk()
     assert bench.waiting() == ["k1"]
     bench.link_down()
     bench.disown("k1")
+    if asterisk_dies:
+        bench.asterisk_dies()
+        bench.asterisk_back()
     bench.link()
-    bench.frame(link.Relinquish("k1", "7.1"))
+    if not asterisk_dies:
+        bench.frame(link.Relinquish("k1", "7.1"))
     assert "k1" not in bench.machine.core.calls
     bench.sleep(10)
     assert bench.waiting() == []
