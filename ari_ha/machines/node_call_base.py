@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
-from ari_ha.core.machine import Done, InvariantBroken, Outcome
+from ari_ha.core.machine import Done, InvariantBroken, Outcome, Refused
 from ari_ha.machines.node_model import DIALPLAN, ENDED, HITLESS, OVER, SETUP, UP, Attempt, Leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Act
@@ -263,8 +263,13 @@ class CallBase:
                 self.say(link.Bridged(call=self.call, epoch=str(self.epoch), legs=[self.head]))
             return
         self.note("the dialplan has no place for it; the next line it is", level="warning", outcome=outcome)
-        node = self.parts.context
-        node.ari(f"call/{self.call}", "channels.continueInDialplan", {"channelId": channel})
+        node, where = self.parts.context, {"channelId": channel}
+        node.ari(f"call/{self.call}", "channels.continueInDialplan", where, self._continued_anyhow)
+
+    def _continued_anyhow(self, outcome: Outcome) -> None:
+        """Of a channel that went before we were subscribed to it nobody tells its end."""
+        if isinstance(outcome, Refused) and outcome.code == 404 and self.stage == DIALPLAN:
+            self._self().channel_missing(self.head)
 
     def check(self) -> None:
         """The call must not contradict itself."""

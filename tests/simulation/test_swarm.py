@@ -245,6 +245,8 @@ KEPT_FULL = {
     "an agent taken up twice in one call": 4019,
     "the same transfer, asked for in the other line": 6099,
     "a caller gives up while nobody hears of it": 6155,
+    "the same, and Asterisk dies meanwhile": 7074,
+    "a conference, and the caller hangs up at once": 7089,
     "the end of a leg that the edge had no time to write down": 2743,
     "a leg ends while its call is taken up": 1351,
     "the second line of a phone in two calls": 1365,

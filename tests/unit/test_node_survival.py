@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ari_ha.core.ports.ari import AriDown, AriEvent, AriRefusedUs
+from ari_ha.core.machine import Event, Outcome, Refused
+from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs
 from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
 from ari_ha.wire import link
@@ -594,3 +595,21 @@ def test_a_caller_who_gave_up_while_his_node_heard_nothing_leaves_no_place(aster
     assert "k1" not in bench.machine.core.calls
     bench.sleep(10)
     assert bench.waiting() == []
+
+
+def test_a_caller_who_went_before_the_dialplan_had_him_leaves_nothing() -> None:
+    """Nobody tells the end of a channel that was not subscribed to yet."""
+    bench = Bench(())
+    bench.own("k1", epoch="7.2")
+    perform = bench.asterisk.perform
+
+    def gone(effect: AriCall) -> tuple[Outcome, list[Event]]:
+        if effect.operation == "applications.subscribe":
+            bench.asterisk.channels.clear()
+            return Refused("Event source does not exist", 422), []
+        return perform(effect)
+
+    bench.asterisk.perform = gone  # type: ignore[method-assign]
+    bench.resume("k1", "7.2", {"c": "up"}, head="c", trunk="carrier1")
+    bench.sleep(1.0)
+    assert not bench.machine.core.calls and bench.said(link.EndLeg, leg="c")
