@@ -12,6 +12,7 @@ from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.wire import ng
 
 RETRANSMIT_S = (0.1, 0.3, 0.6, 1.0)
+"""Pauses before a command is sent again."""
 PING_INTERVAL_S = 0.5
 PING_LIMIT_S = 1.0
 LIVES_APART_S, AGE_ERROR_S = 5.0, 2.0
@@ -78,30 +79,33 @@ class Rtpengine(asyncio.DatagramProtocol):
         return Refused(str(reply.get("error-reason", reply.get("result", "?"))), value=reply)
 
     async def _ask(self, command: str, body: object, limit_s: float) -> dict[str, ng.NgValue]:
-        assert self._transport is not None
+        transport = self._transport
+        assert transport is not None
         self._serial += 1
         cookie = f"{self._prefix}_{self._serial}"
         data = ng.encode(cookie, command, body)  # type: ignore[arg-type]
-        waiting: asyncio.Future[dict[str, ng.NgValue]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[dict[str, ng.NgValue]] = loop.create_future()
+        pauses = iter(RETRANSMIT_S)
+        again: asyncio.TimerHandle | None = None
+
+        def send() -> None:
+            nonlocal again
+            transport.sendto(data)
+            pause = next(pauses, None)
+            again = loop.call_later(pause, send) if pause else None
+
         self._waiting[cookie] = waiting
-        ends = time.monotonic() + limit_s
         try:
-            for pause in (*RETRANSMIT_S, limit_s):
-                self._transport.sendto(data)
-                left = min(pause, ends - time.monotonic())
-                if left <= 0:
-                    break
-                try:
-                    return await asyncio.wait_for(asyncio.shield(waiting), left)
-                except TimeoutError:
-                    continue
-            raise TimeoutError
+            send()
+            async with asyncio.timeout(limit_s):
+                return await waiting
         finally:
+            if again:
+                again.cancel()
             self._waiting.pop(cookie, None)
-            if not waiting.done():
-                waiting.cancel()
-            elif not waiting.cancelled():
-                waiting.exception()
+            if waiting.done() and not waiting.cancelled():
+                waiting.exception()  # seen, also where the time was over in the same moment
 
     async def _ping(self) -> None:
         while True:

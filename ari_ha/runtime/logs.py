@@ -16,6 +16,8 @@ import re
 import sys
 from typing import Any, TextIO
 
+import msgspec
+
 LINES_MAX = 10_000
 VALUE_MAX_CHARS = 4_000
 SECRET_MIN_CHARS = 6
@@ -32,6 +34,9 @@ def setup(process: str, level: str = "info", stream: TextIO | None = None) -> Lo
     root.addHandler(logs.handler)
     root.setLevel(level.upper())
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    # What no line of ours says is not looked up for each of them (Python's logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined]
     return logs
 
 
@@ -45,7 +50,7 @@ class Logs:
     """Where the lines of this process go."""
 
     def __init__(self, process: str, stream: TextIO) -> None:
-        self._queue: queue.Queue[logging.LogRecord] = queue.Queue(LINES_MAX)
+        self._queue: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._formatter = _JsonFormatter(process)
         self.handler = _DroppingHandler(self._queue)
         sink = logging.StreamHandler(stream)
@@ -76,9 +81,9 @@ class _DroppingHandler(logging.handlers.QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        try:
+        if self.queue.qsize() < LINES_MAX:
             self.queue.put_nowait(record)
-        except queue.Full:
+        else:
             self.dropped += 1
 
 
@@ -98,7 +103,10 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        text = json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            text = msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 has no bytes for it
+            text = json.dumps(line, default=str)
         for secret in self.secrets:
             text = text.replace(secret, COVERED)
         return text

@@ -12,7 +12,6 @@ new events while outcomes and deadlines always find room.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
@@ -365,10 +364,10 @@ class Shell:
         self._line(logging.ERROR, "fault", facts)
 
     def _line(self, level: int, kind: str, facts: Mapping[str, Any]) -> None:
-        """One JSON line; programs read the fields, nobody parses sentences."""
+        """One line of facts; programs read the fields, nobody parses sentences."""
         if self._log.isEnabledFor(level):
             line = {"at": self._wall_clock(), **facts, "kind": kind}
-            self._log.log(level, "%s", json.dumps(line, default=str))
+            self._log.log(level, kind, extra={"facts": line})
 
 
 def _traceback(error: BaseException) -> list[str]:

@@ -51,6 +51,13 @@ def test_a_message_that_is_an_object_is_not_wrapped(log):
     assert second["what"] == "plain text"
 
 
+def test_a_line_is_written_whatever_its_facts_are(log):
+    logger, _, lines = log
+    tell(logger, "event", "odd", half="\ud800", thing=ValueError("no"), number=2**70)
+    (line,) = lines()
+    assert line["half"] == "\ud800" and line["thing"] == "no" and str(line["number"]) == str(2**70)
+
+
 def test_secrets_told_are_covered_everywhere(log):
     logger, logs, lines = log
     logs.hide("s3cret-value", "")

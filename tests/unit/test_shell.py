@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -265,7 +264,7 @@ async def test_a_fault_in_the_machine_is_told_and_the_process_goes_on(caplog):
         b.shell.post(Begin(effects=(Send(name="after"),)))
         await b.until_idle()
     assert b.sent == ["after"] and b.shell.faults == 1
-    lines = [json.loads(r.message) for r in caplog.records]
+    lines = [r.facts for r in caplog.records]
     assert [line["kind"] for line in lines] == ["note", "fault"]
     assert lines[1]["error"] == "ValueError: a bug"
     assert lines[1]["story"][0]["text"] == "before"
