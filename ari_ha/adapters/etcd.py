@@ -163,6 +163,7 @@ class EtcdStore:
         self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         self._last_ticket = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_for: Instant | None = None
         self.lease_state = LeaseState(held=False)
         self.faults = 0
 
@@ -171,6 +172,10 @@ class EtcdStore:
     def mirror(self, prefix: str) -> None:
         """Keep ``post`` informed of every key under ``prefix``."""
         self._feed(wire.MirrorWanted(prefix=prefix))
+
+    def unmirror(self, prefix: str) -> None:
+        """Nothing under ``prefix`` is told any more."""
+        self._feed(wire.MirrorUnwanted(prefix=prefix))
 
     def lease(self, ttl_s: int) -> None:
         """Keep one lease for the process; `Put.leased` uses it."""
@@ -244,14 +249,23 @@ class EtcdStore:
             self._do(effect)
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Keeps a timer that is not later than the client's deadline. One that is earlier
+        stays (most deadlines only move away) and is set anew when it has come."""
         wanted = self._client.deadline()
-        if wanted is not None and not self._closed:
-            loop = asyncio.get_running_loop()
-            wait_s = max(wanted - self._clock(), DEADLINE_FLOOR_S)
-            self._timer = loop.call_at(loop.time() + wait_s, self._feed, DeadlineReached())
+        if wanted is None or self._closed:
+            return
+        if self._timer is not None:
+            if self._armed_for is not None and self._armed_for <= wanted:
+                return
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        wait_s = max(wanted - self._clock(), DEADLINE_FLOOR_S)
+        self._armed_for = wanted
+        self._timer = loop.call_at(loop.time() + wait_s, self._deadline_came)
+
+    def _deadline_came(self) -> None:
+        self._timer = None
+        self._feed(DeadlineReached())
 
     def _do(self, effect: Effect) -> None:
         match effect:

@@ -25,6 +25,7 @@ from ari_ha.core.ports.store import (
     StoreChanged,
     StoreReach,
     StoreSnapshot,
+    StoreUnwatch,
 )
 from ari_ha.machines.doorkeeper import Doorkeeper
 from ari_ha.machines.edge_calls import Calls
@@ -468,7 +469,7 @@ class EdgeMachine:
 
     def _maybe_serve(self) -> None:
         """Begins to serve when we are active and every stored call has been read."""
-        context = self.context
+        context, keys = self.context, self.context.keys
         if self.serving or not context.edge_revision:
             return
         missing = [family for family in FAMILIES if family not in self._read]
@@ -495,6 +496,9 @@ class EdgeMachine:
             if context.now - at < EARLY_INVITE_S or not event.data.startswith(b"INVITE "):
                 self._sip_bytes(event)
         self._read.clear()
+        # Nobody writes there but us as long as we are the active edge, and who was that once
+        # does not stand by in the same life.
+        context.emit(StoreUnwatch(prefix=keys.prefix("dialogs")))
         context.at("pump", context.now + VIP_RETRY_S, self.takeover.pump)
 
     def _restore(self) -> None:

@@ -57,6 +57,8 @@ class EtcdClient:
                 self._members.start(now)
             case wire.MirrorWanted(prefix=prefix):
                 self._mirrors.want(prefix, now)
+            case wire.MirrorUnwanted(prefix=prefix):
+                self._mirrors.unwant(prefix)
             case wire.LeaseWanted(ttl_s=ttl_s):
                 self._lease.want(ttl_s, now)
             case wire.DeliveryRefused(event=refused):

@@ -61,6 +61,13 @@ class Mirrors:
                 self._open_stream(now)
                 self._begin(mirror, now)
 
+    def unwant(self, prefix: str) -> None:
+        """Ends every mirror under ``prefix``; what of it is under way is not told any more."""
+        for mirror in [m for m in self._mirrors.values() if m.prefix.startswith(prefix)]:
+            del self._mirrors[mirror.prefix]
+            self._unwatch(mirror)
+            self._unhook(mirror)
+
     def adopted(self, header: Any, now: Instant) -> None:
         """A member is in use: go on where each mirror stands."""
         if header is not None:
@@ -168,6 +175,12 @@ class Mirrors:
         request = wire.watch_create(mirror.prefix, max(mirror.position - 1, 1), mirror.watch_id)
         self._calls.out.append(wire.StreamSend(stream=self._stream, request=request))
 
+    def _unwatch(self, mirror: Mirror) -> None:
+        if mirror.watch_id:
+            del self._watched[mirror.watch_id]
+            cancel = pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=mirror.watch_id))
+            self._calls.out.append(wire.StreamSend(stream=self._stream, request=cancel))
+
     # -- what the stream says
 
     def said(self, event: wire.StreamSaid, now: Instant) -> None:
@@ -244,10 +257,7 @@ class Mirrors:
         for mirror in self._mirrors.values():
             if not key_or_prefix.startswith(mirror.prefix) or mirror.retry_at is not None:
                 continue
-            if mirror.watch_id:
-                del self._watched[mirror.watch_id]
-                cancel = pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=mirror.watch_id))
-                self._calls.out.append(wire.StreamSend(stream=self._stream, request=cancel))
+            self._unwatch(mirror)
             self._unhook(mirror)
             mirror.position = 0
             mirror.retry_at = now + self._timings.repost_s

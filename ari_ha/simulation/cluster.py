@@ -16,7 +16,7 @@ from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
 from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
-from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.store import StoreRead, StoreTxn, StoreUnwatch
 from ari_ha.core.ports.web import WebRequest
 from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.edge import FAMILIES as EDGE_FAMILIES
@@ -200,7 +200,7 @@ class Cluster:
     def _process(self, name: str, host: str, make: Any, perform: Any, perform_now: Any) -> MachineProcess:
         process = MachineProcess(
             self.world, name, host, make=make, perform=perform, perform_now=perform_now,
-            instant=(SendSip, SendLink, SendProbe, OperatorReply, TellGuard),
+            instant=(SendSip, SendLink, SendProbe, OperatorReply, TellGuard, StoreUnwatch),
         )  # fmt: skip
         skew, offset = self.shape.clock_skew, self.shape.wall_offset_s
         process.clock.rate = 1.0 + (self.world.between(-skew, skew) if skew else 0.0)
@@ -454,6 +454,9 @@ class Cluster:
                 node.link.send(process, effect.frame)
         elif isinstance(effect, SendProbe):
             self._probe(effect)
+        elif isinstance(effect, StoreUnwatch):
+            assert self.edge_client is not None
+            self.edge_client.unwatch(effect.prefix)
         elif isinstance(effect, OperatorReply):
             self.replies[effect.request] = effect
 

@@ -341,6 +341,10 @@ class StoreClient:
         self._last_delivery = when
         world.at(when, self.process.in_life(lambda: self.process.post(event)))
 
+    def unwatch(self, prefix: str) -> None:
+        """Nothing under ``prefix`` is told any more, in this life of the process."""
+        self.prefixes = tuple(p for p in self.prefixes if not p.startswith(prefix))
+
     # -- effects
 
     def perform(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:

@@ -30,7 +30,7 @@ from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.probe import SendProbe, WallClock
 from ari_ha.core.ports.sip import CloseSip, SendSip
-from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.store import StoreRead, StoreTxn, StoreUnwatch
 from ari_ha.machines.edge import FAMILIES as EDGE_FAMILIES
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig
@@ -89,7 +89,8 @@ class GuardPair:
             self.guards[edge] = self._process(f"guard-{edge}", edge, self._make_guard, self._guard, (
                 SendBeat, TellEdge, OpenFence, CloseFence, AnnounceAddresses, OperatorReply))  # fmt: skip
             self.edges[edge] = self._process(f"edge-{edge}", edge, self._make_edge, self._edge, (
-                SendSip, CloseSip, SendLink, SendProbe, OperatorReply, TellGuard, StandDown))  # fmt: skip
+                SendSip, CloseSip, SendLink, SendProbe, OperatorReply, TellGuard, StandDown,
+                StoreUnwatch))  # fmt: skip
             for process in (self.guards[edge], self.edges[edge]):
                 process.clock.rate = 1.0 + (world.between(-clock_skew, clock_skew) if clock_skew else 0.0)
 
@@ -202,6 +203,8 @@ class GuardPair:
                 self._opened(host)
             case CloseFence():
                 kernel.fence_until = 0.0
+            case StoreUnwatch(prefix=prefix):
+                self.clients[process.name].unwatch(prefix)
             case StandDown():
                 self.world.after(0.0, lambda: self._stood_down(process))
             case _:

@@ -216,6 +216,13 @@ class MirrorWanted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorUnwanted(Event):
+    """End every mirror under ``prefix``."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseWanted(Event):
     """Keep one lease of ``ttl_s`` for the process."""
 

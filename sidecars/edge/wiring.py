@@ -28,7 +28,7 @@ from ari_ha.core.ports.names import LookUp
 from ari_ha.core.ports.operator import OperatorReply
 from ari_ha.core.ports.probe import SendProbe, WallClock
 from ari_ha.core.ports.sip import CloseSip, SendSip
-from ari_ha.core.ports.store import StoreRead, StoreTxn
+from ari_ha.core.ports.store import StoreRead, StoreTxn, StoreUnwatch
 from ari_ha.core.story import Story
 from ari_ha.machines.edge import FAMILIES, EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
@@ -115,7 +115,16 @@ class EdgeProcess:
             perform_now=self._perform_now,
             metrics=self.metrics,
             log=log,
-            instant=(SendSip, CloseSip, SendLink, SendProbe, OperatorReply, TellGuard, StandDown),
+            instant=(
+                SendSip,
+                CloseSip,
+                SendLink,
+                SendProbe,
+                OperatorReply,
+                TellGuard,
+                StandDown,
+                StoreUnwatch,
+            ),
         )
         self.sip = SipSockets(self.shell.post)
         host, port = host_port(settings.rtpengine.ng)
@@ -178,6 +187,8 @@ class EdgeProcess:
             self.probes.send(effect)
         elif isinstance(effect, OperatorReply):
             self.desk.reply(effect)
+        elif isinstance(effect, StoreUnwatch):
+            self.store.unmirror(effect.prefix)
         elif isinstance(effect, TellGuard) and self.guard:
             self.guard.send(effect.word)
         elif isinstance(effect, StandDown):

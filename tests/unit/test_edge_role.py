@@ -11,7 +11,7 @@ from ari_ha.core.machine import DeadlineReached
 from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.sip import SendSip
-from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreUnwatch
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_role import STREAM_WAIT_S
 from ari_ha.sip import events as sip
@@ -83,6 +83,15 @@ def test_a_standby_says_nothing_and_is_warm(pair: Pair) -> None:
     assert not [effect for effect in pair.said if isinstance(effect, SendSip)]
     words = [effect.word for effect in pair.said if isinstance(effect, TellGuard)]
     assert len(words) >= 5 and words[-1].warm and words[-1].revision == 0
+
+
+def test_who_stands_by_follows_the_calls_and_who_serves_does_not_read_back_its_own_words(pair: Pair) -> None:
+    talking(pair)
+    pair.mirror()
+    assert not [effect for effect in pair.said if isinstance(effect, StoreUnwatch)]
+    said = pair.as_standby(pair.named("edge2", "p2"))
+    unwatched = [effect.prefix for effect in said if isinstance(effect, StoreUnwatch)]
+    assert pair.standby.serving and unwatched == [pair.keys.prefix("dialogs")]
 
 
 def test_the_call_goes_on_at_the_second_edge_and_can_be_ended(pair: Pair) -> None:

@@ -204,6 +204,32 @@ def test_a_resumed_watch_begins_at_a_known_revision_and_tells_nothing_twice():
     assert [e.key for e in b.told if isinstance(e, StoreChanged)] == ["/m/a", "/m/b"]
 
 
+def test_a_prefix_that_is_not_wanted_any_more_is_not_followed_or_read_again():
+    b = Bench().adopt()
+    watch_id = b.mirrored()
+    b.feed(wire.MirrorWanted(prefix="/other/"))
+    b.feed(wire.MirrorUnwanted(prefix="/m"))
+    assert b.sent[-1].cancel_request.watch_id == watch_id
+    kv = pb.KeyValue(key=b"/m/a", value=b"1", mod_revision=11)
+    b.said(watch_id=watch_id, events=[pb.Event(kv=kv)])
+    b.said(watch_id=watch_id, canceled=True)
+    b.answer(b.well(), "Range")  # of the other, which goes on
+    assert [e.prefix for e in b.told if isinstance(e, StoreSnapshot)] == ["/m/", "/other/"]
+    assert not [e for e in b.told if isinstance(e, StoreChanged)]
+    b.feed(wire.StreamEnded(stream=b.stream, why=failed(Trouble.LOST)))
+    b.sent.clear()
+    b.answer(b.well(), "Range", "b:1")
+    assert [bytes(r.create_request.key) for r in b.sent] == [b"/other/"]
+
+
+def test_a_prefix_given_up_while_it_is_read_is_not_told():
+    b = Bench().adopt()
+    b.feed(wire.MirrorWanted(prefix="/m/"))
+    b.feed(wire.MirrorUnwanted(prefix="/m/"))
+    b.answer(b.well(), "Range")
+    assert not [e for e in b.told if isinstance(e, StoreSnapshot)] and not b.sent
+
+
 def test_compaction_reads_the_prefix_again():
     b = Bench().adopt()
     watch_id = b.mirrored()

@@ -83,6 +83,14 @@ class StoreRead(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreUnwatch(Effect):
+    """Nothing under ``prefix`` is of interest any more: its mirrors end. No outcome; a
+    change that is already on its way may still be told."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSnapshot(Event):
     """All of ``prefix`` as of ``revision``; sent at start and whenever the stream
     of changes had to be begun again. Keys not in ``items`` do not exist."""
