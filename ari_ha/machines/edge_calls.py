@@ -5,6 +5,7 @@ Setting a call up is edge_setup's, moving it to another node takeover's, its cop
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -114,12 +115,18 @@ class Calls:
 
     def load(self, node: str) -> int:
         """Calls the node serves or is about to."""
-        return sum(
-            1
-            for call in self.by_id.values()
-            if (call.owner and call.owner.name == node and not call.lost)
-            or (call.move and call.move.to.name == node)
-        )
+        return self.loads()[node]
+
+    def loads(self) -> Counter[str]:
+        """Calls each node serves or is about to: one look at all of them for all nodes."""
+        found: Counter[str] = Counter()
+        for call in self.by_id.values():
+            serves = call.owner.name if call.owner and not call.lost else ""
+            if serves:
+                found[serves] += 1
+            if call.move and call.move.to.name != serves:
+                found[call.move.to.name] += 1
+        return found
 
     def rekey(self, call: EdgeCall, leg: PhoneLeg, key: str) -> None:
         """The leg is tried anew under another SIP key."""

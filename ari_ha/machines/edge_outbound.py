@@ -40,10 +40,12 @@ class Outbound:
 
     def _load(self, trunk: str) -> int:
         """Calls of a carrier at the moment, both ways."""
-        return sum(
-            (call.trunk == trunk) + sum(leg.trunk == trunk for leg in call.living())
-            for call in self._calls.by_id.values()
-        )
+        found = 0
+        for call in self._calls.by_id.values():
+            found += call.trunk == trunk
+            for leg in call.legs.values():
+                found += leg.trunk == trunk and leg.state != "ended"
+        return found
 
     def refusal(self, number: str) -> tuple[int, str] | None:
         """Why a number cannot be dialled at all."""

@@ -261,17 +261,18 @@ class Setup:
         """The node for the next call: one that takes calls, least load counting the
         moves under way."""
         taking = [n for n in self._watch.taking() if n.config.name not in leave_out]
-        now = self._context.now
+        now, loads = self._context.now, self._calls.loads()
 
         def burden(node: WatchedNode) -> tuple[bool, int, str]:
             name = node.config.name
-            return node.suspect_until > now, self._calls.load(name), name
+            return node.suspect_until > now, loads[name], name
 
         return min(taking, key=burden, default=None)
 
     def _without_app(self, leave_out: Set[str]) -> WatchedNode | None:
         standing = [n for n in self._watch.standing() if n.config.name not in leave_out]
-        return min(standing, key=lambda n: (self._calls.load(n.config.name), n.config.name), default=None)
+        loads = self._calls.loads()
+        return min(standing, key=lambda n: (loads[n.config.name], n.config.name), default=None)
 
     def taking(self, name: str) -> WatchedNode | None:
         """This node, if calls may be given to it now."""
