@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import Done, Outcome
@@ -20,6 +21,28 @@ from ari_ha.wire.media_keys import hide
 from ari_ha.wire.unknown_fields import merge_unknown
 
 STORE_RETRY_S = 0.5
+CALLS_PER_TXN_MAX = 24
+"""Of up to 4 keys each; etcd takes 128 operations in a transaction (--max-txn-ops)."""
+TXN_MAX_BYTES = 1_000_000
+"""Of values in a transaction of several calls; etcd takes 1.5 MiB (--max-request-bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """One call's part of a transaction."""
+
+    values: dict[str, bytes]
+    """All its keys, as they will be"""
+    puts: tuple[Put, ...]
+    """Those that etcd does not have like this"""
+    waiting: list[Callable[[], None]]
+    """What goes on when it is answered, whatever the answer"""
+    confirming: list[Callable[[], None]]
+    """What goes on when it is in etcd, or is another edge's to write; else after the next try"""
+
+    @property
+    def size(self) -> int:
+        return sum(len(put.value) for put in self.puts)
 
 
 class CallStore:
@@ -86,11 +109,21 @@ class CallStore:
         for ident in list(self._deleted):
             if ident not in self._writing:
                 self._delete(ident, self._deleted.pop(ident))
+        together: dict[str, _Write] = {}
+        size = 0
         for ident in [ident for ident in self._dirty if ident not in self._writing]:
             self._dirty.pop(ident, None)
             call = self._calls.get(ident)
-            if call:
-                self._write(call)
+            write = self._prepared(call) if call else None
+            if write is None:
+                continue
+            size += write.size
+            if len(together) == CALLS_PER_TXN_MAX or (together and size > TXN_MAX_BYTES):
+                self._write(together)
+                together, size = {}, write.size
+            together[ident] = write
+        if together:
+            self._write(together)
 
     def _fence(self) -> tuple[Compare, ...]:
         """Writes count only while our vip key is untouched: an edge that was
@@ -98,46 +131,58 @@ class CallStore:
         context = self._context
         return (Compare(context.keys.vip(context.config.vip), context.edge_revision),)
 
-    def _write(self, call: EdgeCall) -> None:
+    def _prepared(self, call: EdgeCall) -> _Write | None:
+        """What there is to write of the call; None: all of it is in etcd, and nobody waits."""
         context, keys = self._context, self._context.keys
-        waiting = self._after_write.pop(call.call, [])
-        confirming = self._after_success.pop(call.call, [])
+        dialogs = keys.dialogs(context.config.vip, call.call)
         said: dict[str, Value] = {
-            keys.dialogs(context.config.vip, call.call): call.dialogs_value(
-                self._export, context.config.public_host
-            ),
+            dialogs: call.dialogs_value(self._export, context.config.public_host),
             keys.media(call.call): call.media_value(),
             keys.owner(call.call): self._owner_value(call),
         }
         values = {key: self._bytes(call.call, key, value) for key, value in said.items()}
-        dialogs = keys.dialogs(context.config.vip, call.call)
         values[dialogs], crypto = hide(values[dialogs])
         if crypto:
             secret = SecretDialogsValue(call=call.call, keys=crypto)
             values[keys.secret_dialog(context.config.vip, call.call)] = encode(secret)
-        there = self._written.pop(call.call, {})  # not known until this write is answered
+        waiting = self._after_write.pop(call.call, [])
+        there = self._written.get(call.call, {})
         puts = tuple(Put(key, value) for key, value in values.items() if there.get(key) != value)
-        self._writing.add(call.call)
+        confirming = self._after_success.pop(call.call, [])
+        if not puts and not waiting and not confirming:
+            return None
+        return _Write(values, puts, waiting, confirming)
+
+    def _write(self, together: dict[str, _Write]) -> None:
+        """One transaction for calls that changed in the same event: when a node is lost, or
+        this edge has taken over, those are many."""
+        context = self._context
+        for ident in together:
+            self._written.pop(ident, None)  # not known until this write is answered
+            self._writing.add(ident)
 
         def written(outcome: Outcome) -> None:
-            self._writing.discard(call.call)
             result = outcome.value if isinstance(outcome, Done) else None
             ok = isinstance(result, TxnResult) and result.succeeded
-            if ok:
-                self._written[call.call] = values
-            elif isinstance(outcome, Done):
-                context.count("edge_writes_fenced")
-                context.note(f"call/{call.call}", "write refused: another edge is active", level="error")
-            else:
-                self._dirty[call.call] = None
-                context.at("flush", context.now + STORE_RETRY_S, self.flush)
-                self._after_success.setdefault(call.call, [])[:0] = confirming
-                confirming.clear()
-            for act in (*waiting, *confirming):
-                act()
+            for ident, write in together.items():
+                self._writing.discard(ident)
+                if ok:
+                    self._written[ident] = write.values
+                elif isinstance(outcome, Done):
+                    context.count("edge_writes_fenced")
+                    context.note(f"call/{ident}", "write refused: another edge is active", level="error")
+                else:
+                    self._dirty[ident] = None
+                    context.at("flush", context.now + STORE_RETRY_S, self.flush)
+                    self._after_success.setdefault(ident, [])[:0] = write.confirming
+                    write.confirming.clear()
+            for write in together.values():
+                for act in (*write.waiting, *write.confirming):
+                    act()
 
         context.count("edge_store_txns")
-        context.txn(f"store/{call.call}", written, compares=self._fence(), puts=puts)
+        puts = tuple(put for write in together.values() for put in write.puts)
+        context.txn(f"store/{next(iter(together))}", written, compares=self._fence(), puts=puts)
 
     def _bytes(self, call: str, key: str, value: Value) -> bytes:
         before = self._found.get(call, {}).get(key)

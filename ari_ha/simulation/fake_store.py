@@ -207,6 +207,7 @@ class StoreClient:
         self.process = process
         self.prefixes = tuple(prefixes)
         self.ttl_s = ttl_s
+        self._unwatched: tuple[str, ...] = ()
         self._stalled = False
         self._missed = self._unrenewed = False
         """Changes not delivered, and a renewal not sent, because nothing got through"""
@@ -339,11 +340,18 @@ class StoreClient:
         lag = world.between(0.0, store.lag_max_s) if world.chance(0.2) and store.lag_max_s else 0.0
         when = max(world.now + store.network.delay() + lag, self._last_delivery)
         self._last_delivery = when
-        world.at(when, self.process.in_life(lambda: self.process.post(event)))
+        of = event.key if isinstance(event, StoreChanged) else event.prefix
+
+        def arrive() -> None:
+            if not of.startswith(self._unwatched):
+                self.process.post(event)
+
+        world.at(when, self.process.in_life(arrive))
 
     def unwatch(self, prefix: str) -> None:
-        """Nothing under ``prefix`` is told any more, in this life of the process."""
-        self.prefixes = tuple(p for p in self.prefixes if not p.startswith(prefix))
+        """Nothing under ``prefix`` is told any more, in this life of the process. Chance is still
+        asked about it: so every seed keeps its weather."""
+        self._unwatched += (prefix,)
 
     # -- effects
 

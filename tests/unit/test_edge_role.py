@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from ari_ha.core.machine import DeadlineReached
+from ari_ha.core.machine import DeadlineReached, Done, OutcomeOf, Unreachable
 from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.sip import SendSip
-from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreUnwatch
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn, StoreUnwatch, TxnResult
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_role import STREAM_WAIT_S
+from ari_ha.machines.edge_store import CALLS_PER_TXN_MAX
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
 from ari_ha.wire.beat import RoleWord
@@ -107,6 +108,33 @@ def test_the_call_goes_on_at_the_second_edge_and_can_be_ended(pair: Pair) -> Non
     pair.settle()
     pair.run(1)
     assert phone.of(sip.LegEnded) and not pair.edge.calls.by_id
+
+
+def test_who_takes_over_writes_many_calls_in_few_transactions(pair: Pair) -> None:
+    for _ in range(CALLS_PER_TXN_MAX + 6):
+        pair.now += 0.5
+        assert pair.call_in()[1]
+    pair.mirror()
+
+    def writes(said: list[Any]) -> list[StoreTxn]:
+        return [
+            effect for effect in said if isinstance(effect, StoreTxn) and effect.lane.startswith("store/")
+        ]
+
+    def owners(txns: list[StoreTxn]) -> list[str]:
+        return [put.key for txn in txns for put in txn.puts if put.key.endswith("/owner")]
+
+    first = writes(pair.as_standby(pair.named("edge2", "p2")))
+    calls = sorted(pair.keys.owner(call) for call in pair.standby.calls.by_id)
+    assert len(first) == 2 and sorted(owners(first)) == calls
+    # one did not get through: its calls, and only those, are written again
+    said = pair.as_standby(
+        OutcomeOf(effect=first[0], outcome=Unreachable("no member")),
+        OutcomeOf(effect=first[1], outcome=Done(TxnResult(True, pair.revision + 1))),
+    )
+    pair.now += 1.0
+    again = writes(said + pair.as_standby(DeadlineReached()))
+    assert len(again) == 1 and owners(again) == owners(first[:1])
 
 
 def test_an_agents_end_reaches_the_app_from_the_second_edge(pair: Pair) -> None:
