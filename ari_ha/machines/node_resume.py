@@ -349,6 +349,8 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = DIALING  # the main conversation ended meanwhile, and the side one is not answered yet
     elif agents_up or open_transfer(record):
         stage = TALKING
+    elif head is not None and any(_is_party(leg) for leg in call.living() if leg is not head):
+        stage = DIALING if head.state == RINGING else TALKING  # somebody rings for him
     elif record is not None and record.stage == TALKING and not left:
         stage = TALKING  # alone: the agent is rung again
     else:
@@ -357,6 +359,11 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     talking = tuple(leg.agent for leg in known if leg.attempt or not leg.target)
     parties = tuple(leg.agent for leg in known if leg.agent not in talking)
     return Past(stage, alive, tuple(ended), talking, parties, tuple(lost), tuple(left), tuple(unwilling))
+
+
+def _is_party(leg: Leg) -> bool:
+    """Whether somebody asked for its number, for the main conversation."""
+    return bool(leg.target) and not (leg.attempt or leg.consult or leg.aside)
 
 
 def resume(call: NodeCall, arriving: Arriving) -> None:

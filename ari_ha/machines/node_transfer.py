@@ -386,8 +386,8 @@ class Transfers:
         return True
 
     def nowhere(self, kind: str) -> None:
-        """Nobody takes whoever leads the call: back into his queue, first; where no record says what a
-        carrier's caller came for, to where his number leads; else he is sent home."""
+        """Nobody takes whoever leads the call: back into his queue, first; a carrier's caller of whom no
+        queue is known to where his number leads, but to nobody's phone; else he is sent home."""
         call = self._call
         head, side = call.legs[call.head], sorted({o.consult for o in call.living() if o.consult})
         if call.queue:
@@ -397,10 +397,11 @@ class Transfers:
             call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
             self._main_ended(head, side[0])
             return
-        if not call.facts.verb and head.role == CUSTOMER and head.channel is not None:
+        dialled = "dial" in call.facts.verb
+        if not dialled and head.role == CUSTOMER and head.channel is not None:
             for other in [o for o in call.living() if o is not head]:
                 call.end_leg(other, NORMAL, "the dialplan serves the caller anew")
-            call.note("nobody took the transfer, and no record says what he called for", level="warning")
+            call.note("nobody took the transfer: the dialplan serves the caller anew", level="warning")
             call.to_dialplan("no record", call.context_name, call.facts.did)
             return
         call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")

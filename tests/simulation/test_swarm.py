@@ -247,6 +247,8 @@ KEPT_FULL = {
     "a caller gives up while nobody hears of it": 6155,
     "the same, and Asterisk dies meanwhile": 7074,
     "a conference, and the caller hangs up at once": 7089,
+    "somebody rings for a caller of whom there is no record": 7209,
+    "nobody takes a caller whose record is older than his queue": 7215,
     "the end of a leg that the edge had no time to write down": 2743,
     "a leg ends while its call is taken up": 1351,
     "the second line of a phone in two calls": 1365,

@@ -311,6 +311,25 @@ def test_a_colleague_who_was_handed_over_nobody_knows_where(consults: bool) -> N
         assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
 
 
+@pytest.mark.parametrize("head", ["up", "ringing"])
+@pytest.mark.parametrize("answered", [False, True])
+def test_taken_up_without_a_record_while_somebody_rings_for_him(head: str, answered: bool) -> None:
+    """A caller who was handed over, or a phone that dials: no caller of a queue."""
+    bench = Bench()
+    bench.own("k1", epoch="7.2")
+    facts, trunk = {"c": head, "a2": "ringing"}, "carrier1" if head == "up" else ""
+    channels = bench.resume("k1", "7.2", facts, head="c", trunk=trunk, targets={"a2": "number:+4940"})
+    assert bench.waiting() == [] and bench.said(link.Bridged, epoch="7.2")
+    if not answered:
+        bench.gone("k1", "a2", "7.2", by="failed", status=486)
+        went = bench.operations("channels.continueInDialplan")
+        assert bool(went) == (head == "up") and bool(bench.said(link.EndLeg, leg="c")) == (head != "up")
+        return
+    bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    bench.frame(link.LegAnswered("k1", "c", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
 def test_nobody_takes_a_caller_of_whom_no_record_says_what_he_wants() -> None:
     """A survivor without etcd: the dialplan knows where his number leads."""
     bench = Bench()
