@@ -108,7 +108,7 @@ class Recorder:
     """Last one."""
     free_min_mb: int = 500
     """Megabytes of the file system that stay free: with less recordings end here, and the edge begins them
-    elsewhere. One takes 1.3 MB a minute, both voices."""
+    elsewhere. A conversation takes 1.1 MB a minute."""
     recordings_max: int = 1_000
     """Voices recorded at once."""
 
