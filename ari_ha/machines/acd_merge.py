@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ari_ha.machines.acd_agents import BUSY, TRYING, Facts, Not, advance, to_idle
+from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING, Facts, Not, advance, to_idle
 from ari_ha.machines.acd_log import NONE
 from ari_ha.machines.acd_view import Dirty, View
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
@@ -212,11 +212,21 @@ def _same_attempt(mine: AgentValue, theirs: AgentValue, base: AgentValue) -> boo
     return theirs.attempt.attempt in ids
 
 
+def _both_ended(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
+    """Whether the conversation of ``base`` was ended, and counted, here and by the node its call moved
+    to: whoever was in one cannot have ended another before it."""
+    in_one = base.attempt is not None and base.work in IN_CALL
+    return in_one and all(agent.handled > base.handled for agent in (mine, theirs))
+
+
 def merge_agent(
     base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds, utc: float
 ) -> Not | tuple[Value | None]:
     """One transition that brings the store up to what happened while it was away."""
     added = {name: getattr(theirs, name) + getattr(mine, name) - getattr(base, name) for name in COUNTERS}
+    if _both_ended(base, mine, theirs):
+        added["handled"] -= 1
+        added["talk_s"] -= min(mine.talk_s - base.talk_s, theirs.talk_s - base.talk_s)
     merged = msgspec.structs.replace(
         theirs, **_intent(base, mine, theirs), **_work(base, mine, theirs, holds), **added
     )

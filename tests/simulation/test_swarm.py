@@ -247,6 +247,7 @@ KEPT_FULL = {
     "a caller gives up while nobody hears of it": 6155,
     "the same, and Asterisk dies meanwhile": 7074,
     "a conference, and the caller hangs up at once": 7089,
+    "a conversation ended by two nodes while etcd was away": 8064,
     "somebody rings for a caller of whom there is no record": 7209,
     "nobody takes a caller whose record is older than his queue": 7215,
     "the end of a leg that the edge had no time to write down": 2743,

@@ -134,6 +134,18 @@ def test_counters_add_up() -> None:
     assert (both.handled, both.missed, both.talk_s) == (8, 1, 35.0)
 
 
+def test_a_conversation_that_two_nodes_ended_is_counted_once() -> None:
+    """Its call moved while the store was away, and the second node has given him another since."""
+    base = busy(BASE, "k1", "talking", UTC)
+    mine = with_(BASE, handled=6, talk_s=30.0, work_since=UTC + 1)
+    theirs = with_(busy(BASE, "k2", "talking", UTC + 9), handled=7, talk_s=45.0, seq=13)
+    result = merge_agent(base, mine, theirs, lambda call: False, UTC + 100)
+    assert isinstance(result, Not), "theirs has it all"
+    result = merge_agent(base, with_(mine, handled=7, talk_s=50.0), theirs, lambda call: False, UTC + 100)
+    assert not isinstance(result, Not) and isinstance(result[0], AgentValue)
+    assert result[0].handled == 8, "one of his two was another"
+
+
 def test_a_pending_intent_of_theirs_applies_to_work_that_ended_here() -> None:
     mine = with_(BASE, work="idle", work_since=UTC + 8, handled=6)
     theirs = with_(busy(BASE, "k1", "talking", UTC), next_intent="not_ready", next_reason="lunch")
