@@ -51,7 +51,7 @@ def call_view(call: EdgeCall) -> dict[str, Any]:
         "legs": {
             leg.leg: {"role": leg.role, "state": leg.state, "held": leg.held, "muted": leg.muted,
                       "aor": leg.aor, "attempt": leg.attempt, "target": leg.target, "trunk": leg.trunk,
-                      "srtp": leg.side.suite}
+                      "srtp": leg.side.suite, "fax": bool(leg.fax.get("on"))}
             for leg in call.living()
         },
         "node_legs": {

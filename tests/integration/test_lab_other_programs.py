@@ -26,7 +26,7 @@ BORROWED = "1060"
 """The phone whose account the other programs use while our own stays silent."""
 BARESIP_USER = "1059"
 """Another one: SIPp's binding outlives its test. The directory has an MD5 digest of it only."""
-SIPP_PORT, REPLACED_PORT, LISTENER_PORT, BARESIP_PORT = 5090, 5092, 5093, 5095
+SIPP_PORT, REPLACED_PORT, LISTENER_PORT, ANSWERER_PORT, BARESIP_PORT = 5090, 5092, 5093, 5094, 5095
 TELL_BARESIP = """
 import json, socket
 words = json.dumps({{"command": "{command}", "params": "{params}"}})
@@ -105,14 +105,13 @@ def test_sipp_calls_and_is_answered(stage: Stage) -> None:
     until("every phone was hung up on", 30, lambda: not stage.far.calls(living="1"))
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        f"Contact: <sip:cluster@{CARRIER}:{LISTENER_PORT}>",
-        f"Record-Route: <sip:{CARRIER}:{LISTENER_PORT};lr>\n      Contact: <sip:cluster@{CARRIER}:9>",
-    ],
-    ids=["contact", "record-route"],
+PLACES = (
+    f"Contact: <sip:cluster@{CARRIER}:{LISTENER_PORT}>",
+    f"Record-Route: <sip:{CARRIER}:{LISTENER_PORT};lr>\n      Contact: <sip:cluster@{CARRIER}:9>",
 )
+
+
+@pytest.mark.parametrize("names", PLACES, ids=["contact", "record-route"])
 def test_a_cluster_is_hung_up_on_where_it_listens(stage: Stage, names: str) -> None:
     """It calls from another port than its Contact, or its Record-Route, names (RFC 3261 §12.2.1.1). The
     edge's process is replaced before the agent hangs up."""
@@ -130,6 +129,30 @@ def test_a_cluster_is_hung_up_on_where_it_listens(stage: Stage, names: str) -> N
         stage, "/tmp/sipp-listener.log"
     )
     assert until("and nowhere else", 30, caller, 0.2) == "0", _read(stage, "/tmp/sipp-cluster.log")
+    until("the call is over", 30, lambda: not stage.edge_calls())
+
+
+def test_a_cluster_that_answers_gets_its_ack_and_bye_where_it_listens(stage: Stage) -> None:
+    """SIPp takes no ACK of an INVITE it has not seen, but writes down what came."""
+    stage.agents_in(["1001"])
+    put(stage, "sipp/answerer.xml", "/tmp/answerer.xml", NAMES=PLACES[0])
+    put(stage, "sipp/listener.xml", "/tmp/listener.xml")
+    stage.lab.run(FAREND, "rm", "-f", "/tmp/listener.log")
+    entry = {"trunk": "cluster", "address": f"{CARRIER}:{ANSWERER_PORT}", "prefixes": ["+48"]}
+    given = json.dumps({"trunks": [{**entry, "options_interval_s": 0}]})
+    stage.lab.run("ast1", "ari-ha", "config", "load", "/dev/stdin", given=given)
+    try:
+        log = "-m 2 -trace_msg -message_file listener.log"
+        waiting_sipp(stage, "listener", CARRIER, f"-p {LISTENER_PORT} {log}")
+        answerer = waiting_sipp(stage, "answerer", CARRIER, f"-p {ANSWERER_PORT}")
+        ident = str(stage.far.phone_order("1001", "dial", number="+48221")["call"])
+        until("it has answered", 20, lambda: stage.far_calls()[ident]["state"] == "up", 0.1)
+        stage.far.order(ident, "hangup")
+        heard = lambda method: f"{method} sip:cluster@" in _read(stage, "/tmp/listener.log")  # noqa: E731
+        until("ACK and BYE came there", 20, lambda: heard("ACK") and heard("BYE"), 0.2)
+        assert until("and nowhere else", 30, answerer, 0.2) == "0", _read(stage, "/tmp/sipp-answerer.log")
+    finally:
+        stage.lab.run("etcd1", "etcdctl", "del", "/ari-ha/lab/v1/trunks/cluster")
     until("the call is over", 30, lambda: not stage.edge_calls())
 
 

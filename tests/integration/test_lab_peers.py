@@ -16,13 +16,11 @@ import pytest
 from ari_ha.cli.agents import ask_a_node
 from ari_ha.cli.chaos_stage import Stage, until
 from ari_ha.cli.lab import EDGES, NETWORK, PREFIX
+from tests.support.foreign_asterisk import EDGE, SELF, Peer, etcd
 
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
-SCENARIOS = ROOT / "docker/scenarios/asterisk"
-EDGE = f"{NETWORK}.1.11"
-SELF = {"carrier": f"{NETWORK}.1.70", "phone": f"{NETWORK}.1.71"}
 USER, PASSWORD = "1060", "peer password 7"
 SUITE = "AES_CM_128_HMAC_SHA1_80"
 TRUNKS = ("acme", "acme-tls", "deaf")
@@ -30,38 +28,6 @@ TRUNKS = ("acme", "acme-tls", "deaf")
 
 def password_of(user: str) -> str:
     return json.loads((ROOT / ".lab/shared/passwords.json").read_text())[user]
-
-
-class Peer:
-    """One foreign Asterisk."""
-
-    def __init__(self, stage: Stage, host: str) -> None:
-        self.stage, self.host = stage, host
-
-    def start(self, **values: str) -> None:
-        """Starts with the configuration of its part."""
-        self.stop()
-        values = {"SELF": SELF[self.host], "EDGE": EDGE, **values}
-        for file in SCENARIOS.glob("*.conf"):
-            if file.name.startswith(tuple(SELF)) and not file.name.startswith(self.host):
-                continue
-            text = file.read_text()
-            for name, value in values.items():
-                text = text.replace(f"@{name}@", value)
-            target = f"/etc/asterisk/{file.name.removeprefix(self.host + '-')}"
-            self.run("sh", "-c", f"mkdir -p /etc/asterisk && cat > {target}", given=text)
-        self.stage.lab.docker("exec", "-d", PREFIX + self.host, "sh", "-c", "asterisk -f >/tmp/log 2>&1")
-        until(f"{self.host} runs", 30, lambda: "fully" in self.cli("core waitfullybooted"), 0.3)
-        self.cli("pjsip set logger on")
-
-    def stop(self) -> None:
-        self.run("sh", "-c", "pkill -KILL -x asterisk; sleep 0.2; rm -rf /run/asterisk; mkdir /run/asterisk")
-
-    def run(self, *command: str, given: str | None = None) -> str:
-        return self.stage.lab.run(self.host, *command, given=given)
-
-    def cli(self, command: str) -> str:
-        return self.run("asterisk", "-rx", command)
 
 
 @pytest.fixture
@@ -89,10 +55,6 @@ def phone(stage: Stage) -> Iterator[Peer]:
     peer.stop()
     stage.far.phone_order(USER, "register", password=password_of(USER))
     until("1060 is back", 30, lambda: stage.far.phone(USER)["registration"]["state"] == "in")
-
-
-def etcd(stage: Stage, *command: str) -> str:
-    return stage.lab.run("etcd1", "etcdctl", *command)
 
 
 def trunk(stage: Stage, name: str, **fields: Any) -> None:
