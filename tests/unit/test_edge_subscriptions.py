@@ -26,6 +26,8 @@ class Lamp:
         self.phone = world.phones.get(user) or world.register(user)
         self.call_id, self.cseq, self.to_tag = world.new_id(), 0, ""
         self.status = 0
+        self.contact = f"{self.phone.host}:{self.phone.port}"
+        self.source_port = self.phone.port
         self.headers: dict[str, str] = {}
 
     def ask(self, expires: int = 600, authenticate: bool = True) -> int:
@@ -47,13 +49,13 @@ class Lamp:
             f"SUBSCRIBE {uri} SIP/2.0\r\n"
             f"Via: SIP/2.0/UDP {at};branch=z9hG4bK{self.call_id}{self.cseq}\r\n"
             f"From: <sip:{self.user}@test>;tag=phone\r\nTo: <{uri}>{tag}\r\nCall-ID: {self.call_id}\r\n"
-            f"CSeq: {self.cseq} SUBSCRIBE\r\nContact: <sip:{self.user}@{at}>\r\n"
+            f"CSeq: {self.cseq} SUBSCRIBE\r\nContact: <sip:{self.user}@{self.contact}>\r\n"
             f"Max-Forwards: 70\r\nEvent: {self.package};id=7\r\nExpires: {expires}\r\n"
             + "".join(f"{name}: {value}\r\n" for name, value in more)
             + "Content-Length: 0\r\n\r\n"
         )
         before = len(self.world.sip_log)
-        flow = Flow("public-udp", "udp", self.phone.host, self.phone.port)
+        flow = Flow("public-udp", "udp", self.phone.host, self.source_port)
         self.world.post(SipBytes(data=text.encode(), flow=flow))
         for _, _, _, data in self.world.sip_log[before:]:
             message = parse_message(data)
@@ -96,6 +98,19 @@ def test_other_packages_are_refused_by_name(package: str, status: int) -> None:
 
 def test_messages_of_others_are_nobodys_business() -> None:
     assert Lamp(EdgeWorld().with_users("1001", "1002"), "1001", MESSAGES, "1002").ask() == 403
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_notify_goes_over_the_registered_flow_or_to_the_contact(registered: bool) -> None:
+    """RFC 3261 §12.2.1.1; the flow a phone registered over is open, whatever it believes of itself."""
+    world = EdgeWorld().with_users("1001")
+    lamp = Lamp(world, "1001", MESSAGES, "1001")
+    if registered:
+        lamp.contact = "10.0.1.77:9"
+    else:
+        lamp.source_port += 500
+    assert lamp.ask() == 200
+    assert len(lamp.told) == 1
 
 
 def test_a_short_interval_is_refused() -> None:
