@@ -58,6 +58,8 @@ class Dialogs:
         self._takeover = takeover
         self._registrar = registrar
         self._late_reinvites: set[str] = set()
+        self._ice_begun: set[str] = set()
+        """SIP keys of browsers that begin another ICE session"""
         self._routes: dict[type, Callable[[Any], None]] = {
             sip.InviteReceived: self._invite,
             sip.RequestReceived: self._request,
@@ -271,6 +273,9 @@ class Dialogs:
         """Nothing of it is open any more: a successor must not think so."""
         if found := self._calls.phone(event.leg):
             self._calls.touch(found[0])
+            if event.leg in self._ice_begun:
+                self._ice_begun.discard(event.leg)
+                self._rehome.ask_for_ice(*found)
 
     def _changed_answer(self, event: sip.ReinviteAnswered) -> None:
         """A far end accepted a re-INVITE of ours, perhaps from another address than before."""
@@ -311,6 +316,7 @@ class Dialogs:
 
         def begun(ok: bool) -> None:
             if ok:
+                self._ice_begun.add(leg.key)
                 self._change(call, leg, sdp, session)
             elif leg.alive and not call.ended:
                 leg.side = before

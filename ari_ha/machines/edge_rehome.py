@@ -225,6 +225,23 @@ class Rehome:
         except LocalError:  # something else is open in its dialog
             self._later(call, leg, lambda: self._ask(call, leg))
 
+    def ask_for_ice(self, call: EdgeCall, leg: PhoneLeg) -> None:
+        """The browser began an ICE session by itself, and was answered. Chromium may go on checking
+        our port with the credentials it had before, because port and address are the same, and no
+        packet of it is taken any more (measured, half of the tries): in a session that we offer it
+        does not."""
+
+        def begun(ok: bool) -> None:
+            if ok:
+                leg.elsewhere = True
+                self._until[leg.key] = self._context.now + self._context.timings.rehome_limit_s
+                self._calls.touch(call)
+                self._ask(call, leg)
+
+        remote = self._context.sip.remote_sdp(leg.key)
+        if remote and not leg.elsewhere:  # else it is being asked anyhow
+            self._setup.begin_ice(call, leg, remote, begun)
+
     def _later(self, call: EdgeCall, leg: PhoneLeg, act: Callable[[], None]) -> None:
         now = self._context.now
         if now < self._until.get(leg.key, now):
