@@ -129,15 +129,19 @@ class Calls(Attempts):
         desk, call = self.desk, caller.call
         self.callers[call] = caller
         caller.ended = frozenset(ended)
-        in_talk = bool(talking)
-        for name, agent in self._parties(call, alive):
+        parties = self._parties(call, alive)
+        in_talk = bool(talking) or any(agent.work in IN_CALL for _, agent in parties)
+        for name, agent in parties:
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
             for other in [a for a in self._attempts_of(call) if a.agent == name]:
                 del self.attempts[other.attempt]  # taken up before his name in the store was known
-            in_talk = in_talk or agent.work in IN_CALL
             talks = self.elsewhere(name, call)
-            if agent.attempt.attempt in ended or talks is not None:
+            # the store may not know yet that somebody else has the caller, whom he was to be rung for
+            late = (
+                in_talk and agent.work in TRYING and not (agent.attempt.attempt in alive or name in talking)
+            )
+            if agent.attempt.attempt in ended or talks is not None or late:
                 self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
                 if talks is not None:
                     self.readopt(talks)

@@ -193,7 +193,7 @@ def _work(base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds) 
         return others
     if others == was:
         return ours
-    if _holds(mine, holds):
+    if _holds(mine, holds) and not _is_over(base, mine, theirs):
         return ours
     if theirs.work in BUSY and not _same_attempt(mine, theirs, base):
         return others
@@ -202,6 +202,14 @@ def _work(base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds) 
 
 def _holds(agent: AgentValue, holds: Holds) -> bool:
     return agent.work in BUSY and agent.attempt is not None and holds(agent.attempt.call)
+
+
+def _is_over(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
+    """Whether another node has ended since what we knew as his conversation: the call has been there
+    meanwhile, and came back without him."""
+    parts = (base.attempt, mine.attempt)
+    same = len({part.attempt for part in parts if part is not None}) == 1 and None not in parts
+    return same and theirs.handled > base.handled and theirs.last_end > mine.work_since
 
 
 def _same_attempt(mine: AgentValue, theirs: AgentValue, base: AgentValue) -> bool:

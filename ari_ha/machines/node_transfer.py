@@ -89,9 +89,13 @@ class Transfers:
     def consult_asked(self, frame: link.ConsultAsked) -> None:
         """A phone in the call wants to speak to ``number`` meanwhile."""
         call, leg = self._call, self.consult_channel(frame.leg)
-        leg.consult, leg.of = frame.leg, frame.of
-        if not leg.alive or call.stage != TALKING or self._others(leg):
+        if leg.leg == call.head:  # what it was beside has ended meanwhile: a call like any he makes
+            if call.stage == DIALING and leg.alive and not self._others(leg):
+                call.outbound.ring(frame.number)
             return
+        leg.consult, leg.of = frame.leg, frame.of
+        if not leg.alive or call.stage not in (QUEUED, TALKING) or self._others(leg):
+            return  # whoever has answered may consult before the caller is his
         call.note("consulting", leg=leg.leg, of=leg.of, number=frame.number)
         self._agent_state(leg, "consult")
         call.outbound.ring(frame.number, consult=leg.leg)

@@ -332,6 +332,23 @@ def test_an_agent_taken_up_twice_in_one_call_has_one_part_in_it(cluster: Cluster
     assert c.agent_now("alice").attempt == part
 
 
+def test_nobody_is_rung_for_a_caller_who_talks_when_he_is_taken_up(cluster: Cluster) -> None:
+    """The store still says that alice is to be rung: her part in the call is over, and bob has him."""
+    c = cluster
+    queued(c, "k1", "n1")
+    assert c.agent_now("alice").work == "reserved"
+    c.agent("bob", "support")
+    part = AttemptOfAgent(attempt="k1", call="k1", queue="", node="n1#1", since=c.utc)
+    c.put(c.keys.agent("bob"), msgspec.structs.replace(c.agent_now("bob"), work="talking", attempt=part))
+    c.kill("n1")
+    c.legs.clear()
+    node = c.nodes["n2"]
+    c.deliver(node, 50)
+    c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4930", c.now, c.utc))
+    node.acd.check()
+    assert not [order for order in orders(c, "n2", StartAttempt) if order.agent == "alice"]
+
+
 @pytest.mark.parametrize(("state", "cancelled"), [("up", 0), ("ringing", 1)])
 def test_only_a_phone_that_rings_is_taken_back_when_its_attempt_is_over(
     cluster: Cluster, state: str, cancelled: int

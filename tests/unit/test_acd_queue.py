@@ -146,6 +146,17 @@ def test_a_conversation_that_two_nodes_ended_is_counted_once() -> None:
     assert result[0].handled == 8, "one of his two was another"
 
 
+def test_a_call_that_came_back_without_its_agent_is_not_his_again() -> None:
+    base = busy(BASE, "k1", "ringing", UTC)
+    mine = with_(base, work="talking", work_since=UTC + 2)
+    theirs = with_(base, work="acw", work_since=UTC + 5, handled=6, last_end=UTC + 5, seq=13)
+    assert isinstance(merge_agent(base, mine, theirs, lambda call: True, UTC + 9), Not)
+    before = with_(theirs, last_end=UTC + 1)
+    result = merge_agent(base, mine, before, lambda call: True, UTC + 9)
+    assert not isinstance(result, Not) and isinstance(result[0], AgentValue)
+    assert result[0].work == "talking"
+
+
 def test_a_pending_intent_of_theirs_applies_to_work_that_ended_here() -> None:
     mine = with_(BASE, work="idle", work_since=UTC + 8, handled=6)
     theirs = with_(busy(BASE, "k1", "talking", UTC), next_intent="not_ready", next_reason="lunch")

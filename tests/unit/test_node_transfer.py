@@ -412,6 +412,39 @@ def test_consulting_the_caller_hears_music_and_two_talk() -> None:
     assert bench.agent("1001").work == "consult" and bench.agent("1002").work == "talking"
 
 
+def test_whoever_has_answered_consults_before_the_caller_is_his() -> None:
+    """The store is silent: for a second nobody knows that he has him."""
+    bench = Bench()
+    bench.trunk()
+    (agent,) = bench.dialled()
+    bench.ring(agent)
+    bench.store.perform = lambda effect: (LOST, [])  # type: ignore[method-assign]
+    bench.pick_up(agent)
+    assert bench.machine.core.calls["k1"].stage == "queued"
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    bench.sleep(1.5)
+    (party,) = bench.dialled()
+    assert bench.target(party) == "number:+4940"
+
+
+def test_what_a_second_line_was_beside_has_ended_before_its_number_is_known() -> None:
+    bench = Bench()
+    talk(bench)
+    token = bench.token("k1", "k1", kind="agent", user="1001", did="+4940")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone"))
+    bench.frame(link.LegGone("k1", "a1", E, cause="16", by="edge"))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    (party,) = bench.dialled()
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    bench.gone("k1", "k1")
+    bench.sleep(5.0)
+    assert not bench.machine.core.calls and not bench.asterisk.bridges
+
+
 def test_the_consulting_leg_is_not_answered_before_its_party() -> None:
     bench = Bench()
     talk(bench)
