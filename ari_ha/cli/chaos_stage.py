@@ -89,8 +89,11 @@ class Stage:
 
     @property
     def edges(self) -> list[str]:
-        """The lab's edges: one, or the two of a pair."""
-        return [edge for edge in PAIR if edge in self.cluster.settings.processes]
+        """The lab's edges: one, or the two of a pair. Of pairs side by side (edges without guards)
+        the one the carrier calls."""
+        processes = self.cluster.settings.processes
+        found = [edge for edge in PAIR if edge in processes]
+        return found if any(name.startswith("guard") for name in processes) else found[:1]
 
     def active_edge(self) -> str:
         """The edge that serves. Raises ClusterError while none does."""

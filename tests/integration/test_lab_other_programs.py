@@ -75,7 +75,7 @@ def waiting_sipp(stage: Stage, name: str, local: str, *more: str) -> Callable[[]
         f"cd /tmp && rm -f sipp-{name}.rc && (sipp -sf {name}.xml -i {local} -mi {local} -m 1 -nostdin "
         f"-timeout 40 -timeout_error {' '.join(more)} >sipp-{name}.log 2>&1; echo $? >sipp-{name}.rc) &",
     )
-    return lambda: _read(stage, f"/tmp/sipp-{name}.rc")
+    return lambda: read(stage, f"/tmp/sipp-{name}.rc")
 
 
 @contextmanager
@@ -125,10 +125,10 @@ def test_a_cluster_is_hung_up_on_where_it_listens(stage: Stage, names: str) -> N
     stage.lab.edge_process_kill(EDGES[0])
     until("the edge goes on with it", 20, lambda: _talks(stage), 0.1)
     stage.far.order(ident, "hangup")
-    assert until("the BYE was taken where it listens", 20, listener, 0.2) == "0", _read(
+    assert until("the BYE was taken where it listens", 20, listener, 0.2) == "0", read(
         stage, "/tmp/sipp-listener.log"
     )
-    assert until("and nowhere else", 30, caller, 0.2) == "0", _read(stage, "/tmp/sipp-cluster.log")
+    assert until("and nowhere else", 30, caller, 0.2) == "0", read(stage, "/tmp/sipp-cluster.log")
     until("the call is over", 30, lambda: not stage.edge_calls())
 
 
@@ -174,10 +174,10 @@ def test_sipp_moves_its_call_to_another_phone(stage: Stage) -> None:
     stage.lab.run(FAREND, "rm", "-f", "/tmp/replaced.dialog")
     before = {c["call"] for c in stage.far.calls()}
     left = waiting_sipp(stage, "replaced", CARRIER, f"{EDGE}:5060 -p {REPLACED_PORT} -s 6000")
-    dialog = until("the first phone talks", 30, lambda: _read(stage, "/tmp/replaced.dialog").split(), 0.1)
+    dialog = until("the first phone talks", 30, lambda: read(stage, "/tmp/replaced.dialog").split(), 0.1)
     old = f"-key old_call_id {dialog[0]} -key old_tag {dialog[1]}"
     sipp(stage, "/tmp/replaces.xml", CARRIER, f"-p {SIPP_PORT} -s 6000 -m 1 -d 3000 {old}")
-    assert until("the first phone was hung up on", 10, left, 0.2) == "0", _read(
+    assert until("the first phone was hung up on", 10, left, 0.2) == "0", read(
         stage, "/tmp/sipp-replaced.log"
     )
     rung = [c["call"] for c in stage.far.calls() if c["call"] not in before]
@@ -224,7 +224,7 @@ def test_sipp_registers_and_takes_a_call(stage: Stage, borrowed: str, proxied: b
     (ident,) = stage.far.place("6100", "15551060")
     until("SIPp's phone has answered", 30, lambda: _agent_up(stage, "15551060"), 0.1)
     stage.far.order(ident, "hangup")
-    assert until("SIPp's phone was hung up on", 30, code, 0.2) == "0", _read(stage, "/tmp/sipp-phone.log")
+    assert until("SIPp's phone was hung up on", 30, code, 0.2) == "0", read(stage, "/tmp/sipp-phone.log")
 
 
 def _agent_up(stage: Stage, caller: str) -> bool:
@@ -232,7 +232,7 @@ def _agent_up(stage: Stage, caller: str) -> bool:
     return bool(row) and any(leg["role"] == "agent" and leg["state"] == "up" for leg in row["legs"].values())
 
 
-def _read(stage: Stage, path: str) -> str:
+def read(stage: Stage, path: str) -> str:
     try:
         return stage.lab.run(FAREND, "cat", path).strip()
     except LabError:
@@ -262,10 +262,10 @@ def baresip(stage: Stage) -> Iterator[Callable[[], None]]:
 
     Its library gives up at a SHA-256 challenge, so the directory keeps only an MD5 digest of this user."""
     with lent(stage, BARESIP_USER) as password:
-        yield from _baresip(stage, password)
+        yield from baresip_phone(stage, password)
 
 
-def _baresip(stage: Stage, password: str) -> Iterator[Callable[[], None]]:
+def baresip_phone(stage: Stage, password: str) -> Iterator[Callable[[], None]]:
     values = {
         "USER": BARESIP_USER,
         "PASSWORD": password,
@@ -281,7 +281,7 @@ def _baresip(stage: Stage, password: str) -> Iterator[Callable[[], None]]:
     def start() -> None:
         script = "cd /tmp && nohup baresip -f /tmp/baresip -t 60 >baresip.log 2>&1 </dev/null & echo $!"
         pids.append(stage.lab.run(FAREND, "sh", "-c", script).strip())
-        until("baresip is registered", 30, lambda: "200 OK" in _read(stage, "/tmp/baresip.log"), 0.2)
+        until("baresip is registered", 30, lambda: "200 OK" in read(stage, "/tmp/baresip.log"), 0.2)
 
     yield start
     for pid in pids:
@@ -296,7 +296,7 @@ def test_baresip_registers_and_takes_a_call(stage: Stage, baresip: Callable[[], 
     (ident,) = stage.far.place("6100", "15551061")
     until("baresip has answered", 30, lambda: _agent_up(stage, "15551061"), 0.1)
     until("the customer hears baresip's tone", 30, lambda: stage.hearing_music([Pair(ident, "")]), 0.2)
-    until("baresip hears the customer", 30, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
+    until("baresip hears the customer", 30, lambda: heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
     stage.far.order(ident, "hangup")
     until("baresip was hung up on", 30, lambda: not stage.edge_calls(), 0.1)
 
@@ -312,12 +312,12 @@ def test_baresip_places_a_call(stage: Stage, baresip: Callable[[], None]) -> Non
         lambda: [c for c in stage.far.calls(living="1") if c["owner"] == "1002" and c["state"] == "up"],
     )
     until("the colleague hears its tone", 30, lambda: stage.hearing_music([Pair(rows[0]["call"], "")]), 0.2)
-    until("baresip hears the colleague", 30, lambda: _heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
+    until("baresip hears the colleague", 30, lambda: heard_bytes(stage) > HEARD_MIN_BYTES, 0.2)
     stage.far.order(rows[0]["call"], "hangup")
     until("baresip was hung up on", 30, lambda: not stage.edge_calls(), 0.1)
 
 
-def _heard_bytes(stage: Stage) -> int:
+def heard_bytes(stage: Stage) -> int:
     """What baresip has received, by its own count of the RTP payload it decoded."""
     size = stage.lab.run(
         FAREND, "sh", "-c", "stat -c %s /tmp/baresip-heard*.wav 2>/dev/null | sort -n | tail -n 1"
