@@ -559,7 +559,7 @@ class Channels:
         return lost
 
     def _end_suspects(self, lost: set[str], operation: str, param: str) -> None:
-        for ident in lost & self._suspects[operation]:
+        for ident in sorted(lost & self._suspects[operation]):
             self._context.note("node", "orphan ended", level="warning", what=ident, by=operation)
             self._context.count("node_orphans_ended", operation=operation)
             self._context.ari(f"hangup/{ident}", operation, {param: ident})
