@@ -148,9 +148,9 @@ def test_a_cluster_that_answers_gets_its_ack_and_bye_where_it_listens(stage: Sta
         ident = str(stage.far.phone_order("1001", "dial", number="+48221")["call"])
         until("it has answered", 20, lambda: stage.far_calls()[ident]["state"] == "up", 0.1)
         stage.far.order(ident, "hangup")
-        heard = lambda method: f"{method} sip:cluster@" in _read(stage, "/tmp/listener.log")  # noqa: E731
+        heard = lambda method: f"{method} sip:cluster@" in read(stage, "/tmp/listener.log")  # noqa: E731
         until("ACK and BYE came there", 20, lambda: heard("ACK") and heard("BYE"), 0.2)
-        assert until("and nowhere else", 30, answerer, 0.2) == "0", _read(stage, "/tmp/sipp-answerer.log")
+        assert until("and nowhere else", 30, answerer, 0.2) == "0", read(stage, "/tmp/sipp-answerer.log")
     finally:
         stage.lab.run("etcd1", "etcdctl", "del", "/ari-ha/lab/v1/trunks/cluster")
     until("the call is over", 30, lambda: not stage.edge_calls())
