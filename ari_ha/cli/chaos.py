@@ -61,7 +61,12 @@ def run(
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Measure the same calls without a fault first.")
     ] = True,
-    codec: Annotated[str, typer.Option("--codec", help="What customers offer: pcma or pcmu.")] = "pcma",
+    ends: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ends", help="How people speak: pcmu, event-numbers, srtp (customers), wrapped (old streams)."
+        ),
+    ] = None,
     settings: SettingsFile = DEFAULT_SETTINGS,
 ) -> None:
     """Strike calls and report what their far ends noticed. Exit status 1 when a call did not survive."""
@@ -72,13 +77,14 @@ def run(
     from ari_ha.cli.lab import Lab, LabError
     from ari_ha.farend.client import FarEndError
 
+    ways = ends_of(ends or [])
     plan = plan_of(fault or [], state or [], calls, during)
     quiet = json_file == "-"
     if why := Lab.available():
         fail(f"the lab cannot run here: {why}", quiet)
     try:
         stage = Stage(settings, (lambda _: None) if quiet else say)
-        stage.codec = codec
+        stage.ends = frozenset(ways)
         programs, where = versions(stage.lab.versions()), machine()
 
         def write(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -129,6 +135,16 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
     if during == REFER_AGENT and calls > THIRD_PERSONS_MAX:
         fail(f"there are {THIRD_PERSONS_MAX} phones to transfer to", status=2)
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
+
+
+def ends_of(texts: Sequence[str]) -> list[str]:
+    """The ways people speak; words separated by commas count as several."""
+    from ari_ha.cli.chaos_stage import ENDS
+
+    words = [word for text in texts for word in text.split(",")]
+    for unknown in set(words) - set(ENDS):
+        fail(f"{unknown!r} is not one of {', '.join(ENDS)}", status=2)
+    return words
 
 
 def report(runs: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machine: str) -> dict[str, Any]:

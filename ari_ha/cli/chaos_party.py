@@ -15,12 +15,11 @@ from ari_ha.cli.chaos_judge import (
     Pair,
     Verdict,
 )
-from ari_ha.cli.chaos_stage import SALES, SUPPORT, Stage, StageError, until
+from ari_ha.cli.chaos_stage import CARRIER, SALES, SUPPORT, Stage, StageError, until
 from ari_ha.farend.client import FarEndError
 
 PARTY_STATES = (TRANSFER, CONSULT, CONFERENCE, *UNANSWERED_STATES)
 CALLS_MAX = len(SALES)
-CARRIER = "carrier"
 CONFERENCE_DIGITS = "*3"
 STATE_LIMIT_S = 20.0
 

@@ -27,6 +27,7 @@ from ari_ha.cli.chaos_judge import (
     SERVED,
     SUPERVISED,
     UNANSWERED_STATES,
+    VOICE_STATES,
     Pair,
     Verdict,
 )
@@ -94,6 +95,8 @@ class Run:
             stage.refresh(self.pairs)
             if self.state in ("queued", MIXED):
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
+            if "wrapped" in stage.ends:
+                stage.wrapped([pair for pair in self.pairs if pair.state in VOICE_STATES], began)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
             if self.state == "ivr":
@@ -114,6 +117,7 @@ class Run:
             "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
             "host": self.host,
             "during": self.during,
+            "ends": sorted(stage.ends),
             "node_empty_ms": self.node_empty_ms,
             "baseline": baseline,
             "calls": [verdict.to_dict() for verdict in self.verdicts.values()],
@@ -559,6 +563,7 @@ def _failed(run: Run, why: str) -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "host": run.host,
         "during": run.during,
+        "ends": sorted(run.stage.ends),
         "baseline": None,
         "calls": [verdict.to_dict() for verdict in verdicts],
         "after": {"double_owners": 0, "stale_legs": 0, "ghost_agents": 0, "agents_changed": 0, **run.after},

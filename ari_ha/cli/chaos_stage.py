@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 from ari_ha.cli import view as views
 from ari_ha.cli.agents import ask_a_node
-from ari_ha.cli.chaos_judge import ALONE_STATES, SUPERVISED, VOICE_STATES, Pair, hears_now, music_now
+from ari_ha.cli.chaos_judge import ALONE_STATES, SUPERVISED, VOICE_STATES, Pair, hearing, hears_now, music_now
 from ari_ha.cli.cluster import Cluster, ClusterError, EtcdAway, decode_json, quote
 from ari_ha.cli.drain import remove
 from ari_ha.cli.lab import NODES, PAIR, Lab, LabError
@@ -19,6 +19,7 @@ from ari_ha.core.ports.store import Compare, Put
 from ari_ha.farend.client import FarEndClient, FarEndError
 
 POLL_S = 0.05
+CARRIER = "carrier"
 SUPPORT = [str(number) for number in range(1001, 1041)]
 SALES = [str(number) for number in range(1041, 1061)]
 AGENTS = {"support": SUPPORT, "sales": SALES}
@@ -29,6 +30,17 @@ CALLS_MAX = len(SUPPORT) + len(SALES)
 FEATURE_CODE_AGENTS = 2
 """Agents of each run who log in by dialling instead of through the HTTP interface."""
 RING_LONG_MS = 120_000
+ENDS = {
+    "pcmu": {"codec": "pcmu"},
+    "event-numbers": {"event_pt": 96},
+    "srtp": {"srtp": True},
+    "wrapped": {},
+}
+"""How people may speak otherwise than usual (PCMA, telephone-event as 101 on both sides, RTP), and what
+customers' ends are told for it. `wrapped`: sequence numbers have begun anew, as on any call older than 22
+minutes."""
+WRAPS_AFTER = 200
+"""Packets: longer than people need to be connected, so that it is the stream they hear that begins anew."""
 CALL_SPACING_MS = 40
 CLEAN_LIMIT_S = 40.0
 RESERVE_LIMIT_S = 1_800.0
@@ -74,8 +86,8 @@ class Stage:
         self.say = say
         self._lock: IO[str] | None = None
         self._active = ""
-        self.codec = "pcma"
-        """What customers offer."""
+        self.ends: frozenset[str] = frozenset()
+        """How people speak: words of `ENDS`."""
 
     # --- looking ---
 
@@ -221,7 +233,9 @@ class Stage:
         """No calls, no channels, nothing broken, nobody cordoned."""
         self.lab.heal()
         self.undrain()
-        self.far.manner(mode="answer", after_s=0.3, ring=True)
+        sequence = (1 << 16) - WRAPS_AFTER if "wrapped" in self.ends else None
+        self.far.manner(mode="answer", after_s=0.3, ring=True, sequence=sequence)
+        self.far.manner([CARRIER], sequence=sequence)
         self.far.hang_up_everything()
         self.uncordon(NODES)
         until("an edge serves", 60, lambda: bool(self.active_edge()), 0.2)
@@ -366,7 +380,8 @@ class Stage:
         if not count:
             return []
         number = IVR_DID if state == "ivr" else DIDS[queue]["through" if state == "through" else "hitless"]
-        idents = self.far.place(number, first, count, spacing_ms=CALL_SPACING_MS, codec=self.codec)
+        ways = {name: value for word in self.ends for name, value in ENDS[word].items()}
+        idents = self.far.place(number, first, count, spacing_ms=CALL_SPACING_MS, **ways)
         callers = [first] if count == 1 else [f"{first}{n:03}" for n in range(count)]
         return [
             Pair(ident, caller, state, queue=queue) for ident, caller in zip(idents, callers, strict=True)
@@ -437,6 +452,17 @@ class Stage:
         """Whether all the customers hear music now."""
         rows = self.heard_lately(pairs, 0.5) if pairs else {}
         return all(music_now(rows.get(p.customer), 0.5) for p in pairs)
+
+    def wrapped(self, pairs: Sequence[Pair], since: float) -> None:
+        """Waits until the numbers of all streams have begun anew; ``since``: before the first was sent."""
+
+        def all_have() -> bool:
+            rows = self.measure(since, pairs)
+            ways = [(p.customer, p.agent_call) for p in pairs] + [(p.agent_call, p.customer) for p in pairs]
+            heard = [hearing(rows.get(ear), mouth) for ear, mouth in ways]
+            return all(one is not None and one["sent"] > WRAPS_AFTER for one in heard)
+
+        until("sequence numbers have begun anew", 15, all_have, 0.2)
 
     def _hold(self, pairs: Sequence[Pair]) -> None:
         for pair in pairs:

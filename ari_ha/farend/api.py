@@ -6,7 +6,7 @@ Every request carries ``Authorization: Bearer <token>``. Times are UTC seconds.
 |---|---|
 | GET /health | who we are, how busy |
 | GET /calls · GET /calls/{id} | calls; one with its SIP messages |
-| POST /calls {did, from, n, spacing_ms, hangup_after_s, event_pt, codec} | customers call |
+| POST /calls {did, from, n, spacing_ms, hangup_after_s, event_pt, codec, srtp} | customers call |
 | POST /calls/{id}/{hangup,hold,unhold,dtmf,info,answer,reject,refer} | orders to any call |
 | GET /phones · GET /phones/{user} | registrations and manners |
 | POST /phones/{user}/{register,unregister,manner,power,dial} | orders to a phone |
@@ -167,6 +167,7 @@ class Api:
                 driver.now,
                 event_pt=int(body.get("event_pt", 101)),
                 codec=CODECS[str(body.get("codec", "pcma"))],
+                srtp=bool(body.get("srtp", False)),
                 hangup_after_s=body.get("hangup_after_s"),
             )
             driver.flush()
@@ -244,7 +245,7 @@ class Api:
         return web.json_response({"now": time.time(), "skipped": skipped})
 
     async def manners(self, request: web.Request) -> web.Response:
-        """One manner for many phones (``users``; all when left out)."""
+        """One manner for many (``users``; all phones when left out)."""
         body = await _body(request)
         users = body.get("users") or [user for user in self.ends.drivers if user != CARRIER]
         for user in users:
@@ -274,6 +275,7 @@ def _set_manner(driver: Driver, body: dict[str, Any]) -> None:
         float(body.get("after_s", old.after_s)),
         bool(body.get("ring", old.ring)),
         int(body.get("calls_max", old.calls_max)),
+        body.get("sequence", old.sequence),
     )
 
 

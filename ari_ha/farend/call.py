@@ -9,7 +9,8 @@ from typing import Any
 
 from ari_ha.farend import rtp
 from ari_ha.farend.media import Stream
-from ari_ha.sip.sdp import Media, SdpError, SessionDescription
+from ari_ha.farend.srtp import Keys, new_key
+from ari_ha.sip.sdp import SUITES, Crypto, Media, SdpError, SessionDescription, usable_crypto
 
 MESSAGES_MAX = 400
 EVENT_PT = 101
@@ -55,6 +56,12 @@ class Description:
     event_pt: int = EVENT_PT
     codec: int = rtp.PT_PCMA
     direction: str = "sendrecv"
+    crypto: Crypto | None = None
+    """Our key; None: plain RTP."""
+
+    def encrypt(self) -> None:
+        """Offers SRTP."""
+        self.crypto = Crypto(1, SUITES[0], new_key())
 
     def text(self) -> str:
         """The next version of the description."""
@@ -66,7 +73,8 @@ class Description:
             "s=-",
             f"c=IN IP4 {self.host}",
             "t=0 0",
-            f"m=audio {self.port} RTP/AVP {self.codec} {self.event_pt}",
+            f"m=audio {self.port} RTP/{'SAVP' if self.crypto else 'AVP'} {self.codec} {self.event_pt}",
+            *([f"a=crypto:{self.crypto.line()}"] if self.crypto else []),
             f"a=rtpmap:{self.codec} {name}/8000",
             f"a=rtpmap:{self.event_pt} telephone-event/8000",
             f"a=fmtp:{self.event_pt} 0-16",
@@ -89,10 +97,12 @@ class RemoteSide:
     codec: int
     event_pt: int
     direction: str
+    crypto: Crypto | None = None
 
     @classmethod
     def of(cls, text: str) -> RemoteSide:
-        """Reads a description. Raises CodecRefused when it is none or has no G.711."""
+        """Reads a description. Raises CodecRefused when it is none, has no G.711, or SRTP without a key
+        for us."""
         try:
             session = SessionDescription.parse(text)
         except SdpError as error:
@@ -104,8 +114,13 @@ class RemoteSide:
         codec = next((pt for pt in audio.payload_types if pt in (rtp.PT_PCMA, rtp.PT_PCMU)), None)
         if codec is None:
             raise CodecRefused("no G.711")
+        crypto = usable_crypto(audio) if audio.proto == "RTP/SAVP" else None
+        if audio.proto != "RTP/AVP" and crypto is None:
+            raise CodecRefused(f"{audio.proto} without a key for us")
         event_pt = audio.telephone_event
-        return cls(host, audio.port, codec, EVENT_PT if event_pt is None else event_pt, session.direction)
+        return cls(
+            host, audio.port, codec, EVENT_PT if event_pt is None else event_pt, session.direction, crypto
+        )
 
     @property
     def wants_audio(self) -> bool:
@@ -171,13 +186,23 @@ class Call:
         if theirs is None or not self.living:
             self.stream.talk(False)
             return
-        self.stream.aim(theirs.host, theirs.port, theirs.codec, theirs.event_pt, self.ours.event_pt)
+        self.stream.aim(
+            theirs.host, theirs.port, theirs.codec, theirs.event_pt, self.ours.event_pt, self.keys()
+        )
         open_mouth = self.state == "up" or (self.early and self.state == "ringing")
         self.stream.talk(open_mouth and not self.hold and theirs.wants_audio)
 
+    def keys(self) -> Keys | None:
+        """Both sides' keys, None where one speaks plain RTP."""
+        ours, theirs = self.ours.crypto, self.theirs and self.theirs.crypto
+        return Keys(theirs.suite, ours.key, theirs.key) if ours and theirs else None
+
     def answer_text(self) -> str:
-        """Our answer to the description last taken from the other side."""
+        """Our answer to the description last taken from the other side: SRTP to SRTP, with the key we had."""
         if self.theirs is not None:
+            if asked := self.theirs.crypto:
+                key = self.ours.crypto.key if self.ours.crypto else new_key()
+                self.ours.crypto = Crypto(asked.tag, asked.suite, key)
             self.ours.codec = self.theirs.codec
             self.ours.event_pt = self.theirs.event_pt
             allowed = REVERSED[self.theirs.direction]

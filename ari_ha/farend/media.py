@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from ari_ha.farend.measure import Report, report
 from ari_ha.farend.media_worker import enable_timestamps
+from ari_ha.farend.srtp import Keys
 from ari_ha.farend.streamlog import StreamLog
 
 RECEIVE_BUFFER_BYTES = 262_144
@@ -30,8 +31,11 @@ class Stream(Protocol):
     host: str
     port: int
 
-    def aim(self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int) -> None:
-        """Where to send, and the payload numbers to send and expect; an empty host: nowhere."""
+    def aim(
+        self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int, keys: Keys | None = None
+    ) -> None:
+        """Where to send, and the payload numbers to send and expect; an empty host: nowhere. With keys both
+        directions are SRTP; a key already in use goes on."""
         ...
 
     def talk(self, on: bool) -> None:
@@ -50,8 +54,9 @@ class Stream(Protocol):
 class MediaHost(Protocol):
     """Whoever opens streams."""
 
-    def open(self, host: str, hertz: int) -> Stream:
-        """A new stream with a socket on ``host``."""
+    def open(self, host: str, hertz: int, sequence: int | None = None) -> Stream:
+        """A new stream with a socket on ``host``; ``sequence`` is its first number, None: any of the lower
+        half, so that it does not begin anew for ten minutes."""
         ...
 
 
@@ -82,9 +87,14 @@ class LiveStream:
             order = json.dumps({"do": do, "stream": self.id, **values})
             self._worker.orders.send(order.encode())
 
-    def aim(self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int) -> None:
+    def aim(
+        self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int, keys: Keys | None = None
+    ) -> None:
         """See `Stream.aim`."""
-        self._order("aim", host=host, port=port, pt=pt, event_pt=event_pt, event_pt_in=event_pt_in)
+        self._order(
+            "aim", host=host, port=port, pt=pt, event_pt=event_pt, event_pt_in=event_pt_in,
+            keys=keys and asdict(keys),
+        )  # fmt: skip
 
     def talk(self, on: bool) -> None:
         """See `Stream.talk`."""
@@ -113,8 +123,8 @@ class Media:
         self._next_id = 1
         self._workers = [_start_worker() for _ in range(workers)]
 
-    def open(self, host: str, hertz: int) -> LiveStream:
-        """A new stream with a socket on ``host``."""
+    def open(self, host: str, hertz: int, sequence: int | None = None) -> LiveStream:
+        """See `MediaHost.open`."""
         sock = self._bind(host)
         worker = min(self._workers, key=lambda item: item.streams)
         ident = self._next_id
@@ -125,7 +135,7 @@ class Media:
             "do": "open",
             "stream": ident,
             "ssrc": random.getrandbits(32),
-            "sequence": random.getrandbits(15),
+            "sequence": random.getrandbits(15) if sequence is None else sequence,
             "timestamp": random.getrandbits(31),
             "hertz": hertz,
         }

@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from ari_ha.farend import rtp
+from ari_ha.farend.srtp import Keys, Sealer
 from ari_ha.farend.streamlog import StreamLog
 
 SLOT_S = 0.005
@@ -55,6 +56,8 @@ class _Stream:
         self.digit_timestamp = 0
         self.first = True
         self.refused = 0
+        self.sealer: Sealer | None = None
+        """None: plain RTP"""
 
     def send(self) -> None:
         """The packets of one 20 ms."""
@@ -100,7 +103,18 @@ class _Stream:
             self.digit_step = -1
             self.gap_packets = 5
 
+    def agree(self, keys: dict[str, str] | None) -> None:
+        """SRTP with these keys from now on; None: plain RTP."""
+        if keys is None:
+            self.sealer = None
+            return
+        if self.sealer is None:
+            self.sealer = Sealer()
+        self.sealer.agree(Keys(**keys))
+
     def _out(self, packet: bytes | bytearray) -> None:
+        if self.sealer is not None:
+            packet = self.sealer.seal(packet)
         try:
             self.sock.sendto(packet, self.remote)  # type: ignore[arg-type]
         except OSError:
@@ -165,7 +179,14 @@ class Worker:
             at_ns = seconds * 1_000_000_000 + nanoseconds
         else:
             at_ns = time.time_ns()
-        stream.log.add_heard(at_ns, *rtp.classify(self.buffer, size, stream.event_pt_in))
+        packet: bytes | bytearray = self.buffer
+        if stream.sealer is not None:
+            plain = stream.sealer.unseal(bytes(self.buffer[:size]))
+            if plain is None:
+                stream.refused += 1
+                return
+            packet, size = plain, len(plain)
+        stream.log.add_heard(at_ns, *rtp.classify(packet, size, stream.event_pt_in))
 
     def _order(self) -> None:
         try:
@@ -187,6 +208,7 @@ class Worker:
             stream.remote = (order["host"], order["port"]) if order["host"] else None
             stream.pt, stream.event_pt = order["pt"], order["event_pt"]
             stream.event_pt_in = order["event_pt_in"]
+            stream.agree(order["keys"])
         elif kind == "talk":
             stream.talking = order["on"]
         elif kind == "digits":

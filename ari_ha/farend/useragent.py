@@ -45,6 +45,8 @@ class Manner:
     """Whether 180 is sent."""
     calls_max: int = 1
     """Further calls get 486."""
+    sequence: int | None = None
+    """First number of its RTP streams; None: any that does not begin anew soon."""
 
 
 class UserAgent:
@@ -170,12 +172,15 @@ class UserAgent:
         *,
         event_pt: int = 101,
         codec: int = rtp.PT_PCMA,
+        srtp: bool = False,
         hangup_after_s: float | None = None,
     ) -> Call:
-        """Calls ``number`` through the proxy."""
+        """Calls ``number`` through the proxy; with ``srtp`` the offer has a key."""
         call = self._new_call("out", number, caller, self._new_id())
         call.ours.event_pt = event_pt
         call.ours.codec = codec
+        if srtp:
+            call.ours.encrypt()
         call.hangup_after_s = hangup_after_s
         self.endpoint.invite(
             call.leg,
@@ -381,7 +386,7 @@ class UserAgent:
 
     def _new_call(self, way: str, number: str, caller: str, leg: str) -> Call:
         self._serial += 1
-        stream = self._media.open(self.listener.host, self.hertz)
+        stream = self._media.open(self.listener.host, self.hertz, self.manner.sequence)
         ours = Description(self.listener.host, stream.port, session=self._serial + 1_000)
         call = Call(
             f"{self.name}-{self._serial}", leg, self.name, way, number, caller, stream, ours, self._utc()

@@ -180,3 +180,21 @@ def test_settings_of_the_lab_are_read(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(BadSettings):
         load(str(file))
+
+
+async def test_srtp_is_heard_when_its_numbers_begin_anew(ends: Ends) -> None:
+    since = (await ends.ask("/measure/mark", {"name": "call"}))["now"]
+    await ends.ask("/phones/manner", {"users": ["carrier", "1001"], "sequence": 65_526})
+    ident = await ends.connected(srtp=True)
+    (other,) = [c["call"] for c in (await ends.ask("/calls"))["calls"] if c["way"] == "in"]
+
+    def heard(rows: Any) -> bool:
+        found = {row["call"]: [h for h in row["hears"] if h["call"]] for row in rows["calls"]}
+        return all(found.get(one) and found[one][0]["received"] >= 50 for one in (ident, other))
+
+    rows = await ends.until(f"/measure?since={since}", heard)
+    assert all(h["lost_ms"] <= 20 for row in rows["calls"] for h in row["hears"]), rows
+    await ends.ask(f"/calls/{ident}/dtmf", {"digits": "5"})
+    await ends.until(
+        f"/measure?since={since}&call={other}", lambda rows: rows["calls"][0]["digits"][:1] != []
+    )

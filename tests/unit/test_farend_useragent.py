@@ -8,8 +8,9 @@ from itertools import count
 
 import pytest
 
-from ari_ha.farend.call import Call, RemoteSide, describe
+from ari_ha.farend.call import Call, CodecRefused, RemoteSide, describe
 from ari_ha.farend.registration import Registration
+from ari_ha.farend.srtp import Keys
 from ari_ha.farend.useragent import Manner, NotPossible, UserAgent
 from ari_ha.sip import Credentials, Flow, Listener
 from ari_ha.sip.auth import DigestAuthority, ha1
@@ -28,10 +29,14 @@ class FakeStream:
     aimed: tuple[str, int, int, int, int] | None = None
     talking: bool = False
     sent_digits: str = ""
+    keys: Keys | None = None
     closed: bool = False
 
-    def aim(self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int) -> None:
+    def aim(
+        self, host: str, port: int, pt: int, event_pt: int, event_pt_in: int, keys: Keys | None = None
+    ) -> None:
         self.aimed = (host, port, pt, event_pt, event_pt_in)
+        self.keys = keys
 
     def talk(self, on: bool) -> None:
         self.talking = on
@@ -50,7 +55,7 @@ class FakeMedia:
     numbers: count[int] = field(default_factory=lambda: count(1))
     streams: list[FakeStream] = field(default_factory=list)
 
-    def open(self, host: str, hertz: int) -> FakeStream:
+    def open(self, host: str, hertz: int, sequence: int | None = None) -> FakeStream:
         number = next(self.numbers)
         stream = FakeStream(number, host, 40_000 + 2 * number)
         self.streams.append(stream)
@@ -141,6 +146,27 @@ def test_the_event_payload_number_is_the_offerers() -> None:
     out, into = Wire().call(event_pt=96)
     assert out.stream.aimed[3:] == (96, 96)
     assert into.stream.aimed[3:] == (96, 96)
+
+
+def test_srtp_is_answered_in_kind_and_keys_stay_over_hold() -> None:
+    wire = Wire()
+    out, into = wire.call(srtp=True)
+    first = out.stream.keys
+    assert first is not None and into.stream.keys is not None
+    assert (first.ours, first.theirs) == (into.stream.keys.theirs, into.stream.keys.ours)
+    for on in (True, False):
+        wire.phone.hold(into, on, wire.now)
+        wire.settle()
+    assert out.stream.keys == first
+    assert out.reinvites == 2
+
+
+def test_srtp_without_a_key_for_us_is_refused() -> None:
+    text = "v=0\r\no=x 1 1 IN IP4 h\r\ns=-\r\nc=IN IP4 h\r\nt=0 0\r\nm=audio 4000 RTP/SAVP 8\r\n"
+    with pytest.raises(CodecRefused):
+        RemoteSide.of(text)
+    with pytest.raises(CodecRefused):
+        RemoteSide.of(text + "a=crypto:1 AEAD_AES_256_GCM inline:AAAA\r\n")
 
 
 @pytest.mark.parametrize("ender", ["carrier", "phone"])
