@@ -24,7 +24,7 @@ MEND_AFTER_S = {
     "compaction": 3.0,
     "etcd-slow": 8.0,
     "node-loss": 6.0,
-    "etcd-quorum-loss": 30.0,
+    "etcd-quorum-loss": 60.0,
     "asterisk-freeze": 10.0,
     "edge-freeze": 4.0,
     "edge-cut": 4.0,
