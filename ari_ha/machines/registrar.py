@@ -23,6 +23,7 @@ from ari_ha.sip.events import InviteReceived, RequestReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request, SipParseError
 from ari_ha.sip.nexthop import ROUTE, SOURCE
+from ari_ha.sip.timers import parse_delta
 from ari_ha.sip.uri import NameAddr
 from ari_ha.wire.keyspace import (
     BadValue,
@@ -244,8 +245,8 @@ class Registrar:
         the request has been answered with an error."""
         context, request, flow = self._context, event.request, event.flow
         limits = context.timings
-        asked = contact.params.get("expires") or request.get("expires") or str(limits.registration_s)
-        seconds = min(int(asked), limits.registration_s) if asked.isdigit() else limits.registration_s
+        asked = parse_delta(contact.params.get("expires") or request.get("expires"))
+        seconds = limits.registration_s if asked is None else min(asked, limits.registration_s)
         ident = contact_hash(contact.uri)
         if seconds == 0:
             self._remove(aor, ident)

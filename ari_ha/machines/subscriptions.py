@@ -31,6 +31,7 @@ from ari_ha.sip.subscription import (
     dialog_info,
     message_summary,
 )
+from ari_ha.sip.timers import parse_delta
 from ari_ha.wire.keyspace import BadValue, decode, encode
 from ari_ha.wire.sip_values import MailboxValue, SubscriptionValue
 from ari_ha.wire.unknown_fields import merge_unknown
@@ -149,8 +150,8 @@ class Subscriptions:
         user = self._registrar.authenticate(event)
         if user is None:
             return
-        asked = request.get("Expires").strip()
-        seconds = min(int(asked), EXPIRES_MAX_S) if asked.isdigit() and len(asked) < 9 else EXPIRES_MAX_S
+        asked = parse_delta(request.get("Expires"))
+        seconds = EXPIRES_MAX_S if asked is None else min(asked, EXPIRES_MAX_S)
         if 0 < seconds < EXPIRES_MIN_S:
             low = (("Min-Expires", str(EXPIRES_MIN_S)),)
             context.sip.respond(event.txn, 423, context.now, headers=low)

@@ -16,6 +16,7 @@ from ari_ha.machines.trunks import RESTS_S, Trunks
 from ari_ha.sip.auth import authorization
 from ari_ha.sip.events import RequestFailed, ResponseReceived
 from ari_ha.sip.message import Response, SipParseError
+from ari_ha.sip.timers import parse_delta
 from ari_ha.sip.uri import NameAddr
 from ari_ha.wire.sip_values import TrunkValue
 
@@ -204,8 +205,8 @@ class TrunkCare:
                 self._again(name, "refused", f"{event.status} {event.reason}")
         elif event.status == 423 and held.tries < AUTH_TRIES_MAX:
             held.tries += 1
-            asked = response.get("Min-Expires").strip()
-            held.expires_s = min(int(asked), EXPIRES_MAX_S) if asked.isdigit() else EXPIRES_MAX_S
+            asked = parse_delta(response.get("Min-Expires"))
+            held.expires_s = EXPIRES_MAX_S if asked is None else min(asked, EXPIRES_MAX_S)
             self._register(name, first=False)
         elif 200 <= event.status < 300:
             self._in(name, trunk, held, response)
@@ -254,8 +255,8 @@ class TrunkCare:
                 continue
             if f"<{contact.uri}>" == ours and contact.params.get("expires"):
                 found = str(contact.params["expires"])
-        seconds = int(found) if found.isdigit() and len(found) < 8 else asked
-        return min(max(seconds, EXPIRES_MIN_S), EXPIRES_MAX_S)
+        seconds = parse_delta(found)
+        return min(max(asked if seconds is None else seconds, EXPIRES_MIN_S), EXPIRES_MAX_S)
 
     def _again(self, name: str, state_word: str, why: str) -> None:
         """Not registered: later again, waits doubling, each with chance in it."""

@@ -28,6 +28,7 @@ from ari_ha.sip.auth import Credentials
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Request
 from ari_ha.sip.nexthop import ROUTE, SOURCE
+from ari_ha.sip.timers import parse_delta
 from ari_ha.wire.keyspace import BadValue, decode
 from ari_ha.wire.sip_values import SecretTrunkValue, TrunkValue
 
@@ -262,8 +263,8 @@ class Trunks:
     def failed(self, name: str, place: str, retry_after: str = "") -> None:
         """A call through the trunk failed for a reason of the carrier's; of several places
         that one rests, and the trunk when all do."""
-        asked = retry_after.split(";")[0].split("(")[0].strip()
-        seconds = min(float(asked), RESTS_MAX_S) if asked.isdigit() and len(asked) < 6 else RESTS_S
+        asked = parse_delta(retry_after.partition("(")[0])
+        seconds = RESTS_S if asked is None else min(float(asked), RESTS_MAX_S)
         state, now = self.state(name), self._context.now
         for target in state.targets:
             if target.place.text == place:

@@ -102,7 +102,7 @@ class Proxy:
         forwards = request.get("Max-Forwards", "70").strip()
         if onward.refuse:
             self._stack.reply_statelessly(request, via, flow, onward.refuse)
-        elif not forwards.isdigit() or len(forwards) > 3 or int(forwards) <= 0:
+        elif not (forwards.isascii() and forwards.isdigit()) or len(forwards) > 3 or int(forwards) <= 0:
             self._stack.reply_statelessly(request, via, flow, 483)
         elif onward.to is None or onward.to.listener not in self._stack.listeners:
             self._stack.drop("hop-nowhere")

@@ -12,6 +12,8 @@ SDP_LINES_MAX_COUNT = 1_000
 """Lines of one description."""
 MEDIA_MAX_COUNT = 32
 """m-lines of one description."""
+FORMATS_MAX_COUNT = 128
+"""Formats of one m-line: as many as there are payload types."""
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 REVERSED = {"sendrecv": "sendrecv", "sendonly": "recvonly", "recvonly": "sendonly", "inactive": "inactive"}
 """What each direction means seen from the other side."""
@@ -57,8 +59,9 @@ class Media:
 
     @property
     def payload_types(self) -> list[int]:
-        """The numeric formats."""
-        return [int(item) for item in self.formats if item.isascii() and item.isdigit()]
+        """The numeric formats that are payload types (RFC 3551: below 128)."""
+        short = [item for item in self.formats if len(item) < 4 and item.isascii() and item.isdigit()]
+        return [int(item) for item in short if int(item) < 128]
 
     def attributes(self, name: str) -> list[str]:
         """The values of `a=name:value` (an empty string for `a=name`)."""
@@ -72,9 +75,10 @@ class Media:
     @property
     def rtpmap(self) -> dict[int, str]:
         """Payload type to encoding (`PCMU/8000`), static types filled in."""
-        found = {pt: STATIC_CODECS[pt] for pt in self.payload_types if pt in STATIC_CODECS}
+        known = dict.fromkeys(self.payload_types)
+        found = {pt: STATIC_CODECS[pt] for pt in known if pt in STATIC_CODECS}
         found.update(_numbered(self.attributes("rtpmap")))
-        return {pt: name for pt, name in found.items() if pt in self.payload_types}
+        return {pt: name for pt, name in found.items() if pt in known}
 
     @property
     def fmtp(self) -> dict[int, str]:
@@ -144,7 +148,7 @@ def usable_crypto(media: Media) -> Crypto | None:
     found: list[Crypto] = []
     for value in media.crypto:
         parts = value.split()
-        if len(parts) != 3 or not parts[0].isdigit() or len(parts[0]) > 9:
+        if len(parts) != 3 or not (parts[0].isascii() and parts[0].isdigit()) or len(parts[0]) > 9:
             continue
         if parts[1] in SUITES and parts[2].startswith("inline:") and ";" not in parts[2]:
             found.append(Crypto(int(parts[0]), parts[1], parts[2]))
@@ -270,6 +274,8 @@ def _parse_media(line: str) -> Media:
     parts = line[2:].split()
     if len(parts) < 3:
         raise SdpError("m= line")
+    if len(parts) > 3 + FORMATS_MAX_COUNT:
+        raise SdpError("too many formats")
     port, _, count = parts[1].partition("/")
     if not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65_535:
         raise SdpError("port")

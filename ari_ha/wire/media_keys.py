@@ -7,23 +7,23 @@ import re
 from collections.abc import Sequence
 
 KEYS_MAX = 256
-"""Keys of one call; a record with more is not one of ours."""
-_KEY = re.compile(rb"inline:([A-Za-z0-9+/=|^:]{16,160})")
+"""Keys of one call. A far end may say more of them; those are nobody's, and not kept."""
+_KEY = re.compile(rb"inline:([A-Za-z0-9+/=|^:]{16,160}|@(?:\d{1,3})?@)")
+"""A key; or what looks like a mark in what a far end says: it must not become a key when it is read back"""
 _MARK = re.compile(rb"inline:@(\d{1,3})@")
 
 
 def hide(data: bytes) -> tuple[bytes, list[str]]:
-    """JSON with marks in place of keys, and the keys by number. Raises ValueError on more
-    than `KEYS_MAX`."""
+    """JSON with marks in place of keys, and the keys by number."""
     keys: dict[bytes, int] = {}
 
     def mark(found: re.Match[bytes]) -> bytes:
-        return b"inline:@%d@" % keys.setdefault(found.group(1), len(keys))
+        key = found.group(1)
+        if key not in keys and len(keys) == KEYS_MAX:
+            return b"inline:@@"
+        return b"inline:@%d@" % keys.setdefault(key, len(keys))
 
-    hidden = _KEY.sub(mark, data)
-    if len(keys) > KEYS_MAX:
-        raise ValueError(f"{len(keys)} keys, limit {KEYS_MAX}")
-    return hidden, [key.decode() for key in keys]
+    return _KEY.sub(mark, data), [key.decode() for key in keys]
 
 
 def show(data: bytes, keys: Sequence[str]) -> bytes:
