@@ -10,19 +10,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ari_ha.adapters.certificates import Certificates
+from ari_ha.adapters.doors import Door, Room
 from ari_ha.core.machine import Event
 from ari_ha.core.ports.sip import SipBytes, SipFlowClosed
 from ari_ha.sip.flow import Flow
 
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst (a node's death moves many calls) must wait in the kernel, not be lost."""
-TCP_CONNECTIONS_MAX = 5_000
-TCP_CONNECTIONS_PER_HOST_MAX = 500
-"""Many phones may sit behind one address; one address may not take every connection."""
 TCP_WRITE_BUFFER_MAX_BYTES = 1024 * 1024
 TCP_CONNECT_LIMIT_S = 4.0
-TLS_HANDSHAKE_LIMIT_S = 10.0
-"""Of somebody who connects to us; more is a way to hold connections for nothing."""
 TCP_WAITING_MAX = 64
 """Messages that wait for one connection being opened."""
 
@@ -52,7 +48,9 @@ class SipSockets:
     def __init__(self, post: Post) -> None:
         self._post = post
         self._udp: dict[str, asyncio.DatagramTransport] = {}
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
+        self.room = Room(lambda: asyncio.get_running_loop().time())
+        """Who is connected to us, over whatever is not UDP"""
         self._streams: dict[str, Stream] = {}
         self._by_address: dict[tuple[str, str, int], str] = {}
         self._connecting: dict[tuple[str, str, int], list[bytes]] = {}
@@ -74,25 +72,17 @@ class SipSockets:
 
     async def listen_tcp(self, name: str, host: str, port: int) -> None:
         """Opens one TCP listener. Raises OSError when the address is not ours."""
-        loop = asyncio.get_running_loop()
-        self._servers.append(
-            await loop.create_server(lambda: _Stream(self, name, None, "tcp"), host, port, reuse_address=True)
-        )
+        self._listen(Door(self.room, lambda: _Stream(self, name, None, "tcp")), host, port)
 
     async def listen_tls(self, name: str, host: str, port: int, certificates: Certificates) -> None:
         """Opens one TLS listener, and lets calls leave over TLS. Raises OSError."""
         self._certificates = certificates
-        loop = asyncio.get_running_loop()
-        self._servers.append(
-            await loop.create_server(
-                lambda: _Stream(self, name, None, "tls"),
-                host,
-                port,
-                ssl=certificates.server,
-                ssl_handshake_timeout=TLS_HANDSHAKE_LIMIT_S,
-                reuse_address=True,
-            )
-        )
+        door = Door(self.room, lambda: _Stream(self, name, None, "tls"), certificates.server)
+        self._listen(door, host, port)
+
+    def _listen(self, door: Door, host: str, port: int) -> None:
+        door.open(host, port)
+        self._doors.append(door)
 
     def send(self, data: bytes, flow: Flow, name: str = "") -> None:
         """Sends on the flow; what cannot be sent is lost, as on any network. ``name``: whose
@@ -171,21 +161,14 @@ class SipSockets:
                 del self._by_address[address]
             self._post(SipFlowClosed(flow=flow, reason=reason))
 
-    def full(self, host: str) -> bool:
-        """Whether no further connection is taken, at all or from this host."""
-        if len(self._streams) >= TCP_CONNECTIONS_MAX:
-            return True
-        flows = (stream.flow for stream in self._streams.values())
-        return sum(flow is not None and flow.host == host for flow in flows) >= TCP_CONNECTIONS_PER_HOST_MAX
-
     def post(self, event: Event) -> None:
         """Gives an event to the owner."""
         self._post(event)
 
     def close(self) -> None:
         """Closes every socket."""
-        for server in self._servers:
-            server.close()
+        for door in self._doors:
+            door.close()
         for stream in list(self._streams.values()):
             stream.abort()
         for transport in self._udp.values():
@@ -212,10 +195,11 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        host, port = transport.get_extra_info("peername")[:2]
-        if self._sockets.full(host):
+        peer = transport.get_extra_info("peername")
+        if peer is None:  # gone already
             transport.abort()
             return
+        host, port = peer[:2]
         name = self._sockets.opened(self)
         self.flow = Flow(self._listener, self._kind, host, port, name)
         self._sockets.reached(self)

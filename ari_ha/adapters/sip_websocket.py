@@ -9,7 +9,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from ari_ha.adapters.sip import TCP_WRITE_BUFFER_MAX_BYTES, TLS_HANDSHAKE_LIMIT_S, SipSockets
+from ari_ha.adapters.doors import Door
+from ari_ha.adapters.sip import TCP_WRITE_BUFFER_MAX_BYTES, SipSockets
 from ari_ha.core.ports.sip import SipBytes
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import MESSAGE_MAX_BYTES
@@ -18,7 +19,7 @@ SUBPROTOCOL = "sip"
 PING_EVERY_S = 10.0
 """A browser answers these by itself; one that does not within half of this is gone."""
 UPGRADE_LIMIT_S = 5.0
-"""From the connection to its being a WebSocket; more is a way to hold connections for nothing."""
+"""From the end of its TLS handshake to its being a WebSocket; more is a way to hold it for nothing."""
 STOP_LIMIT_S = 0.2
 
 
@@ -31,7 +32,7 @@ class WebSocketListener:
         self._name = name
         self._transport = transport
         self._upgraded: set[Any] = set()
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         app = web.Application()
         app.router.add_get("/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_LIMIT_S)
@@ -39,22 +40,24 @@ class WebSocketListener:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Begins to listen. Raises OSError when the address is not ours."""
         await self._runner.setup()
-        limits = {"ssl_handshake_timeout": TLS_HANDSHAKE_LIMIT_S} if tls else {}
-        self._server = await asyncio.get_running_loop().create_server(
-            self._connected, host, port, ssl=tls, reuse_address=True, **limits
-        )
+        assert self._runner.server is not None
+        self._door = Door(self._sockets.room, self._runner.server, tls, self._connected)
+        self._door.open(host, port)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._door is not None
+        return self._door.port
 
     async def stop(self) -> None:
         """Stops listening and closes every connection."""
-        if self._server:
-            self._server.close()
+        if self._door:
+            self._door.close()
         await self._runner.cleanup()
 
-    def _connected(self) -> Any:
-        assert self._runner.server is not None
-        handler = self._runner.server()
+    def _connected(self, handler: Any) -> None:
         asyncio.get_running_loop().call_later(UPGRADE_LIMIT_S, self._impatient, handler)
-        return handler
 
     def _impatient(self, handler: Any) -> None:
         if handler not in self._upgraded and handler.transport is not None:
@@ -68,8 +71,6 @@ class WebSocketListener:
         if not ready or ready.protocol != SUBPROTOCOL or transport is None:
             return web.Response(status=426, headers={"Upgrade": "websocket"}, text="SIP over WebSocket\n")
         host, port = transport.get_extra_info("peername")[:2]
-        if self._sockets.full(host):
-            return web.Response(status=503)
         self._upgraded.add(request.protocol)
         try:
             await socket.prepare(request)

@@ -52,7 +52,7 @@ async def test_tls_both_ways_and_a_renewed_certificate(tmp_path: Path) -> None:
     certificates = of(ours, theirs / "cert.pem")
     await edge.listen_tls("public-tls", "127.0.0.1", 0, certificates)
     await carrier.listen_tls("l", "127.0.0.1", 0, of(theirs, ours / "cert.pem"))
-    port, far = (s._servers[0].sockets[0].getsockname()[1] for s in (edge, carrier))
+    port, far = (s._doors[0].port for s in (edge, carrier))
     try:
         # we call a carrier: its name is checked
         edge.send(b"hello\r\n\r\n", Flow("public-tls", "tls", "127.0.0.1", far), "carrier.example")
@@ -94,7 +94,7 @@ async def test_a_carrier_with_another_name_is_not_called(tmp_path: Path) -> None
     edge, carrier = SipSockets(heard.append), SipSockets(told.append)
     await edge.listen_tls("public-tls", "127.0.0.1", 0, of(ours, theirs / "cert.pem"))
     await carrier.listen_tls("l", "127.0.0.1", 0, of(theirs, ours / "cert.pem"))
-    far = carrier._servers[0].sockets[0].getsockname()[1]
+    far = carrier._doors[0].port
     try:
         edge.send(b"INVITE secret", Flow("public-tls", "tls", "127.0.0.1", far), "other.example")
         await until(lambda: any(isinstance(e, SipFlowClosed) and e.refused for e in heard))

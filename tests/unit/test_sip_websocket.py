@@ -34,8 +34,7 @@ class Server:
 
     async def start(self) -> None:
         await self.listener.start("127.0.0.1", 0)
-        assert self.listener._server
-        self.url = f"http://127.0.0.1:{self.listener._server.sockets[0].getsockname()[1]}/sip"
+        self.url = f"http://127.0.0.1:{self.listener.port}/sip"
 
     def heard(self) -> list[SipBytes]:
         return [event for event in self.told if isinstance(event, SipBytes)]
