@@ -28,7 +28,7 @@ class Recording:
     recording: str
     call: str
     peer: str
-    """The edge that asked for it last"""
+    """The edge that asked for it last, or was told of it"""
     host: str = ""
     port: int = 0
     """Where it listens; 0: not yet"""
@@ -102,13 +102,21 @@ class NodeRecorder:
 
     def list_to(self, peer: str) -> None:
         """What is being written here, for an edge that serves (it has listed its calls) to compare."""
-        if self._context.config.records:
-            here = {one.recording: one.call for one in self._open.values() if self._for(one, peer)}
-            self._context.tell(peer, link.NodeRecordings(recordings=here))
+        if not self._context.config.records:
+            return
+        here = [one for one in self._open.values() if self._for(one, peer)]
+        for one in here:
+            one.peer = peer
+        listed = {one.recording: one.call for one in here}
+        self._context.tell(peer, link.NodeRecordings(recordings=listed))
 
     def _for(self, one: Recording, peer: str) -> bool:
-        owner = self._records.owner(one.call)
-        return owner is None or owner.edge == peer
+        """Whether it is of that edge's pair. The edge that owns the call may be the one that has just died
+        there: its heir writes itself into etcd while it already serves."""
+        owner, pair = self._records.owner(one.call), self._context.links[peer].vip
+        if owner is None:
+            return True
+        return owner.vip == pair if owner.vip and pair else owner.edge == peer
 
     # --- what the recorder says ------------------------------------------------------
 

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.lab
 SPOOL = "/var/lib/ari-ha/recordings"
 SERVES = "ast1"
 WINDOW_S = 0.2
+MORE_THAN_PEOPLE_MS = 60
+"""A recording may lack so much more than the people: of what a relay forwards one after the other, when it dies."""
 LOUD = 1000
 """Root of the mean square of a window in which somebody speaks; the tone's is 4000."""
 
@@ -161,7 +163,7 @@ def test_both_voices_are_in_every_window(recording: Stage, tmp_path: Path, fault
     pair = talk(stage)
     time.sleep(2.0)
     before = recorded(stage, pair)
-    struck = FAULTS[fault](stage.lab, "edge1" if fault.startswith("edge") else SERVES)
+    struck = FAULTS[fault](stage.lab, stage.active_edge() if fault.startswith("edge") else SERVES)
     if loses:
         whole(stage, pair, without=SERVES)
     else:
@@ -193,6 +195,54 @@ def test_what_both_recorders_lose_is_told(recording: Stage, tmp_path: Path) -> N
     assert {leg for leg, _, _ in told["gaps"]} <= {"c", "a1"}
     for leg in ("c", "a1"):
         assert sum(ms for who, _, ms in told["gaps"] if who == leg) == told["missing_ms"][leg], told
+
+
+def heard_lost_ms(stage: Stage, pair: Pair, since: float) -> dict[str, int]:
+    """leg -> what the other person has lost of its voice since then."""
+    rows = stage.measure(since, [pair])
+    ways = {"c": (pair.agent_call, pair.customer), "a1": (pair.customer, pair.agent_call)}
+    return {
+        leg: next(heard["lost_packets"] for heard in rows[ear]["hears"] if heard["call"] == mouth) * 20
+        for leg, (ear, mouth) in ways.items()
+    }
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("fault", "lost_max_ms"),
+    [("edge-switchover", 300), ("edge-kill", 900), ("edge-freeze", 900), ("rtpengine-kill", 1_200)],
+)
+def test_a_recording_over_a_takeover_of_the_pair(
+    recording: Stage, tmp_path: Path, fault: str, lost_max_ms: int
+) -> None:
+    """The same recorders write on, into the same parts, what the other edge's relay forwards. What is missing is what no relay was there to
+    forward: about what the people lost themselves. `join` tells all of it."""
+    stage = recording
+    if len(stage.edges) < 2:
+        pytest.skip("this lab has one edge")
+    until("the pair is whole", 60, stage.pair_is_whole, 0.2)
+    pair = talk(stage)
+    before, active, since = recorded(stage, pair), stage.active_edge(), stage.far.now()
+    time.sleep(2.0)
+    struck = FAULTS[fault](stage.lab, active)
+    if fault != "rtpengine-kill":
+        until("the other edge serves", 30, lambda: stage.active_edge() != active)
+    until("they talk", 30, lambda: stage.talking([pair]), 0.1)
+    time.sleep(3.0)
+    people = heard_lost_ms(stage, pair, since)
+    if struck.mend is not None:
+        struck.mend()
+    assert recorded(stage, pair) == before
+    parts = end(stage, pair, tmp_path)
+    told = {**judge(parts, struck.at), "people_lost_ms": people}
+    print(fault, told)
+    assert len(parts) == 4 and len({part.name.node for part in parts}) == 2
+    for leg in ("c", "a1"):
+        missing = told["missing_ms"][leg]
+        assert missing <= min(lost_max_ms, people[leg] + MORE_THAN_PEOPLE_MS), told
+        assert sum(ms for who, _, ms in told["gaps"] if who == leg) == missing, told
+    silent = told["silent"]["left"] + told["silent"]["right"]
+    assert all(abs(at - told["fault_at_s"]) < 1.0 + lost_max_ms / 1000 for at in silent), told
 
 
 def test_a_queue_that_records_nothing(stage: Stage, tmp_path: Path) -> None:

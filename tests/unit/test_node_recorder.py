@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ari_ha.core.machine import Done, OutcomeOf, Refused
-from ari_ha.core.ports.link import LinkReceived, LinkUp
+from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.recording import OpenRecording, RecorderDown, RecordingFailed
 from ari_ha.wire import link
-from tests.support.node_bench import Bench
+from tests.support.node_bench import EDGE, Bench
 
 
 def record(bench: Bench, recording: str = "r1", call: str = "k9", leg: str = "c") -> None:
@@ -113,10 +113,28 @@ def test_etcd_is_away_and_nothing_is_ended(bench: Bench) -> None:
 def test_another_edge_hears_nothing_of_a_call_that_is_not_its_own(bench: Bench) -> None:
     record(bench)
     bench.sent.clear()
-    bench.post(LinkUp(peer="edge9"), LinkReceived(peer="edge9", frame=link.EdgeCalls()))
+    another_edge(bench, "v2")
     assert [frame.recordings for frame in bench.said(link.NodeRecordings)] == [{}]
     bench.frame(link.EdgeCalls())
     assert bench.said(link.NodeRecordings)[-1].recordings == {"r1": "k9"}
+
+
+def another_edge(bench: Bench, vip: str) -> None:
+    """It serves: it says which calls it has."""
+    hello, calls = link.EdgeHello(edge="edge9", vip=vip, edge_revision=9), link.EdgeCalls()
+    bench.post(LinkUp(peer="edge9"), *(LinkReceived(peer="edge9", frame=frame) for frame in (hello, calls)))
+
+
+def test_the_other_edge_of_the_pair_takes_over_and_recordings_go_on(bench: Bench) -> None:
+    """The call's owner in etcd is still the edge that died."""
+    record(bench)
+    bench.post(LinkDown(peer=EDGE, reason="its host died"))
+    bench.sent.clear()
+    another_edge(bench, "v1")
+    assert [frame.recordings for frame in bench.said(link.NodeRecordings)] == [{"r1": "k9"}]
+    bench.sent.clear()
+    bench.post(RecordingFailed(recording="r1", reason="no space left on device"))
+    assert bench.said(link.RecordingOver)[-1].recording == "r1", "told to whoever serves now"
 
 
 def test_the_edge_is_told_what_the_queue_says(bench: Bench) -> None:
