@@ -15,15 +15,15 @@ RETRANSMIT_S = (0.1, 0.3, 0.6, 1.0)
 """Pauses before a command is sent again."""
 PING_INTERVAL_S = 0.5
 PING_LIMIT_S = 1.0
-LIVES_APART_S, AGE_ERROR_S = 5.0, 2.0
-"""Its age is in whole seconds, and an answer may be late."""
+AGE_ERROR_S = 2.0
+"""Its age is in whole seconds, and an answer may be late (`PING_LIMIT_S`)."""
 
 
 class Rtpengine(asyncio.DatagramProtocol):
     """The NG client of one process.
 
     ``post`` receives `MediaReach` whenever the relay appears, disappears, or
-    proves to be another life of it (its uptime went back).
+    proves to be another `Life` of it.
     """
 
     def __init__(self, host: str, port: int, post: Callable[[Event], object]) -> None:
@@ -61,6 +61,8 @@ class Rtpengine(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         """ICMP says nobody listens: every command under way was not done."""
+        if isinstance(exc, ConnectionRefusedError):
+            self._life.refused()
         for waiting in list(self._waiting.values()):
             if not waiting.done():
                 waiting.set_exception(ConnectionRefusedError(str(exc)))
@@ -124,25 +126,31 @@ class Rtpengine(asyncio.DatagramProtocol):
 
 class Life:
     """Which life of rtpengine answers. Its age is its word, by its wall clock. A step of that clock, or
-    of ours, begins no life: one that is new began after the old one's last answer."""
+    of ours, begins no life: one that is new began after the old one's last answer. That it is another,
+    and not the one before in its first seconds, is known by one of: somebody was refused in between; it is
+    younger; it began more than `AGE_ERROR_S` after the other. So two deaths within seconds are two, unless
+    the second comes within about a second of life and the third life begins before anybody asks."""
 
     def __init__(self) -> None:
         self.name = ""
         """Of this life; empty before the first answer"""
         self._began = self._answered = 0.0
         """Monotonic seconds"""
+        self._age_s = 0.0
+        self._refused = False
+
+    def refused(self) -> None:
+        """Nobody listens where it listened (ICMP, RFC 1122 section 4.1.3.3): the process has ended."""
+        self._refused = True
 
     def began_anew(self, age_s: float, now: float) -> bool:
         """An answer of a process of this age; whether it is not the one that answered before."""
-        began, known, first = now - age_s, self._began, not self.name
-        anew = (
-            not first
-            and began - known > LIVES_APART_S
-            and self._answered - AGE_ERROR_S < began < now + AGE_ERROR_S
-        )
+        began, first = now - age_s, not self.name
+        another = self._refused or age_s < self._age_s or began - self._began > AGE_ERROR_S
+        anew = not first and another and self._answered - AGE_ERROR_S < began < now + AGE_ERROR_S
         if first or anew:
-            self.name = f"{began:.0f}"
-        self._began, self._answered = began, now
+            self.name = f"{began:.3f}"
+        self._began, self._answered, self._age_s, self._refused = began, now, age_s, False
         return anew
 
 

@@ -33,12 +33,14 @@ class Before:
     """Call -> its place's `PLACE_FIELDS`"""
     app_pid: int
     """Process id of the struck node's app; 0 where no app is struck"""
+    claims: int
+    """How often an edge's place has been claimed"""
 
 
 def before(stage: Stage, app_of: str = "") -> Before:
     """Looks now. ``app_of``: the node whose app will be struck."""
     pid = stage.lab.child_pid(app_of, "app") if app_of else 0
-    return Before(stage.agents(), _places(stage), pid)
+    return Before(stage.agents(), _places(stage), pid, stage.claims())
 
 
 def _places(stage: Stage) -> dict[str, tuple[Any, ...]]:
@@ -66,6 +68,13 @@ def judge_stayed(stage: Stage, verdicts: Iterable[Verdict]) -> None:
         pair, row = verdict.pair, rows.get(verdict.pair.caller)
         if row is not None and row["epoch"] != pair.epoch:
             verdict.against.append(f"moved: epoch was {pair.epoch}, is {row['epoch']} at {row['node']}")
+
+
+def needless_claims(stage: Stage, then: Before) -> tuple[int, list[str]]:
+    """How often an edge was replaced, by its peer or by another life of its own, for a fault that asks for
+    neither; and in words. One there and back counts as two."""
+    count = stage.claims() - then.claims
+    return count, [f"{stage.active_edge()} serves after {count} claims of its place"] if count else []
 
 
 def changed_agents(stage: Stage, then: Before, fields: Iterable[str] | None = None) -> dict[str, list[str]]:

@@ -18,6 +18,8 @@ MOVING = (
     "drain",
 )
 """Faults after which another Asterisk (or another life of the same one) must serve the calls."""
+STARVED_FAULTS = ("edge-starved", "edge-starved-patient", "node-starved")
+"""`edge-starved-patient` is the control of `edge-starved`: the same load, and detectors that conclude nothing."""
 CLOCK_FAULTS = ("clock-step", "edge-clock-step")
 MEND_AFTER_S = {
     "app-freeze": 3.0,
@@ -30,13 +32,12 @@ MEND_AFTER_S = {
     "edge-cut": 4.0,
     "edge-heartbeats-lost": 4.0,
     "disk-full": 5.0,
-    "edge-starved": STARVED_S + 1.0,
-    "node-starved": STARVED_S + 1.0,
+    **dict.fromkeys(STARVED_FAULTS, STARVED_S + 1.0),
     **dict.fromkeys(CLOCK_FAULTS, 2 * EACH_S),
 }
 """Faults that are mended while the run still watches, after this long."""
 APP_FAULTS = ("app-kill", "app-freeze", "app-version-change")
-STAYING = (*APP_FAULTS, *CLOCK_FAULTS, "disk-full", "edge-starved", "node-starved")
+STAYING = (*APP_FAULTS, *CLOCK_FAULTS, *STARVED_FAULTS, "disk-full")
 """Faults that are over before a call need move."""
 COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")
 """Faults whose node wakes up with calls it has lost."""

@@ -159,7 +159,7 @@ class Run:
     # --- the fault ---
 
     def _strike_and_watch(self, then: after.Before) -> None:
-        stage, edge = self.stage, self.stage.active_edge()
+        stage = self.stage
         stage.say(f"striking: {self.fault} {self.host}")
         struck = FAULTS[self.fault](stage.lab, self.host)
         self.struck_at = struck.at
@@ -192,9 +192,8 @@ class Run:
         after.judge_places(stage, self.verdicts.values(), then)
         if self.fault in STAYING:
             after.judge_stayed(stage, self.verdicts.values())
-        if self.fault in STAYING and stage.active_edge() != edge:
-            self.left.append(f"{edge} was replaced by {stage.active_edge()}")
-            self.after["needless_switchovers"] = 1
+            self.after["needless_switchovers"], words = after.needless_claims(stage, then)
+            self.left += words
         self._act()
 
     def _strike_again(self) -> None:

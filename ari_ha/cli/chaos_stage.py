@@ -121,6 +121,10 @@ class Stage:
                 return edge
         raise ClusterError("no edge serves")
 
+    def claims(self) -> int:
+        """How often the place of an edge has been claimed: takeovers, and new lives of the active edge."""
+        return self.cluster.writes_under(self.cluster.keys.prefix("vips"))
+
     def address_moves(self) -> bool:
         """Whether the pair's edges have one address; true of a single edge. Asked while both live."""
         edges = self.view().edges

@@ -153,6 +153,12 @@ class Cluster:
         """Every key that starts with ``prefix``."""
         return self._range({"key": _b64(prefix), "range_end": _b64(_after(prefix))})
 
+    def writes_under(self, prefix: str) -> int:
+        """How often the keys that start with ``prefix`` have been written since they were made (etcd's
+        ``version`` of each)."""
+        reply = self.ask("kv/range", {"key": _b64(prefix), "range_end": _b64(_after(prefix))})
+        return sum(int(raw["version"]) for raw in reply.get("kvs", []))
+
     def txn(self, compares: Iterable[Compare], puts: Iterable[Put], deletes: Iterable[str] = ()) -> TxnResult:
         """One transaction that compares mod_revisions."""
         compares, puts = list(compares), list(puts)

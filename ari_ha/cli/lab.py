@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from ari_ha.cli import lab_clock, lab_faults, lab_pair, lab_versions
+from ari_ha.cli import lab_clock, lab_faults, lab_pair, lab_patience, lab_versions
 from ari_ha.cli.output import fail, print_json, say, table
 
 PREFIX = os.environ.get("ARI_HA_LAB", "ari-ha") + "-"
@@ -274,6 +274,9 @@ class Lab:
         if Path(lab_clock.OWN_CLOCK).name in found:
             lab_clock.take(self, host)
             mended.append(f"{host} has the machine's clock")
+        if f"{Path(lab_patience.PATIENT).name}-edge" in found:
+            lab_patience.take(self, host)
+            mended.append(f"{host} has the timings of its settings")
         return mended
 
     # --- looking ---
@@ -319,6 +322,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "app-version-change": lab_versions.app_version_change,
     "edge-process-kill": Lab.edge_process_kill,
     "rtpengine-kill": Lab.rtpengine_kill,
+    "rtpengine-kill-twice": lab_faults.relay_kill_twice,
     "edge-kill": lab_pair.kill,
     "edge-freeze": lab_pair.freeze,
     "edge-cut": lab_pair.cut,
@@ -342,6 +346,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "compaction": lab_faults.compaction,
     "disk-full": lab_faults.disk_full,
     "edge-starved": lab_faults.host_starved,
+    "edge-starved-patient": lab_faults.host_starved,
     "node-starved": lab_faults.host_starved,
     "clock-step": lab_clock.step,
     "edge-clock-step": lab_clock.step,
@@ -350,6 +355,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
 PREPARED: dict[str, Callable[[Lab, str], None]] = {
     "clock-step": lab_clock.give,
     "edge-clock-step": lab_clock.give_edges,
+    "edge-starved-patient": lab_patience.give_edges,
 }
 """What has to be done to the host of some faults before there are calls."""
 

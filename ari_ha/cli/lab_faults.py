@@ -16,10 +16,14 @@ LOSS_SHARE = 5
 """Packets in a hundred that a bad network loses, each way."""
 ETCD_STOPPED_S, ETCD_RUNS_S = 0.7, 0.5
 """Rhythm in which all members of a slow etcd stand still: a transaction takes up to a second."""
+BETWEEN_DEATHS_S = 2.0
+"""A media relay that has just come back has lived so long when it dies again."""
+RELAY_START_LIMIT_S = 10.0
 STARVED_S = 60
 """How long a host is starved of processor time."""
-STARVED_LOOPS = 8
-"""Busy processes beside those of the host: of two cores they leave it a share of a fifth."""
+STARVED_LOOPS, EDGE_STARVED_LOOPS = 8, 64
+"""Busy processes beside those of the host. Eight leave each thread of a node a share of a fifth of a core, 64
+leave one of an edge that does not go before them by its priority a thirtieth."""
 DISKS = ("/var/log/asterisk", "/var/lib/asterisk", "/var/spool/asterisk")
 """What a node's Asterisk writes to: small file systems of their own in the lab."""
 FILLERS = [f"{disk}/.chaos-filler" for disk in DISKS]
@@ -74,6 +78,22 @@ def all_nodes_kill(lab: Lab, node: str) -> Struck:
     for other in NODES:
         if other != node:
             lab.asterisk_kill(other)
+    return struck
+
+
+def relay_kill_twice(lab: Lab, edge: str) -> Struck:
+    """The media relay dies, comes back, and dies again some seconds later."""
+    from ari_ha.cli.lab import LabError
+
+    old = lab.pid(edge, "rtpengine")
+    struck = lab.rtpengine_kill(edge)
+    end = time.monotonic() + RELAY_START_LIMIT_S
+    while lab.pid(edge, "rtpengine") in (0, old):
+        if time.monotonic() > end:
+            raise LabError(f"{edge}: rtpengine was not started again")
+        time.sleep(0.05)
+    time.sleep(BETWEEN_DEATHS_S)
+    lab.rtpengine_kill(edge)
     return struck
 
 
@@ -172,9 +192,9 @@ def host_starved(lab: Lab, host: str) -> Struck:
     """Other processes of the host take nearly all of its processor time for a minute."""
     from ari_ha.cli.lab import PREFIX, Struck
 
-    at = time.time()
+    at, count = time.time(), EDGE_STARVED_LOOPS if host.startswith("edge") else STARVED_LOOPS
     loops = (
-        f"for n in $(seq {STARVED_LOOPS}); do timeout {STARVED_S} sh -c 'while :; do :; done' & done; wait"
+        f"for n in $(seq {count}); do timeout {STARVED_S} sh -c 'while :; do :; done' & done; wait"
     )
     lab.docker("exec", "-d", PREFIX + host, "sh", "-c", loops)
     return Struck(at)

@@ -272,6 +272,9 @@ class GuardMachine:
 
     def _proven(self, at: float) -> None:
         self._evidence_at = max(self._evidence_at, at)
+        if self._doubt_since is not None and self.role == ACTIVE:
+            # every packet waits for it, so not only with the next heartbeat
+            self._out.append(OpenFence(ttl_s=self.timings.fence_ttl_s))
         self._doubt_since, self._floor_n = None, 0
 
     # --- etcd ----------------------------------------------------------------------

@@ -17,6 +17,7 @@ LOST_MAX_MS = {
     "edge-freeze": 900,
     "edge-and-asterisk-kill": 1_200,
     "rtpengine-kill": 1_200,
+    "rtpengine-kill-twice": 3_000,
     "edge-heartbeats-lost": 300,
     "edge-switchover": 300,
 }

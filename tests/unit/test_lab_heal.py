@@ -7,6 +7,7 @@ import pytest
 from ari_ha.cli.lab import CUT_TABLE, DATABASE_CUT_TABLE, PREFIX, Lab
 from ari_ha.cli.lab_clock import OWN_CLOCK
 from ari_ha.cli.lab_pair import BEATS_TABLE
+from ari_ha.cli.lab_patience import PATIENT
 from ari_ha.cli.lab_versions import OTHER_VERSION
 
 
@@ -37,6 +38,7 @@ class Told(Lab):
         ("edge1", OTHER_VERSION[5:], ["edge1 runs its own version"], "sv term /service/edge"),
         ("ast2", OTHER_VERSION[5:], ["ast2 runs its own version"], "sv term /service/app"),
         ("ast2", OWN_CLOCK[5:], ["ast2 has the machine's clock"], "force-restart asterisk app"),
+        ("edge1", f"{PATIENT[5:]}-edge", ["edge1 has the timings of its settings"], "force-restart guard edge"),
         ("edge1", OWN_CLOCK[5:], ["edge1 has the machine's clock"], "force-restart edge guard"),
     ],
 )
