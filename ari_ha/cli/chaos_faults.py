@@ -19,7 +19,7 @@ MOVING = (
 )
 """Faults after which another Asterisk (or another life of the same one) must serve the calls."""
 STARVED_FAULTS = ("edge-starved", "edge-starved-patient", "node-starved")
-"""`edge-starved-patient` is the control of `edge-starved`: the same load, and detectors that conclude nothing."""
+"""`edge-starved-patient` is the control of `edge-starved`: the same load, detectors that conclude nothing."""
 CLOCK_FAULTS = ("clock-step", "edge-clock-step")
 MEND_AFTER_S = {
     "app-freeze": 3.0,

@@ -268,9 +268,10 @@ class Lab:
         for cut in found & {CUT_TABLE, DATABASE_CUT_TABLE}:
             self.run(host, "nft", "delete", "table", "inet", cut)
             mended.append(f"{host} connected")
-        if Path(lab_versions.OTHER_VERSION).name in found:
-            lab_versions.run_own(self, host, "app" if host in NODES else "edge")
-            mended.append(f"{host} runs its own version")
+        for service in ("app",) if host in NODES else ("edge", "guard"):
+            if Path(lab_versions.SERVICES[service].words).name in found:
+                lab_versions.run_own(self, host, service)
+                mended.append(f"{host} runs its own version")
         if Path(lab_clock.OWN_CLOCK).name in found:
             lab_clock.take(self, host)
             mended.append(f"{host} has the machine's clock")

@@ -193,9 +193,7 @@ def host_starved(lab: Lab, host: str) -> Struck:
     from ari_ha.cli.lab import PREFIX, Struck
 
     at, count = time.time(), EDGE_STARVED_LOOPS if host.startswith("edge") else STARVED_LOOPS
-    loops = (
-        f"for n in $(seq {count}); do timeout {STARVED_S} sh -c 'while :; do :; done' & done; wait"
-    )
+    loops = f"for n in $(seq {count}); do timeout {STARVED_S} sh -c 'while :; do :; done' & done; wait"
     lab.docker("exec", "-d", PREFIX + host, "sh", "-c", loops)
     return Struck(at)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,7 @@ PREVIOUS = os.environ.get("ARI_HA_PREVIOUS", "eb1ee6e9a5f722fc511d1d74fab5433792
 CHECKOUT = Path(__file__).parents[2]
 PLACE = "/var/cache/ari-ha-versions"
 OTHER_VERSION = "/run/other-version"
-"""What a service's run script reads first: where another version's code is."""
-SETTINGS = "/run/other-settings.json"
+"""What a service's run script reads first: where another version's code is. A guard's ends in ``-guard``."""
 COPY_LIMIT_S = 60.0
 START_LIMIT_S = 20.0
 _FIT = """
@@ -37,13 +37,36 @@ def fit(value, path):
         else:
             print("left out:", here)
     return kept
-document = json.load(open("/etc/ari-ha/settings.json"))
-json.dump(fit(document, ""), open(sys.argv[3], "w"))
+document = json.load(open("/etc/ari-ha/" + sys.argv[3]))
+json.dump(fit(document, ""), open("/run/other-" + sys.argv[3], "w"))
 """
 """As an operator gives an older process settings that it knows: the others are refused."""
-SETTINGS_OF = {
-    "app": ("ari_ha.node.settings", "NodeSettings"),
-    "edge": ("sidecars.edge.settings", "EdgeSettings"),
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a service is given another version."""
+
+    module: str
+    settings: str
+    """The module and class of its settings."""
+    file: str = "settings.json"
+    variable: str = "ARI_HA_SETTINGS"
+    """Its settings file, and what the run script is told another one by."""
+    words: str = OTHER_VERSION
+    """What its run script reads first."""
+
+
+SERVICES = {
+    "app": Service("ari_ha.node.settings", "NodeSettings"),
+    "edge": Service("sidecars.edge.settings", "EdgeSettings"),
+    "guard": Service(
+        "sidecars.guard.settings",
+        "GuardSettings",
+        "guard.json",
+        "ARI_HA_GUARD_SETTINGS",
+        f"{OTHER_VERSION}-guard",
+    ),
 }
 
 
@@ -73,20 +96,19 @@ def bring(lab: Lab, host: str, commit: str = PREVIOUS) -> str:
 
 
 def run_other(lab: Lab, host: str, service: str, commit: str = PREVIOUS) -> float:
-    """The service (``app`` or ``edge``) goes on as the version of that commit; when it was told to end."""
-    place = bring(lab, host, commit)
-    module, settings = SETTINGS_OF[service]
+    """The service (one of `SERVICES`) goes on as the version of that commit; when it was told to end."""
+    place, its = bring(lab, host, commit), SERVICES[service]
     environment = f"PYTHONPATH={place} PYTHONPYCACHEPREFIX=/var/cache/pycache-other"
     python = f"{environment} /opt/ari-ha/bin/python"
-    lab.run(host, "sh", "-c", f"{python} - {module} {settings} {SETTINGS}", given=_FIT)
-    words = f"export {environment} ARI_HA_SETTINGS={SETTINGS}\n"
-    lab.run(host, "sh", "-c", f"cat > {OTHER_VERSION}", given=words)
+    lab.run(host, "sh", "-c", f"{python} - {its.module} {its.settings} {its.file}", given=_FIT)
+    words = f"export {environment} {its.variable}=/run/other-{its.file}\n"
+    lab.run(host, "sh", "-c", f"cat > {its.words}", given=words)
     return again(lab, host, service)
 
 
 def run_own(lab: Lab, host: str, service: str) -> float:
     """The service goes on as the version the lab was started with; when it was told to end."""
-    lab.run(host, "rm", "-f", OTHER_VERSION)
+    lab.run(host, "rm", "-f", SERVICES[service].words)
     return again(lab, host, service)
 
 

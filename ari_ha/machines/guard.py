@@ -550,6 +550,7 @@ class GuardMachine:
                 self._relay_asked = False
                 self.clean = done and self.role != ACTIVE
                 if done:
+                    self.relay = False  # until its next life answers
                     self._note("relay and its store emptied")
 
     def _vip_read(self, items: Sequence[KeyValue], sent: float, now: float) -> None:

@@ -54,6 +54,7 @@ LEASE_TTL_S = 5.0
 EDGE_START_S, GUARD_START_S = 1.5, 1.0
 KERNEL_MIN_S, KERNEL_MAX_S = 0.0005, 0.005
 RELAY_MIN_S, RELAY_MAX_S = 0.01, 0.1
+RELAY_START_MIN_S, RELAY_START_MAX_S = 0.1, 1.2
 
 
 @dataclass
@@ -175,6 +176,10 @@ class GuardPair:
                 world.after(world.between(KERNEL_MIN_S, KERNEL_MAX_S), process.in_life(changed))
             case RelayActive() | RelayClean():
                 world.after(world.between(RELAY_MIN_S, RELAY_MAX_S), lambda: settle(Done()))
+                if isinstance(effect, RelayClean):
+                    began = MediaReach(reachable=True, started=f"{world.now:.3f}")
+                    wait_s = RELAY_MAX_S + world.between(RELAY_START_MIN_S, RELAY_START_MAX_S)
+                    world.after(wait_s, process.in_life(lambda: process.post(began)))
             case _:
                 settle(Refused(f"nobody performs {type(effect).__name__}"))
 

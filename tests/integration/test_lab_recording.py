@@ -25,7 +25,7 @@ SPOOL = "/var/lib/ari-ha/recordings"
 SERVES = "ast1"
 WINDOW_S = 0.2
 MORE_THAN_PEOPLE_MS = 60
-"""A recording may lack so much more than the people: of what a relay forwards one after the other, when it dies."""
+"""A recording may lack so much more than the people: a dying relay has forwarded one and not the other."""
 LOUD = 1000
 """Root of the mean square of a window in which somebody speaks; the tone's is 4000."""
 
@@ -215,8 +215,9 @@ def heard_lost_ms(stage: Stage, pair: Pair, since: float) -> dict[str, int]:
 def test_a_recording_over_a_takeover_of_the_pair(
     recording: Stage, tmp_path: Path, fault: str, lost_max_ms: int
 ) -> None:
-    """The same recorders write on, into the same parts, what the other edge's relay forwards. What is missing is what no relay was there to
-    forward: about what the people lost themselves. `join` tells all of it."""
+    """The same recorders write on, into the same parts, what the other edge's relay forwards. What is
+    missing is what no relay was there to forward: about what the people lost themselves. `join` tells
+    all of it."""
     stage = recording
     if len(stage.edges) < 2:
         pytest.skip("this lab has one edge")

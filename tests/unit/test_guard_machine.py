@@ -47,6 +47,7 @@ class Bench:
         self.now = 100.0
         self.out: list[Effect] = []
         self.peer_n = 0
+        self.relay_returns = True
         self.say(WallClock(utc_s=1e9))
         vips = {VIP: item(holder, process, revision)} if holder else {}
         self.say(StoreSnapshot(prefix=KEYS.prefix("vips"), revision=revision, items=vips))
@@ -62,6 +63,8 @@ class Bench:
         for effect in list(out):
             if isinstance(effect, AddressesUp | AddressesDown | RelayActive | RelayClean):
                 out += self.say(OutcomeOf(effect=effect, outcome=Done()))
+            if isinstance(effect, RelayClean) and self.relay_returns:
+                out += self.say(MediaReach(reachable=True, started=f"after {self.now:.2f}"))
         self.machine.check()
         self.out += out
         return out
@@ -322,6 +325,19 @@ def test_a_relay_that_is_not_clean_is_emptied_once_the_peer_serves() -> None:
     assert not of(bench.out, RelayClean)
     bench.run(2, peer={"active": True, "revision": 9})
     assert len(of(bench.out, RelayClean)) == 1
+
+
+def test_a_relay_that_was_emptied_is_not_fit_before_its_next_life_answers() -> None:
+    """Nobody hands over to a host whose relay is just being started again."""
+    bench = Bench()
+    bench.become_active()
+    bench.run(1, peer={})
+    bench.relay_returns = False
+    bench.run(3, peer={"active": True, "revision": 9})
+    assert of(bench.out, RelayClean) and bench.machine.clean
+    assert not bench.machine.fit(bench.now) and not of(bench.out, SendBeat)[-1].beat.fit
+    bench.say(MediaReach(reachable=True, started="2"))
+    assert bench.machine.fit(bench.now)
 
 
 def test_two_guards_of_one_name_take_nothing() -> None:

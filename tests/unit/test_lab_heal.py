@@ -36,9 +36,15 @@ class Told(Lab):
         ("db1", f"table inet {DATABASE_CUT_TABLE}\n", ["db1 connected"], DATABASE_CUT_TABLE),
         ("edge1", f"table inet {BEATS_TABLE}\n", ["edge1 connected"], BEATS_TABLE),
         ("edge1", OTHER_VERSION[5:], ["edge1 runs its own version"], "sv term /service/edge"),
+        ("edge1", f"{OTHER_VERSION[5:]}-guard", ["edge1 runs its own version"], "sv term /service/guard"),
         ("ast2", OTHER_VERSION[5:], ["ast2 runs its own version"], "sv term /service/app"),
         ("ast2", OWN_CLOCK[5:], ["ast2 has the machine's clock"], "force-restart asterisk app"),
-        ("edge1", f"{PATIENT[5:]}-edge", ["edge1 has the timings of its settings"], "force-restart guard edge"),
+        (
+            "edge1",
+            f"{PATIENT[5:]}-edge",
+            ["edge1 has the timings of its settings"],
+            "force-restart guard edge",
+        ),
         ("edge1", OWN_CLOCK[5:], ["edge1 has the machine's clock"], "force-restart edge guard"),
     ],
 )
