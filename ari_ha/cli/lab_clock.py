@@ -85,20 +85,21 @@ def step(lab: Lab, host: str, each_s: float = EACH_S) -> Struck:
 
     def rhythm() -> None:
         if not over.wait(each_s):
-            _ahead(lab, host, -HOUR_S)
+            put_ahead(lab, host, -HOUR_S)
 
     at = time.time()
-    _ahead(lab, host, HOUR_S)
+    put_ahead(lab, host, HOUR_S)
     thread = threading.Thread(target=rhythm, daemon=True)
     thread.start()
 
     def mend() -> None:
         over.set()
         thread.join()
-        _ahead(lab, host, 0)
+        put_ahead(lab, host, 0)
 
     return Struck(at, mend)
 
 
-def _ahead(lab: Lab, host: str, by_s: int) -> None:
+def put_ahead(lab: Lab, host: str, by_s: int) -> None:
+    """The host's clock is so far ahead of the machine's from now on."""
     lab.run(host, "sh", "-c", f"echo {by_s:+d} > {AHEAD}.new && mv {AHEAD}.new {AHEAD}")

@@ -20,6 +20,7 @@ LOST_MAX_MS = {
     "rtpengine-kill-twice": 3_000,
     "edge-heartbeats-lost": 300,
     "edge-switchover": 300,
+    "edge-clock-step": 300,
 }
 """Far above what a quiet machine shows (docs/operate/edge-pair.md): a test machine is busy."""
 
