@@ -266,7 +266,8 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
             target=target, consult=_side(known, arriving, name),
             of=known.of if known else arriving.lines.get(name, ""),
         )  # fmt: skip
-        leg.agent = leg.agent or (attempt.agent if attempt else call.parts.agent_at(target))
+        if not (record.stage == QUEUED and name == record.head):  # who waits in a queue is a caller there
+            leg.agent = leg.agent or (attempt.agent if attempt else call.parts.agent_at(target))
         call.add_leg(leg)
         channel = arriving.channels.get(name)
         if channel is not None:
@@ -347,7 +348,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = dialling
     elif (head := call.legs.get(call.head)) is not None and head.of and head.state == RINGING:
         stage = DIALING  # the main conversation ended meanwhile, and the side one is not answered yet
-    elif agents_up or open_transfer(record):
+    elif any(not leg.consult for leg in agents_up) or open_transfer(record):
         stage = TALKING
     elif head is not None and any(_is_party(leg) for leg in call.living() if leg is not head):
         stage = DIALING if head.state == RINGING else TALKING  # somebody rings for him
@@ -413,7 +414,8 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _agents_left(call, past)
     elif past.lost_agents and not (past.talking or past.parties):
         _agents_lost(call, past)
-    if record is not None and call.stage in (DIALING, TALKING):
+    consults = call.stage == QUEUED and any(leg.consult for leg in call.living())
+    if record is not None and (consults or call.stage in (DIALING, TALKING)):
         call.outbound.resumed(arriving, record)
         call.transfers.resumed(record, arriving.ended)
     call.touch()

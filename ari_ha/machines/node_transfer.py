@@ -425,10 +425,12 @@ class Transfers:
     def conference(self, leader: Leg) -> bool:
         """The side conversation that ``leader`` leads joins the one its phone is in beside it, which
         may be a side conversation too. Of the phone that has both the dialog that is not on hold
-        stays; False when there is nobody to be joined."""
+        stays; False when there is nobody to be joined: who waits in a queue has nobody there yet."""
         call = self._call
         main = call.legs.get(leader.of)
         if leader.state != UP or main is None or not main.alive or not self._others(leader):
+            return False
+        if call.stage != TALKING and not main.consult:
             return False
         for other in self._others(leader):
             other.consult = main.consult
@@ -462,7 +464,8 @@ class Transfers:
         if leader is None:
             return
         if head is not None:
-            if self._others(head) or self.open:
+            waits = record.stage == QUEUED and leader.of == head.leg  # in a queue, and consults meanwhile
+            if self._others(head) or self.open or waits:
                 return
             call.ending[head.leg] = NORMAL
         main = record.legs.get(leader.of)

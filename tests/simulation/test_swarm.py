@@ -260,8 +260,20 @@ KEPT_FULL = {
     "whoever waits in a queue consults": 2453,
     "of three in a consultation one leaves": 2608,
     "a transfer to a dialog that is over": 2701,
+    "a conference of somebody who waits in a queue": 20393,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
+
+
+KEPT_RECORDED = {
+    "who waits in a queue consults, and his node dies": 15,
+}
+
+
+@pytest.mark.parametrize("name", KEPT_RECORDED)
+def test_what_failed_once_in_the_recorded_plan(name: str) -> None:
+    result = run_seed(KEPT_RECORDED[name], RECORDED)
+    assert result.good, verdict(result, RECORDED)
 
 
 @pytest.mark.parametrize("name", KEPT_FULL)

@@ -151,6 +151,40 @@ def test_into_a_queue_while_one_consults() -> None:
     assert bench.machine.core.calls["k1"].stage == "queued" and bench.waiting() == ["k1"]
     assert bench.hears(start.channel.id) == bench.hears(party) == "people"
     assert bench.hears(agent) == "music"
+    types(bench, start.channel.id, "*3")
+    assert bench.waiting() == ["k1"] and not bench.said(link.EndLeg, leg="a1")
+    assert bench.hears(start.channel.id) == bench.hears(party) == "people", "nobody is there to be joined"
+    assert bench.hears(agent) == "music"
+
+
+def test_taken_up_while_one_who_waits_in_a_queue_consults() -> None:
+    """He waits on, on his first line, and whom he consults is nobody whom the queue gave him."""
+    bench = bench_with_sales()
+    agent_dials(bench, "1002")
+    (agent,) = bench.dialled()
+    bench.pick_up(agent)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    token = bench.token("k1", "k1", kind="agent", user="1002")
+    bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")))
+    (party,) = bench.dialled()
+    asks(bench, "6100", leg="c")
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"a1": "held", "k1": "up", "a2": "up"}
+    channels = bench.resume(
+        "k1", "7.2", facts, ended={"c": "app"}, head="a1", sides={"k1": "k1", "a2": "k1"}, lines={"k1": "a1"},
+        targets={"a1": "device:1002", "a2": "number:+4940"},
+    )  # fmt: skip
+    bench.sleep(0.5)
+    assert bench.waiting() == ["k1"] and not bench.said(link.EndLeg, epoch="7.2")
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    assert bench.hears(channels["a1"]) == "music"
+    assert bench.agent("1002").work == "idle", "as before"
+    assert not [note for note in bench.notes if note.text.startswith("waits again")], "his place is his"
 
 
 def test_three_people_do_not_wait_in_a_queue() -> None:
