@@ -352,6 +352,8 @@ class NodeCore:
         self.begin(call)
         self.context.count("node_calls_resumed", kind=arriving.kind)
         resume(call, arriving)
+        for frame in arriving.asked:
+            call.transfers.heard(frame)
 
     def _refused(self, arriving: Arriving, missing: str) -> None:
         self.context.note(

@@ -10,10 +10,11 @@ from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_model import OVER, RINGING, UP, Leg
 from ari_ha.machines.node_records import epoch_of
 from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
+from ari_ha.machines.node_transfer import Asked
 from ari_ha.wire import link
 from ari_ha.wire.link import RECORD
 
-LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit | link.LegTaken
+LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
 YOUNG_S = 1.0
 """A call that began so lately may be on its way into its edge's list."""
 FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial", "drain")
@@ -152,22 +153,13 @@ class Links:
                 call = self._call(ident, frame.epoch)
                 if call is not None and call.media.confirmed(frame):
                     call.touch()
-            case link.TransferAsked(call=ident):
-                call = self._call(ident, frame.epoch)
-                if call is not None:
-                    call.transfers.asked(frame)
+            case link.TransferAsked() | link.ConsultAsked() | link.LegTaken():
+                self._asked(frame)
             case link.Record():
                 self._core.recorder.asked(peer, frame)
             case link.EndRecording():
                 self._core.recorder.ended(frame)
-            case link.ConsultAsked(call=ident):
-                call = self._call(ident, frame.epoch)
-                if call is not None:
-                    call.transfers.consult_asked(frame)
-            case (
-                link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit()
-                | link.LegTaken()
-            ):  # fmt: skip
+            case link.LegRinging() | link.LegAnswered() | link.LegGone() | link.LegHeld() | link.LegDigit():
                 self._leg(frame)
             case _:
                 self._context.count("node_frames_ignored", type=type(frame).__name__)
@@ -177,6 +169,14 @@ class Links:
         if call is None or str(call.epoch) != epoch:
             return None
         return call
+
+    def _asked(self, frame: Asked) -> None:
+        """Also of a call that is just being taken up: it is not said again."""
+        arriving, call = self._core.resumes.by_call.get(frame.call), self._call(frame.call, frame.epoch)
+        if arriving is not None and str(arriving.epoch) == frame.epoch:
+            arriving.asked.append(frame)
+        elif call is not None:
+            call.transfers.heard(frame)
 
     def _leg(self, frame: LegFrame) -> None:
         arriving = self._core.resumes.by_call.get(frame.call)
@@ -198,8 +198,6 @@ class Links:
                 call.touch()
             case link.LegHeld(held=held):
                 call.phone_held(leg, held)
-            case link.LegTaken(device=device):
-                call.transfers.taken(leg, device)
             case link.LegDigit(digit=digit):
                 if not frame.again:
                     call.note("digit by INFO", leg=leg.leg, digit=digit)

@@ -33,7 +33,7 @@ from ari_ha.machines.node_model import (
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
-from ari_ha.machines.node_transfer import CUSTOMER, open_transfer
+from ari_ha.machines.node_transfer import CUSTOMER, Asked, open_transfer
 from ari_ha.wire.keyspace import LegValue, RecordValue
 from ari_ha.wire.token import LegToken
 
@@ -76,6 +76,8 @@ class Arriving:
     record_known: bool = False
     edge_known: bool = False
     retired: list[str] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    """What phones asked for that its edge has told us meanwhile; it is not said again"""
 
     @property
     def complete(self) -> bool:

@@ -41,6 +41,8 @@ MAIN_LETTERS = (PRIMARY_LEG, AGENT_LEG)
 """First letters of legs that may be of the main conversation"""
 CONFERENCE_DIGITS = "*3"
 """Typed by whoever consults: all three talk."""
+Asked = link.TransferAsked | link.ConsultAsked | link.LegTaken
+"""What phones do that is a matter of transfers"""
 
 
 class Transfers:
@@ -78,6 +80,17 @@ class Transfers:
 
     def _others(self, leg: Leg) -> list[Leg]:
         return [o for o in self._call.living() if o is not leg and o.consult == leg.consult and not o.aside]
+
+    def heard(self, frame: Asked) -> None:
+        """What a phone asked for, or did, as its edge says."""
+        match frame:
+            case link.TransferAsked():
+                self.asked(frame)
+            case link.ConsultAsked():
+                self.consult_asked(frame)
+            case link.LegTaken(leg=name, device=device):
+                if (leg := self._call.legs.get(name)) is not None:
+                    self.taken(leg, device)
 
     # --- consulting ----------------------------------------------------------------
 

@@ -266,6 +266,7 @@ KEPT_FULL = {
 
 
 KEPT_RECORDED = {
+    "a transfer asked for while the app is being started again": 204,
     "who waits in a queue consults, and his node dies": 15,
 }
 

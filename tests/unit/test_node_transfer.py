@@ -577,6 +577,21 @@ def test_taken_up_while_consulting(asked: bool) -> None:
     assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
 
 
+def test_a_transfer_that_a_restarted_app_is_told_of_before_it_has_the_call() -> None:
+    """The edge says it with its list of calls, once, and the record is not there yet."""
+    bench = Bench()
+    customer, _, _, party = consulting(bench)
+    bench.store.up = False
+    bench.restart_app()
+    legs = {leg: link.LegAtEdge(state="answered", held=leg == "a1") for leg in ("c", "a1", "k1", "a2")}
+    bench.link(calls={"k1": link.CallAtEdge(epoch=E, legs=legs, sides={"k1": "k1", "a2": "k1"})})
+    asks(bench, "1002", "k1")
+    assert not bench.machine.core.calls
+    bench.store_back()
+    assert statuses(bench) == [200] and bench.said(link.EndLeg, leg="a1")
+    assert bench.hears(customer) == bench.hears(party) == "people"
+
+
 def test_the_caller_hung_up_while_the_call_moved() -> None:
     bench = Bench()
     consulting(bench)
