@@ -409,6 +409,12 @@ class EdgeCall:
         moving = self.move.halves.get(leg) if self.move else None
         return moving or self.halves.get(leg)
 
+    def to_answer(self) -> list[NodeLeg]:
+        """Halves of a node that dials, whose party is there, and that have not heard so."""
+        up = {leg.leg for leg in self.up()}
+        waiting = [half for half in self.halves.values() if half.calls_us and half.state == "calling"]
+        return [half for half in waiting if half.leg in up]
+
     def home(self) -> NodeId | None:
         """The node to tell what happens: where the call is going, else where it is."""
         return self.move.to if self.move else self.owner

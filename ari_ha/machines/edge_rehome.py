@@ -295,6 +295,10 @@ class Rehome:
                 self.half_answered(call, half)
                 # a node that calls us hears of the port with its answer
                 half.elsewhere &= not half.calls_us or half.state == "up"
+                if half in call.to_answer():  # whoever was told of it before had no time to say so
+                    half.state = "up"
+                    self._context.sip.answer(half.key, half.local_sdp(), self._context.now)
+                    self._calls.touch(call)
             else:
                 self._opened(call, half.key)
                 self.node_refused(call, half, 503)

@@ -129,6 +129,9 @@ def _go_on(
         if offer := context.sip.remote_sdp(leg.key):
             call.media.far_end(leg.leg, narrowed(offer, leg.side))
         context.sip.answer(leg.key, leg.local_sdp(), context.now)
+    for half in [half for half in call.to_answer() if not half.elsewhere]:
+        half.state = "up"
+        context.sip.answer(half.key, half.local_sdp(), context.now)
     away = any(side.elsewhere for side in (*call.living(), *call.halves.values()))
     if call.primary and call.primary.state == "trying":
         # nobody has answered, and the node's answer to the old process is nobody's

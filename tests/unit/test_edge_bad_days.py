@@ -151,6 +151,31 @@ def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
     assert phone.of(sip.LegAcked) and not phone.of(sip.LegEnded)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_node_hears_of_an_answer_that_was_written_down_and_not_passed_on(world, monkeypatch, elsewhere):
+    """The process dies when a phone's answer is in etcd, and before the node that dialled it has its own."""
+    phone = world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    dialled = world.dial(node, call, "a1", "1001")
+    invite = phone.of(sip.InviteReceived)[-1]
+    phone.sip.ring(invite.leg, world.now)
+    world.settle()
+    perform = world.perform
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: world.txn(e) if isinstance(e, StoreTxn) else perform(e))
+        phone.sip.answer(invite.leg, phone.sdp(), world.now)
+        world.settle()
+    assert not [e for e in node.of(sip.LegAnswered) if e.leg == dialled]
+    world.rehome() if elsewhere else world.boot()
+    world.run(1.2)
+    (answer,) = [e for e in node.of(sip.LegAnswered) if e.leg == dialled]
+    assert f"c=IN IP4 {world.home.relay}" in answer.sdp
+    half = world.edge.calls.by_id[call.call].halves["a1"]
+    assert half.state == "up" and not half.elsewhere and half.port in world.tag_ports.values()
+    assert not phone.of(sip.LegEnded) and world.edge.calls.by_id[call.call].epoch == call.epoch
+
+
 @pytest.mark.parametrize("who", ["caller", "agent"])
 def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
     """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""
