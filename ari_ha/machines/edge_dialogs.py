@@ -327,9 +327,16 @@ class Dialogs:
         self._setup.begin_ice(call, leg, sdp, begun)
 
     def _change(self, call: EdgeCall, leg: PhoneLeg, sdp: str, session: SessionDescription) -> None:
+        """It is answered when the media is there, and it is written down: else a successor would not
+        know who holds, and take the unhold for a refresh. One that is not told of again."""
         context = self._context
         was, leg.held = leg.held, session.is_hold()
-        answered = [False]
+        waits_for, answered = {"media", "etcd"}, [False]
+
+        def done(what: str) -> None:
+            waits_for.discard(what)
+            if not waits_for:
+                answer()
 
         def answer() -> None:
             if answered[0] or not leg.alive or call.ended:
@@ -346,12 +353,12 @@ class Dialogs:
 
         if was != leg.held:
             context.note(f"call/{call.call}", "held" if leg.held else "taken off hold", leg=leg.leg)
-        self._calls.apply_media(call, answer)
+        self._calls.apply_media(call, lambda: done("media"))
+        self._calls.touch(call, lambda: done("etcd"))
         if not answered[0]:
             # rtpengine is slow or away: the phone gets its answer all the same
             name = f"reinvite/{call.call}/{leg.leg}"
             context.at(name, context.now + REINVITE_ANSWER_LIMIT_S, answer)
-        self._calls.touch(call)
 
     def _info(self, event: sip.InfoReceived) -> None:
         """Digits by INFO go to the other phone, with a copy to the node."""

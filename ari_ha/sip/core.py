@@ -28,6 +28,9 @@ OWN_HEADERS = frozenset(
     ("via", "from", "to", "call-id", "cseq", "content-length", "content-type", "route", "record-route")
 )
 """Headers of in-dialog messages and responses the engine writes itself and the owner may not give."""
+TRYING_S = 0.2
+"""Section 17.2.1: an INVITE that has no answer by then gets a 100. A re-INVITE gets none before that: its
+sender would not repeat it, and where this process dies before it has answered, nobody ever would."""
 SESSION_RETRY_S = 5.0
 """When a refresh finds something else open, look again after this."""
 NAMED_WAYS_MAX_COUNT = 2

@@ -461,3 +461,5 @@ class Dispatch:
             self.modify.waited(leg, now)
         elif name == "change":
             self.modify.unanswered(leg, now)
+        elif name == "trying":
+            self.modify.trying(leg, now)

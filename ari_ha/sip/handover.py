@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ari_ha.sip.auth import Credentials
-from ari_ha.sip.core import Core
+from ari_ha.sip.core import TRYING_S, Core
 from ari_ha.sip.events import ReinviteReceived
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, header_list, import_plain, stored_request
@@ -87,8 +87,9 @@ class Handover:
         elif inc.initial and leg.state == "early":
             self.core.start(leg, "remind", now + self.stack.settings.ring_reminder_s)
         elif not inc.initial:
-            # had its 100 and waits for more: the owner of the leg is asked again
+            # waits, with its 100 or without: the owner of the leg is asked again
             inc.told = True
+            self.core.start(leg, "trying", now + TRYING_S)
             self.stack.emit(ReinviteReceived(leg.key, inc.sdp, header_list(request)))
         txn.wait_for_owner(now)
 

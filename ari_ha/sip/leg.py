@@ -31,6 +31,7 @@ LEG_TIMERS = (
     "session-end",
     "reinvite",
     "change",
+    "trying",
     "reliable",
     "no-prack",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ari_ha.sip.core import SESSION_RETRY_S, Core, owner_headers, unacceptable_body
+from ari_ha.sip.core import SESSION_RETRY_S, TRYING_S, Core, owner_headers, unacceptable_body
 from ari_ha.sip.early import CHANGED, Early
 from ari_ha.sip.events import LocalError, ReinviteAnswered, ReinviteFailed, ReinviteReceived
 from ari_ha.sip.fields import Via
@@ -186,7 +186,7 @@ class Modify:
         inc = IncomingInvite(request, txn, sdp, initial=False)
         leg.inc = inc
         if request.method == "INVITE":
-            inc.response = self.stack.reply(txn, 100, now)
+            self.core.start(leg, "trying", now + TRYING_S)
         else:
             txn.wait_for_owner(now)
         local = leg.local_sdp
@@ -201,6 +201,12 @@ class Modify:
             return
         inc.told = True
         self.stack.emit(ReinviteReceived(leg.key, sdp, header_list(request)))
+
+    def trying(self, leg: Leg, now: float) -> None:
+        """A re-INVITE has waited for its answer for a while."""
+        inc = leg.inc
+        if inc is not None and not (inc.initial or inc.accepted or inc.response):
+            inc.response = self.stack.reply(inc.txn, 100, now)
 
     def _conflict(self, leg: Leg) -> tuple[int, list[tuple[str, str]]] | None:
         """Glare and haste (section 14.2; RFC 6141 and RFC 5407 section 3.1 for an ACK still missing)."""

@@ -176,6 +176,37 @@ def test_a_node_hears_of_an_answer_that_was_written_down_and_not_passed_on(world
     assert not phone.of(sip.LegEnded) and world.edge.calls.by_id[call.call].epoch == call.epoch
 
 
+def test_a_hold_is_confirmed_when_it_is_written_down(world, monkeypatch):
+    """The process dies between a hold and the write: its successor is asked again. It would not know who
+    holds, and take the unhold, which says what it thinks is so, for a refresh."""
+    _, call, _, phone, leg = talking(world)
+    perform = world.perform
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+        phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+        world.settle()
+    assert not phone.of(sip.ReinviteAnswered)
+    world.boot()
+    world.run(1.2)
+    assert phone.of(sip.ReinviteAnswered) and world.edge.calls.by_id[call.call].legs["a1"].held
+    assert world.edge.calls.by_id[call.call].media.state == "through"
+
+
+@pytest.mark.parametrize("etcd", ["away", "silent"])
+def test_a_hold_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
+    _, call, _, phone, leg = talking(world)
+    perform = world.perform
+    if etcd == "away":
+        world.etcd = False
+        world.post(StoreReach(reachable=False))
+    else:
+        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    world.run(0.3)
+    assert phone.of(sip.ReinviteAnswered) and call.legs["a1"].held
+
+
 @pytest.mark.parametrize("who", ["caller", "agent"])
 def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
     """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""

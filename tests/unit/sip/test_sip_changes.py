@@ -64,6 +64,22 @@ def test_a_reinvite_is_offered_and_answered() -> None:
     assert a.agent.deadline() is None and b.agent.deadline() is None
 
 
+def test_a_reinvite_gets_a_100_when_its_answer_takes_long() -> None:
+    """Until then it is repeated, and heard by whoever goes on where this process dies."""
+    world, a, b, leg = connected()
+    trying = len(b.messages(100))
+    a.agent.reinvite("a", sdp(a.name, 2, "sendonly"), world.now)
+    world.transfer()
+    assert b.has(ReinviteReceived) and len(b.messages(100)) == trying
+    world.advance(0.25)
+    assert len(b.messages(100)) == trying + 1
+    world.advance(10)
+    assert len(a.messages("INVITE")) == 2, "nor is it repeated then"
+    b.agent.accept_reinvite(leg, sdp(b.name, 2, "recvonly"), world.now)
+    world.transfer()
+    assert a.take(ReinviteAnswered)
+
+
 def test_a_reinvite_without_sdp_brings_an_offer() -> None:
     world, a, b, leg = connected()
     a.agent.reinvite("a", None, world.now)
