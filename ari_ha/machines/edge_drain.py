@@ -2,7 +2,10 @@
 bounded rate, make before break, and gives it no new ones while the key is there.
 
 The wish is only in etcd, so an edge process killed in the middle goes on where it was,
-and every edge acts on its own calls."""
+and every edge acts on its own calls.
+
+Nobody is moved on purpose while etcd takes no writes or the media relay is away: what the app knows would
+be lost on the way, because its next node goes by the record, and nobody could listen for that node."""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ASKED = "asked for by an operator"
 RATE_MAX_PER_S = 100.0
 RATE_MIN_PER_S = 0.1
 LOOK_EVERY_S = 0.25
-"""While calls are left that cannot be moved yet: nobody has answered them."""
+"""While calls are left that cannot be moved yet: nobody has answered them, or the hour is bad."""
 
 
 class Drains:
@@ -35,6 +38,8 @@ class Drains:
         self._takeover = takeover
         self._asked: dict[str, DrainValue] = {}
         self._begun: set[str] = set()
+        self._held: set[str] = set()
+        """Drains of which it has been said that they wait"""
         self._serving = False
 
     # --- what is asked -------------------------------------------------------------
@@ -68,6 +73,7 @@ class Drains:
         if self._asked.pop(name, None) is None:
             return
         self._begun.discard(name)
+        self._held.discard(name)
         self._mark(name, False)
         self._context.cancel(f"drain/{name}")
         self._takeover.stay(name, DRAIN)
@@ -99,7 +105,11 @@ class Drains:
             context.at(f"drain/{name}", context.now + wait_s, lambda: self._next(name))
             return
         movable = [call for call in self._calls.of_node(name) if self._movable(call)]
-        if movable:
+        if movable and (why := self._not_now()):
+            self._say_held(name, why)
+            movable = []
+        elif movable:
+            self._held.discard(name)
             if name not in self._begun:
                 self._begun.add(name)
                 context.note(f"node/{name}", f"{len(movable)} calls move away")
@@ -107,6 +117,17 @@ class Drains:
         rate = min(max(drain.rate_per_s, RATE_MIN_PER_S), RATE_MAX_PER_S)
         pause_s = 1.0 / rate if movable else LOOK_EVERY_S
         context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
+
+    def _not_now(self) -> str:
+        """Why nobody is moved on purpose at the moment; empty: nothing is in the way."""
+        if not self._context.store_ok:
+            return "etcd takes no writes"
+        return "" if self._context.media_ok else "the media relay is away"
+
+    def _say_held(self, name: str, why: str) -> None:
+        if name not in self._held:
+            self._held.add(name)
+            self._context.note(f"node/{name}", "its calls stay for now", level="warning", why=why)
 
     def _movable(self, call: EdgeCall) -> bool:
         """Its node serves it, it is not on its way already, and it is answered: an INVITE
@@ -123,6 +144,8 @@ class Drains:
             return 404, {"error": "no such call at this edge"}
         if not self._movable(call):
             return 409, {"error": "it is on its way already, or nobody has answered it yet"}
+        if why := self._not_now():
+            return 409, {"error": f"{why}: nobody is moved on purpose meanwhile"}
         own = call.owner.name if call.owner else ""
         taking = {node.config.name for node in self._watch.taking()} - {own}
         if not taking or (to and to not in taking):

@@ -58,13 +58,13 @@ class Handover:
     def begin(self, call: EdgeCall, then: Callable[[EdgeCall], None]) -> None:
         """The next node has every leg: ``then`` is called when whatever phones are to hear of it comes,
         at once where that is nothing, and at the latest after ``handover_limit_s``: it may have nothing
-        to say."""
+        to say. A relay that was away is asked as well: it gave the call its ports just now."""
         move, context = call.move, self._context
         assert move is not None
         context.cancel(f"move/{call.call}")
         move.handing_over = True
         voices = self._calls.voices_of_next(call)
-        if not voices or not context.media_ok:
+        if not voices:
             then(call)
             return
         until = context.now + context.timings.handover_limit_s

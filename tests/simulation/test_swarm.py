@@ -260,6 +260,8 @@ KEPT_FULL = {
     "whoever waits in a queue consults": 2453,
     "of three in a consultation one leaves": 2608,
     "a transfer to a dialog that is over": 2701,
+    "drained when the relay has just come back": 21006,
+    "drained while etcd is full": 20720,
     "a hold that the edge had no time to write down": 21060,
     "an answer that was written down and not passed on": 20639,
     "a conference of somebody who waits in a queue": 20393,

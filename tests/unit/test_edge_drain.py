@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
-from ari_ha.core.ports.store import KeyValue, StoreChanged
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import DrainValue, OwnerValue, decode, encode
@@ -175,6 +176,19 @@ def test_one_call_to_a_node_of_choice(world):
     assert call.owner.name == to
 
 
+@pytest.mark.parametrize("away", [MediaReach, StoreReach])
+def test_nobody_is_moved_while_etcd_or_the_relay_is_away(world, away):
+    """What its app could not write down would be lost on the way; nor could anybody listen for the next."""
+    _, call, node, _, _ = talking(world)
+    world.post(away(reachable=False))
+    drain(world, node.name)
+    world.run(3)
+    assert call.owner.name == node.name and not call.moves and ask(world, call.call).status == 409
+    world.post(away(reachable=True))
+    world.run(1)
+    assert call.owner.name != node.name
+
+
 # --- nobody hears a hole ------------------------------------------------------------------
 
 
@@ -308,6 +322,20 @@ def test_a_relay_that_does_not_tell_is_not_waited_for(world):
     world.packets = lambda call, tag: None
     drain(world, node)
     assert call.owner.name != node
+
+
+def test_a_relay_of_which_nobody_knows_yet_that_it_is_back_is_asked(world):
+    _, call = world.call_in()
+    node, relay = call.owner.name, Relay(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    drain(world, node)
+    move = call.move
+    world.post(MediaReach(reachable=False))
+    relay.silent_from_now(f"c@{move.to.name}.1", for_s=0.1)
+    world.say(world.nodes[move.to.name], link.Bridged(call=call.call, epoch=str(move.epoch), legs=["c"]))
+    never_alone(world, call, relay, 0.3, "c")
+    assert call.owner.name == move.to.name
 
 
 def test_who_holds_the_line_is_not_waited_for(world):
