@@ -3,10 +3,11 @@ must have been taken once, and the menu must lead on to an agent."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ari_ha.cli.chaos_judge import PRIMARY, Verdict
+from ari_ha.cli.chaos_judge import PRIMARY, Pair, Verdict
 from ari_ha.cli.chaos_stage import Stage, until
 from ari_ha.cli.cluster import quote
 
@@ -16,19 +17,59 @@ VARIABLE = "TYPED"
 LEAVE_LIMIT_S = 10.0
 
 
-def leave_menu(stage: Stage, verdicts: list[Verdict], typed: Mapping[str, str], since: float) -> None:
-    """Everybody ends his entry, one after the other, and is in the queue then. ``typed``: what nodes
-    had heard by call before the fault at ``since``; an edge that was replaced does not know it."""
+@dataclass(slots=True)
+class Typed:
+    """What callers in menus typed, by customer, and who saw it."""
+
+    sent: dict[str, str] = field(default_factory=dict)
+    """All that their phones sent"""
+    before: dict[str, str] = field(default_factory=dict)
+    """What nodes had heard before the fault"""
+    edge: int = 0
+    """The edge's revision then"""
+    since: float = 0.0
+    """When the fault struck"""
+
+    def note(self, digits: Mapping[str, str]) -> None:
+        """These digits were sent."""
+        for customer, typed in digits.items():
+            self.sent[customer] = self.sent.get(customer, "") + typed
+
+    def begin(self, stage: Stage, pairs: Iterable[Pair]) -> None:
+        """What is known right before the fault."""
+        self.edge = int(stage.edge_status()["edge_revision"])
+        self.before = {
+            pair.customer: heard_digits(stage.edge_call(pair.call)) for pair in pairs if pair.state == "ivr"
+        }
+
+
+def leave_menu(stage: Stage, verdicts: list[Verdict], typed: Typed) -> None:
+    """Everybody ends his entry, one after the other, and is in the queue then."""
+    same_edge = int(stage.edge_status()["edge_revision"]) == typed.edge
     for verdict in verdicts:
         pair = verdict.pair
-        heard = all_digits(stage.edge_call(pair.call), typed.get(pair.call, ""), since)
+        sent, before = typed.sent.get(pair.customer, ""), typed.before.get(pair.customer, "")
+        heard = all_digits(stage.edge_call(pair.call), before, typed.since)
         stage.far.digits({pair.customer: END_DIGIT})
         until("the menu leads to the queue", LEAVE_LIMIT_S, lambda pair=pair: _queued(stage, pair.call))  # type: ignore[misc]
         stage.refresh([pair])
         record = stage.node_http(pair.node, f"/v1/calls/{quote(pair.call)}")["record"]
         taken = record.get("variables", {}).get(VARIABLE, "")
-        if taken != heard:
-            verdict.against.append(f"digits heard {heard!r}, taken {taken!r}")
+        if not taken_rightly(taken, heard, sent, same_edge):
+            verdict.against.append(f"digits sent {sent!r}, heard {heard!r}, taken {taken!r}")
+
+
+def taken_rightly(taken: str, heard: str, sent: str, same_edge: bool) -> bool:
+    """Whether each digit was taken once, in order. The edge notes what nodes hear: all of it where it lived
+    throughout. What they heard while there was none nobody has noted: then nothing that was heard may be
+    missing, and nothing taken that was not sent."""
+    return taken == heard if same_edge else _within(heard, taken) and _within(taken, sent)
+
+
+def _within(some: str, all_: str) -> bool:
+    """Whether ``some`` is left when parts of ``all_`` are taken out."""
+    rest = iter(all_)
+    return all(digit in rest for digit in some)
 
 
 def heard_digits(call: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from ari_ha.cli.chaos_judge import (
     Pair,
     Verdict,
 )
-from ari_ha.cli.chaos_menu import heard_digits, leave_menu
+from ari_ha.cli.chaos_menu import Typed, leave_menu
 from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import FAULTS, NODES, PREPARED, LabError, Struck
@@ -62,8 +62,7 @@ class Run:
     address_moves: bool = True
     pairs: list[Pair] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    typed: dict[str, str] = field(default_factory=dict)
-    """call -> digits that nodes had heard before the fault"""
+    typed: Typed = field(default_factory=Typed)
     struck_at: float = 0.0
     after: dict[str, int] = field(default_factory=dict)
     mended_at: float = field(default_factory=time.monotonic)
@@ -99,8 +98,7 @@ class Run:
                 stage.wrapped([pair for pair in self.pairs if pair.state in VOICE_STATES], began)
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
-            if self.state == "ivr":
-                self.typed = {pair.call: heard_digits(stage.edge_call(pair.call)) for pair in self.pairs}
+            self.typed.begin(stage, self.pairs)
             then = after.before(stage, self.host if self.fault in APP_FAULTS else "")
             at = time.time()
             self._strike_and_watch(then)
@@ -272,7 +270,9 @@ class Run:
         while time.monotonic() < begin + PROBE_LIMIT_S:
             round_began = time.monotonic()
             # whoever was heard keeps silent: his digits would keep the nodes from the others
-            self.stage.far.digits(self._digits_of({customer for customer, _ in wanted - heard.keys()}))
+            digits = self._digits_of({customer for customer, _ in wanted - heard.keys()})
+            self.typed.note(digits)
+            self.stage.far.digits(digits)
             if by_looking or round_began >= looked + LOOK_EVERY_S:
                 looked = round_began
                 self._collect(heard, verdicts, since, moved)
@@ -450,7 +450,8 @@ class Run:
 
     def _choose(self, verdicts: Sequence[Verdict]) -> None:
         """The menu still knows what was typed; then as any caller who waits."""
-        leave_menu(self.stage, verdicts, self.typed, self.struck_at)
+        self.typed.since = self.struck_at
+        leave_menu(self.stage, verdicts, self.typed)
         self._serve(verdicts)
 
     def _unsupervise(self, verdicts: Sequence[Verdict]) -> None:

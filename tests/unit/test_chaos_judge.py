@@ -13,7 +13,7 @@ from ari_ha.cli.chaos import report
 from ari_ha.cli.chaos_faults import MEND_AFTER_S
 from ari_ha.cli.chaos_inside import answer_times
 from ari_ha.cli.chaos_judge import Pair, Verdict
-from ari_ha.cli.chaos_menu import all_digits
+from ari_ha.cli.chaos_menu import all_digits, taken_rightly
 
 
 def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[str, Any]:
@@ -260,3 +260,21 @@ def test_digits_from_before_the_fault_count_where_the_edge_is_another(kept: bool
     digits = [{"leg": "c", "digit": "1", "at_utc": utc} for utc in at]
     digits.append({"leg": "a1", "digit": "2", "at_utc": 8.0})
     assert all_digits({"digits": digits}, "11", 10.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("taken", "heard", "sent", "same_edge", "right"),
+    [
+        ("12", "12", "123", True, True),
+        ("123", "12", "123", True, False),
+        ("1", "12", "123", True, False),
+        ("123", "13", "1234", False, True),
+        ("113", "13", "134", False, False),
+        ("1", "13", "134", False, False),
+        ("31", "1", "134", False, False),
+    ],
+)
+def test_digits_nobody_noted_may_have_been_taken_but_none_twice(
+    taken: str, heard: str, sent: str, same_edge: bool, right: bool
+) -> None:
+    assert taken_rightly(taken, heard, sent, same_edge) is right
