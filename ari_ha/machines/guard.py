@@ -61,7 +61,6 @@ FAMILIES = ("vips", "edges", "guards")
 STANDBY, ACTIVE = "standby", "active"
 SURE, DOUBT, LOST = "sure", "doubt", "lost"
 ROLE_WORDS_EVERY_BEATS = 4
-TICK_S = 0.001
 
 
 class GuardMachine:
@@ -145,9 +144,9 @@ class GuardMachine:
 
     def deadline(self) -> Instant | None:
         """The next heartbeat, and the instant from which the peer counts as silent."""
-        silent = self.peer.at + self.timings.detect_s + TICK_S
-        if self.role == STANDBY and self._next_beat is not None and (self._last_at or 0.0) < silent:
-            return min(self._next_beat, silent)
+        look = self.peer.next_look(self.timings.detect_s)
+        if self.role == STANDBY and self._next_beat is not None and (self._last_at or 0.0) < look:
+            return min(self._next_beat, look)
         return self._next_beat
 
     def check(self) -> None:
@@ -455,7 +454,8 @@ class GuardMachine:
         return "nobody holds it" if waits_s == 0.0 or self._unfit_for(now) > waits_s else ""
 
     def _claim_if_due(self, now: float) -> None:
-        if self._claiming or now < self._retry_at:
+        unread = self.peer.just_silent(now, self.timings.detect_s)
+        if self._claiming or now < self._retry_at or unread:
             return
         why = self.reason_to_claim(now)
         if not why:

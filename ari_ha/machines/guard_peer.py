@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from ari_ha.wire.beat import Beat
 
 NEVER = float("-inf")
+TICK_S = 0.001
+READ_S = 0.002
+"""Between finding the peer silent and believing it. Our own loop may have been late, with heartbeats waiting
+in its sockets: a turn of it reads them."""
 RETIRED_KEPT_MAX = 32
 
 
@@ -23,6 +27,8 @@ class Peer:
     revision: int = 0
     fit: bool = False
     yields: bool = False
+    silent_since: float | None = None
+    """When it was found silent; None: it is not"""
     retired: dict[str, None] = field(default_factory=dict)
     """Lives that were followed by another: what still comes of them is old."""
 
@@ -40,3 +46,15 @@ class Peer:
         self.process, self.n, self.at, self.active = beat.process, beat.n, now, beat.active
         self.revision, self.fit, self.yields = beat.revision, beat.fit, beat.yields
         return True
+
+    def just_silent(self, now: float, limit_s: float) -> bool:
+        """Whether it has only now been found silent for longer than the limit."""
+        if now - self.at <= limit_s:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = now
+        return self.silent_since is not None and now - self.silent_since < READ_S
+
+    def next_look(self, limit_s: float) -> float:
+        """When its silence changes from what it was at the last look."""
+        return self.at + limit_s + TICK_S if self.silent_since is None else self.silent_since + READ_S

@@ -81,7 +81,11 @@ class Bench:
         """Time passes in heartbeats; with ``peer`` it is heard each time."""
         before = len(self.out)
         for _ in range(round(seconds / BEAT_S)):
-            self.now += BEAT_S
+            then = self.now + BEAT_S
+            while (due := self.machine.deadline()) is not None and self.now < due < then:
+                self.now = due
+                self.say(DeadlineReached())
+            self.now = then
             if edge:
                 self.edge()
             if peer is not None:
@@ -338,6 +342,21 @@ def test_a_relay_that_was_emptied_is_not_fit_before_its_next_life_answers() -> N
     assert not bench.machine.fit(bench.now) and not of(bench.out, SendBeat)[-1].beat.fit
     bench.say(MediaReach(reachable=True, started="2"))
     assert bench.machine.fit(bench.now)
+
+
+def test_heartbeats_that_wait_in_our_own_socket_are_read_before_the_peer_is_silent() -> None:
+    """Our loop was late by 150 ms, the peer by 100: the timer is looked at before the sockets."""
+    bench = Bench()
+    bench.run(2, peer={"active": True, "revision": 7})
+    bench.run(0.15)
+    bench.now += 0.16
+    bench.say(DeadlineReached())
+    assert not bench.machine.peer_fresh(bench.now) and not bench.claims()
+    bench.beat(active=True, revision=7)
+    bench.run(0.25)
+    assert not bench.claims()
+    bench.run(0.1)
+    assert bench.claims(), "and a death is one"
 
 
 def test_two_guards_of_one_name_take_nothing() -> None:
