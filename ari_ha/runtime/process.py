@@ -30,6 +30,9 @@ def main(
 
 
 def _serve(name: str, path: str, parts: Parts) -> None:
+    # Before gRPC is loaded. We fork only to run another program, and its handlers were seen to abort such
+    # a child before it did (*Check failed: channel_ != nullptr*).
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import uvloop
 
     from ari_ha.runtime import logs
