@@ -131,10 +131,10 @@ class Stage:
         return len({edges[name].get("public", "") for name in self.edges if name in edges}) < 2
 
     def pair_is_whole(self) -> bool:
-        """One edge is active, and the other could take over now; true of a single edge."""
+        """One edge is active, and the other could take over now, in every pair; true of a single edge."""
         if len(self.edges) < 2:
             return True
-        roles = []
+        roles: dict[str, list[str]] = {}
         for name, base in self.cluster.settings.processes.items():
             if name.startswith("guard"):
                 try:
@@ -144,8 +144,8 @@ class Stage:
                 ready = said["fit"] and said["peer"]["heard"] and said["peer"]["fit"]
                 if not ready or (said["role"] == "standby" and not said["clean"]):
                     return False
-                roles.append(said["role"])
-        return sorted(roles) == ["active", "standby"]
+                roles.setdefault(said["vip"], []).append(said["role"])
+        return bool(roles) and all(sorted(pair) == ["active", "standby"] for pair in roles.values())
 
     def _edge_http(self, path: str) -> Any:
         base = self.cluster.settings.processes[self.active_edge()]

@@ -30,6 +30,8 @@ NODES = ("ast1", "ast2", "ast3")
 EDGES = ("edge1",)
 PAIR = ("edge1", "edge2")
 """The edges of a lab with a pair."""
+SECOND_PAIR = ("edge3", "edge4")
+"""Those of its second pair, where it has one."""
 ETCD = ("etcd1", "etcd2", "etcd3")
 DATABASES = ("db1", "db2")
 FAREND = "farend"
@@ -253,7 +255,7 @@ class Lab:
                 self.docker("start", PREFIX + host)
                 mended.append(f"{host} started")
         running = self.running()
-        hosts = [host for host in (*NODES, *PAIR, *DATABASES) if running.get(host) == "running"]
+        hosts = [host for host in (*NODES, *PAIR, *SECOND_PAIR, *DATABASES) if running.get(host) == "running"]
         with ThreadPoolExecutor(len(hosts) or 1) as together:
             for words in together.map(self._heal_host, hosts):
                 mended += words

@@ -21,6 +21,7 @@ LOST_MAX_MS = {
     "edge-heartbeats-lost": 300,
     "edge-switchover": 300,
     "edge-clock-step": 300,
+    "edge-starved": 3_000,
 }
 """Far above what a quiet machine shows (docs/operate/edge-pair.md): a test machine is busy."""
 
