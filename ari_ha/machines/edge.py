@@ -429,6 +429,8 @@ class EdgeMachine:
             return
         if family in ("vips", "edges"):
             self.role.take()
+        if self.serving and family == "calls":
+            self.calls.store.compare({key: item.value for key, item in event.items.items()})
         if not self.serving:
             self._read[family] = {key: item.value for key, item in event.items.items()}
             self._maybe_serve()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ari_ha.core.ids import NodeId
-from ari_ha.core.machine import Done, Outcome
+from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall
@@ -57,6 +57,11 @@ class CallStore:
         self._deleted: dict[str, bytes] = {}
         self._after_write: dict[str, list[Callable[[], None]]] = {}
         self._after_success: dict[str, list[Callable[[], None]]] = {}
+        self._held: set[str] = set()
+        """Calls whose last write failed: not again before `STORE_RETRY_S` is over"""
+        self._refused: set[str] = set()
+        """Calls of a transaction that etcd refused: each goes alone until it is taken, or what is wrong
+        with one would keep the others out as well"""
         self._found: dict[str, dict[str, bytes]] = {}
         """call -> key -> what another process had written there (media keys shown): a newer
         one may say more than this version knows, and that is kept"""
@@ -64,6 +69,15 @@ class CallStore:
     def found(self, call: str, values: Mapping[str, bytes]) -> None:
         """A call that was read back: its values, as they were."""
         self._found[call] = dict(values)
+
+    def compare(self, there: Mapping[str, bytes]) -> None:
+        """All of etcd's ``calls/``, read anew. Calls of which it has something else than was written there
+        (it was set back to a copy of it) are written again, whole."""
+        calls = self._context.keys.prefix("calls")
+        for ident, values in list(self._written.items()):
+            if any(key.startswith(calls) and there.get(key) != value for key, value in values.items()):
+                del self._written[ident]
+                self._dirty[ident] = None
 
     def ended(self, ident: str, entry: bytes) -> None:
         """The call is over: its keys go, and ``entry`` comes for the clerk."""
@@ -106,16 +120,19 @@ class CallStore:
         context = self._context
         if not context.store_ok or not context.edge_revision:
             return
-        for ident in list(self._deleted):
-            if ident not in self._writing:
-                self._delete(ident, self._deleted.pop(ident))
+        wait = self._writing | self._held
+        for ident in [ident for ident in self._deleted if ident not in wait]:
+            self._delete(ident, self._deleted.pop(ident))
         together: dict[str, _Write] = {}
         size = 0
-        for ident in [ident for ident in self._dirty if ident not in self._writing]:
+        for ident in [ident for ident in self._dirty if ident not in wait]:
             self._dirty.pop(ident, None)
             call = self._calls.get(ident)
             write = self._prepared(call) if call else None
             if write is None:
+                continue
+            if ident in self._refused:
+                self._write({ident: write})
                 continue
             size += write.size
             if len(together) == CALLS_PER_TXN_MAX or (together and size > TXN_MAX_BYTES):
@@ -166,6 +183,8 @@ class CallStore:
             ok = isinstance(result, TxnResult) and result.succeeded
             for ident, write in together.items():
                 self._writing.discard(ident)
+                if isinstance(outcome, Done):
+                    self._refused.discard(ident)
                 if ok:
                     self._written[ident] = write.values
                 elif isinstance(outcome, Done):
@@ -173,7 +192,7 @@ class CallStore:
                     context.note(f"call/{ident}", "write refused: another edge is active", level="error")
                 else:
                     self._dirty[ident] = None
-                    context.at("flush", context.now + STORE_RETRY_S, self.flush)
+                    self._failed(ident, outcome)
                     self._after_success.setdefault(ident, [])[:0] = write.confirming
                     write.confirming.clear()
             for write in together.values():
@@ -183,6 +202,21 @@ class CallStore:
         context.count("edge_store_txns")
         puts = tuple(put for write in together.values() for put in write.puts)
         context.txn(f"store/{next(iter(together))}", written, compares=self._fence(), puts=puts)
+
+    def _failed(self, ident: str, outcome: Outcome) -> None:
+        """The call is written again, but not at once: who refuses at once would be asked again in the same
+        breath, and in the next."""
+        context = self._context
+        if isinstance(outcome, Refused) and ident not in self._refused:
+            self._refused.add(ident)
+            context.note(f"call/{ident}", "etcd refuses the write", level="error", why=outcome.reason)
+        if not self._held:
+            context.at("flush", context.now + STORE_RETRY_S, self._again)
+        self._held.add(ident)
+
+    def _again(self) -> None:
+        self._held.clear()
+        self.flush()
 
     def _bytes(self, call: str, key: str, value: Value) -> bytes:
         before = self._found.get(call, {}).get(key)
@@ -199,12 +233,13 @@ class CallStore:
             self._writing.discard(ident)
             if isinstance(outcome, Done):
                 self._written.pop(ident, None)
+                self._refused.discard(ident)
                 for act in (*confirming, *self._after_success.pop(ident, [])):
                     act()
             else:
                 self._deleted[ident] = ended
                 self._after_success[ident] = confirming
-                context.at("flush", context.now + STORE_RETRY_S, self.flush)
+                self._failed(ident, outcome)
 
         context.count("edge_store_txns")
         context.txn(

@@ -1,0 +1,125 @@
+"""The copy of the calls in etcd: what becomes of it when etcd does not take it, or forgets it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ari_ha.core.machine import DeadlineReached, Done, Effect, OutcomeOf, Refused
+from ari_ha.core.ports.store import KeyValue, StoreSnapshot, StoreTxn, TxnResult
+from ari_ha.machines.edge_store import STORE_RETRY_S
+from tests.support.edge_world import EdgeWorld
+
+
+class SlowStore(EdgeWorld):
+    """etcd answers a write of calls when the test says so."""
+
+    def __init__(self) -> None:
+        self.open: list[StoreTxn] = []
+        self.slow = False
+        super().__init__()
+
+    def perform(self, effect: Effect) -> None:
+        if self.slow and isinstance(effect, StoreTxn) and (effect.lane or "").startswith("store/"):
+            self.open.append(effect)
+        else:
+            super().perform(effect)
+
+    def take(self) -> list[StoreTxn]:
+        """The writes under way."""
+        taken, self.open = self.open, []
+        return taken
+
+    def answer(self, effect: StoreTxn, outcome: Any = None) -> None:
+        outcome = outcome or Done(TxnResult(True, self.revision + 1))
+        self.post(OutcomeOf(effect=effect, outcome=outcome))
+
+    def change(self, *calls: Any) -> None:
+        """Something of these calls changes in one event."""
+        for call in calls:
+            call.recorded = not call.recorded
+            self.edge.calls.touch(call)
+        self.post(DeadlineReached())
+
+    def pause(self) -> None:
+        self.now += STORE_RETRY_S
+        self.post(DeadlineReached())
+
+
+@pytest.fixture
+def world() -> SlowStore:
+    return SlowStore()
+
+
+def calls_in(effect: StoreTxn, world: SlowStore) -> set[str]:
+    return {call for call in world.edge.calls.by_id for put in effect.puts if f"/{call}" in put.key}
+
+
+def test_who_refuses_at_once_is_not_asked_again_in_the_same_breath(world: SlowStore) -> None:
+    _, call = world.call_in()
+    world.slow = True
+    world.change(call)
+    (first,) = world.take()
+    world.answer(first, Refused("etcdserver: permission denied"))
+    world.now += STORE_RETRY_S / 2
+    world.change(call)
+    assert not world.take()
+    world.pause()
+    (second,) = world.take()
+    world.answer(second)
+    assert calls_in(second, world) == {call.call}
+
+
+def test_an_end_that_is_refused_is_told_again_later(world: SlowStore) -> None:
+    key, call = world.call_in()
+    world.slow = True
+    world.carrier.sip.hangup(key, world.now)
+    world.settle()
+    (first,) = [txn for txn in world.take() if txn.deletes]
+    world.answer(first, Refused("etcdserver: permission denied"))
+    assert not world.take()
+    world.pause()
+    (second,) = world.take()
+    assert second.deletes == first.deletes and second.puts == first.puts
+
+
+def test_what_is_wrong_with_one_call_does_not_keep_the_others_out(world: SlowStore) -> None:
+    calls = [world.call_in()[1] for _ in range(3)]
+    world.slow = True
+    world.change(*calls)
+    (together,) = world.take()
+    world.answer(together, Refused("etcdserver: request is too large"))
+    world.pause()
+    alone = world.take()
+    assert sorted(map(len, [calls_in(txn, world) for txn in alone])) == [1, 1, 1]
+    bad, *good = alone
+    world.answer(bad, Refused("etcdserver: request is too large"))
+    for txn in good:
+        world.answer(txn)
+    world.pause()
+    (again,) = world.take()
+    assert calls_in(again, world) == calls_in(bad, world)
+    world.answer(again)
+    world.change(*calls)
+    (together,) = world.take()
+    assert len(calls_in(together, world)) == 3, "whoever is taken goes with the others again"
+
+
+def test_what_etcd_has_forgotten_is_written_again(world: SlowStore) -> None:
+    """etcd was set back to a copy of it: what is written there is not there any more."""
+    calls = [world.call_in()[1] for _ in range(2)]
+    lost = calls[0].call
+    prefix = world.keys.prefix("calls")
+    items = {key: item for key, item in world.store.items() if key.startswith(prefix)}
+    world.slow = True
+    world.post(StoreSnapshot(prefix=prefix, revision=world.revision, items=items))
+    assert not world.take()
+    older = {
+        key: KeyValue(key, b"{}" if key == world.keys.media(lost) else item.value, item.mod_revision)
+        for key, item in items.items()
+    }
+    world.post(StoreSnapshot(prefix=prefix, revision=world.revision, items=older))
+    (txn,) = world.take()
+    assert calls_in(txn, world) == {lost}
+    assert {put.key for put in txn.puts} >= {world.keys.owner(lost), world.keys.dialogs("pair1", lost)}
