@@ -52,7 +52,7 @@ class Calls:
         self.device_of: dict[str, tuple[str, str]] = {}
         """Address of record -> the one (call, leg) that has the device"""
         self.store = CallStore(context, self.by_id)
-        self.on_leg_ended_in_move: Callable[[EdgeCall], None] = lambda call: None
+        self.on_facts_changed_in_move: Callable[[EdgeCall], None] = lambda call: None
         self.on_media_refused: Callable[[EdgeCall], None] = lambda call: None
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
         self.on_move: Callable[[EdgeCall], None] = lambda call: None
@@ -335,7 +335,7 @@ class Calls:
             self.end_half(call, moving, status or 487)
             call.move.halves.pop(leg.leg, None)  # type: ignore[union-attr]
         elif moving:
-            self.on_leg_ended_in_move(call)
+            self.on_facts_changed_in_move(call)
 
     def _end_others(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """Whoever leads a conversation ends it; a side conversation outlives the main one
@@ -431,12 +431,13 @@ class Calls:
     def conversations(self, frame: link.Conversations) -> None:
         """The app says who belongs to whom from now on."""
         call = self.by_id.get(frame.call)
-        if not call or str(call.epoch) != frame.epoch:
+        if not call or not call.served_under(frame.epoch):
             self._context.count("edge_stale_frames", kind="Conversations")
             return
-        self._regroup(call, frame.head, frame.consult)
+        self._regroup(call, frame.head, frame.consult, frame.epoch)
 
-    def _regroup(self, call: EdgeCall, head: str, consult: Mapping[str, str]) -> None:
+    def _regroup(self, call: EdgeCall, head: str, consult: Mapping[str, str], epoch: str) -> None:
+        before = call.grouping()
         if head in call.legs and call.legs[head].alive:
             call.head = head
         for leg in call.living():
@@ -444,6 +445,8 @@ class Calls:
             leg.consult = "" if named == call.head else named
         self.apply_media(call)
         self.touch(call)
+        if call.move and epoch != str(call.epoch) and call.grouping() != before:
+            self.on_facts_changed_in_move(call)  # the next node was told of the old conversations
 
     def record_stored(self, key: str, raw: bytes) -> None:
         """The app's record: ends it decided on count as announced even when its link is
@@ -460,12 +463,13 @@ class Calls:
         except BadValue as error:
             self._context.note(f"call/{parts[1]}", "unreadable record", level="error", error=error)
             return
-        if record.epoch == str(call.epoch):
+        if call.served_under(record.epoch):
             # who belongs to whom was decided before the end, and perhaps not heard either; the
             # record may be older than what was, and parts nobody who was brought together
             together = {leg.leg for leg in record.legs.values() if not leg.consult}
             sides = {leg.leg: leg.consult for leg in call.living() if leg.leg not in together}
-            self._regroup(call, record.head if call.head in record.ending else "", sides)
+            head = record.head if call.head in record.ending else ""
+            self._regroup(call, head, sides, record.epoch)
         for leg, cause in record.ending.items():
             known = call.legs.get(leg)
             if known and known.alive:

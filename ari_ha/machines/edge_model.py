@@ -372,10 +372,10 @@ class EdgeCall:
 
     def served_under(self, epoch: str) -> bool:
         """Whether a frame of this epoch is the serving node's word: while a call moves on
-        purpose, its old node still serves it under the epoch before."""
+        purpose, and between two tries of that, its old node still serves it under the epoch before."""
         if epoch == str(self.epoch):
             return True
-        return bool(self.move and not self.lost and epoch in {str(h.epoch) for h in self.halves.values()})
+        return not self.lost and epoch in {str(half.epoch) for half in self.halves.values()}
 
     @property
     def primary(self) -> PhoneLeg | None:

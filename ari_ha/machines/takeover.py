@@ -41,7 +41,7 @@ class Takeover:
         """node -> calls whose legs it ended just now, unannounced"""
         self._moved: dict[str, dict[str, tuple[Epoch, str, float]]] = {}
         """node name -> call -> where it went: told to the node when it is back"""
-        calls.on_leg_ended_in_move = self._again
+        calls.on_facts_changed_in_move = self._again
         calls.on_finished = self._finished
 
     # --- loss ----------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Takeover:
 
     def _again(self, call: EdgeCall) -> None:
         """The facts changed while the call was moving: begin again with true ones."""
-        self._retry(call, "a leg ended meanwhile", pause=0.0)
+        self._retry(call, "its legs or conversations changed meanwhile", pause=0.0)
         call.refused_by.clear()
 
     def _retry(self, call: EdgeCall, why: str, pause: float | None = None) -> None:

@@ -12,6 +12,7 @@ from ari_ha.wire import link
 from ari_ha.wire.keyspace import DrainValue, OwnerValue, decode, encode
 from tests.support.edge_world import EdgeWorld
 from tests.unit.test_edge_machine import kill, talking
+from tests.unit.test_edge_transfer import consulting
 
 
 def drain(world: EdgeWorld, node: str, **how) -> None:
@@ -154,6 +155,45 @@ def test_an_end_the_old_node_announces_during_the_move_counts(world):
     assert call.move and str(call.epoch) != old
     world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=old, cause="16"))
     world.run(0.5)
+    assert phone.of(sip.LegEnded)
+
+
+def test_what_the_old_node_joins_during_the_move_stays_together(world):
+    """It says who belongs to whom, then ends the line the colleague was asked on: only that one goes."""
+    world.with_users("1001", "1002")
+    _, call, node, phone, _, second, party = consulting(world)
+    old = str(call.epoch)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    drain(world, node.name)
+    assert call.move and str(call.epoch) != old
+    world.say(node, link.Conversations(call=call.call, epoch=old, head="c", consult={"k1": "k1"}))
+    world.say(node, link.EndLeg(call=call.call, leg="k1", epoch=old, cause="16"))
+    for other in world.nodes.values():
+        other.auto_bridge = True
+    world.run(3)
+    assert phone.of(sip.LegEnded)[-1].leg == second and not world.phones["1002"].of(sip.LegEnded)
+    assert {name: leg.consult for name, leg in call.legs.items()} == {"c": "", "a1": "", "a2": ""}
+    assert call.owner.name != node.name and not call.move
+    (sides,) = [t.sides for t in world.nodes[call.owner.name].tokens.values()
+                if (t.leg, t.epoch) == ("a2", str(call.epoch))]  # fmt: skip
+    assert sides == {}, "the next node knows"
+
+
+def test_between_two_tries_of_a_move_the_old_nodes_word_counts(world):
+    _, call, node, phone, _ = talking(world)
+    old = str(call.epoch)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    drain(world, node.name)
+    assert call.move
+    for other in world.nodes.values():
+        if other is not node:
+            kill(world, other.name)
+    world.run(1)
+    assert call.move is None and str(call.epoch) != old and not call.lost
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=old, cause="16"))
+    world.settle()
     assert phone.of(sip.LegEnded)
 
 
