@@ -17,6 +17,9 @@ from ari_ha.core.ports.recording import CloseRecording, OpenRecording, RecorderD
 
 SILENCE_LIMIT_S = 5.0
 """It says that it lives every second; one that has not for so long hangs and is killed."""
+DYING_MAX_COUNT = 2
+"""A process that hangs in its disk does not die before the disk answers; as long as there are so many, no
+other one is begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Recorder:
         self._post = post
         self._count = count
         self._process: subprocess.Popen[bytes] | None = None
+        self._dying: list[subprocess.Popen[bytes]] = []
+        self._closing: set[str] = set()
+        """Recordings whose end the child has not taken yet"""
         self._orders: socket.socket | None = None
         self._asked: dict[str, asyncio.Future[Outcome]] = {}
         self._heard_at = 0.0
@@ -57,8 +63,7 @@ class Recorder:
     async def perform(self, effect: OpenRecording | CloseRecording) -> Outcome:
         """Carries the order out."""
         if isinstance(effect, CloseRecording):
-            if self._orders is not None:
-                self._send({"do": "close", "recording": effect.recording})
+            self._end(effect.recording)
             return Done()
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         try:
@@ -75,7 +80,20 @@ class Recorder:
         finally:
             self._asked.pop(effect.recording, None)
 
+    def _end(self, recording: str) -> None:
+        if self._orders is None:
+            return
+        try:
+            self._send({"do": "close", "recording": recording})
+            self._closing.discard(recording)
+        except OSError:
+            self._closing.add(recording)  # its queue is full, or it has just ended: see `_look`
+
     def _start(self) -> None:
+        """Raises OSError."""
+        self._dying = [process for process in self._dying if process.poll() is None]
+        if len(self._dying) >= DYING_MAX_COUNT:
+            raise OSError(0, "its last processes hang and do not end")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -101,6 +119,8 @@ class Recorder:
         if loop.time() - self._heard_at > SILENCE_LIMIT_S:
             self._down(f"silent for {SILENCE_LIMIT_S:g} s")
         else:
+            for recording in list(self._closing):
+                self._end(recording)
             loop.call_later(1.0, self._look, orders, loop.time())
 
     def _send(self, order: dict[str, Any]) -> None:
@@ -127,7 +147,7 @@ class Recorder:
             case "refused":
                 self._answer(said["recording"], Refused(said["why"]))
             case "failed":
-                self._post(RecordingFailed(recording=said["recording"], reason=said["why"]))
+                self._tell(RecordingFailed(recording=said["recording"], reason=said["why"]))
             case "alive":
                 self._count("node_recorder_packets", by=said["packets"] - self._told["packets"])
                 self._count("node_recorder_bytes", by=said["bytes"] - self._told["bytes"])
@@ -138,22 +158,29 @@ class Recorder:
         if answer is not None and not answer.done():
             answer.set_result(outcome)
         elif isinstance(outcome, Done):
-            self._send({"do": "close", "recording": recording})  # nobody waits for it any more
+            self._end(recording)  # nobody waits for it any more
 
     def _down(self, why: str) -> None:
         self.close()
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_result(Unreachable(f"recorder: {why}"))
-        self._post(RecorderDown(reason=why))
+        self._tell(RecorderDown(reason=why))
+
+    def _tell(self, event: Event) -> None:
+        """What the machine has no room for is told again."""
+        if self._post(event) is False:
+            asyncio.get_running_loop().call_later(1.0, self._tell, event)
 
     def close(self) -> None:
-        """Ends the child; what it wrote stays."""
+        """Ends the child; what it wrote stays. Not waited for: it may hang in its disk, and whoever waited
+        for that would hang as well, with all calls of the node."""
         orders, self._orders = self._orders, None
+        self._closing.clear()
         if orders is not None:
             asyncio.get_running_loop().remove_reader(orders.fileno())
             orders.close()
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait()
+            self._dying.append(process)

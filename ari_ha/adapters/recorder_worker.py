@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ IDLE_WAIT_S = 1.0
 TELL_EVERY_S = 1.0
 ROUND_PACKETS_MAX = 50
 """Of one leg in one round: a second of audio, so that none keeps the others waiting"""
+ORDERS_ROUND_MAX = 200
 RECEIVE_BUFFER_BYTES = 262_144
 ORDER_MAX_BYTES = 65_536
 PORT_TRIES_MAX = 400
@@ -38,16 +40,21 @@ _TIMESTAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 class _Recording:
     """One leg: a socket and a file."""
 
-    def __init__(self, name: str, sock: socket.socket, fd: int, payload: int, start: float) -> None:
+    def __init__(self, name: str, sock: socket.socket, fd: int, payload: int, began: float) -> None:
         self.name = name
         self.sock = sock
         self.fd = fd
         self.payload = payload
-        self.start = start
+        self.began = began
+        """By the monotonic clock, like all times within the file"""
+        self.last = 0.0
+        """Seconds after that of the last packet"""
 
     def read(self) -> tuple[bytes, int]:
         """What has come since the last time, as it is appended, and how many packets."""
         chunks: list[bytes] = []
+        now = time.monotonic()
+        ahead = time.time() - now
         for _ in range(ROUND_PACKETS_MAX):
             try:
                 packet, ancillary, _, _ = self.sock.recvmsg(rtpdump.PACKET_MAX_BYTES, _TIMESTAMP_SPACE)
@@ -57,16 +64,24 @@ class _Recording:
                 continue  # an ICMP error of something we never sent
             if rtpdump.audio_type(packet) != self.payload:
                 continue  # digits are not kept
-            at = time.time()
+            at = now
             if ancillary:
                 seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
-                at = seconds + nanoseconds / 1e9
-            chunks.append(rtpdump.record(packet, at - self.start))
+                at = seconds + nanoseconds / 1e9 - ahead
+            self.last = since_start(at, self.began, self.last, now + ROUND_S)
+            chunks.append(rtpdump.record(packet, self.last))
         return b"".join(chunks), len(chunks)
 
     def close(self) -> None:
         self.sock.close()
         os.close(self.fd)
+
+
+def since_start(arrived: float, began: float, last: float, limit: float) -> float:
+    """Seconds into the file of a packet that ``arrived``, all by the monotonic clock. The kernel's stamps are
+    of the wall clock: where that stepped between the packet and our look at it, it is taken for no older
+    than the ``last`` one, and for no later than ``limit``."""
+    return max(min(arrived, limit) - began, last)
 
 
 class Worker:
@@ -87,6 +102,9 @@ class Worker:
         self.port_next = self.ports[0]
         self.packets = self.octets = 0
         self.told_at = 0.0
+        self.unsaid: deque[bytes] = deque()
+        """What the parent has had no room for: at most two words for each of its orders, and it gives none
+        while it stands still"""
         self.stopped = False
 
     def run(self) -> None:
@@ -95,9 +113,10 @@ class Worker:
             for fd, _ in self.epoll.poll(IDLE_WAIT_S):
                 one = self.by_fd.get(fd)
                 if one is None:
-                    self._order()
+                    self._take_orders()
                 else:
                     self._write(one)
+            self._send_unsaid()
             if time.monotonic() - self.told_at >= TELL_EVERY_S:
                 self.told_at = time.monotonic()
                 self._look_after()
@@ -105,15 +124,22 @@ class Worker:
                 time.sleep(ROUND_S)
 
     def _say(self, **facts: Any) -> None:
+        self.unsaid.append(json.dumps(facts).encode())
+        self._send_unsaid()
+
+    def _send_unsaid(self) -> None:
         try:
-            self.orders.send(json.dumps(facts).encode())
+            while self.unsaid:
+                self.orders.send(self.unsaid[0])
+                self.unsaid.popleft()
         except BlockingIOError:
-            pass  # the parent stands still; what matters is said again
+            pass  # the parent stands still
         except OSError:
             self.stopped = True
 
     def _look_after(self) -> None:
-        self._say(say="alive", open=len(self.recordings), packets=self.packets, bytes=self.octets)
+        if not self.unsaid:
+            self._say(say="alive", open=len(self.recordings), packets=self.packets, bytes=self.octets)
         if self.recordings and (why := self._no_room()):
             for one in list(self.recordings.values()):
                 self._fail(one, why)
@@ -130,23 +156,27 @@ class Worker:
             else ""
         )
 
-    def _order(self) -> None:
-        try:
-            data = self.orders.recv(ORDER_MAX_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.stopped = True
-            return
-        order = json.loads(data)
+    def _take_orders(self) -> None:
+        """All that have come: when a node is lost the others are asked for all its recordings at once."""
+        for _ in range(ORDERS_ROUND_MAX):
+            try:
+                data = self.orders.recv(ORDER_MAX_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.stopped = True
+                return
+            self._order(json.loads(data))
+
+    def _order(self, order: dict[str, Any]) -> None:
         if order["do"] == "open":
             self._open(order)
         elif one := self.recordings.get(order["recording"]):
             self._write(one)
             if one.name in self.recordings:
-                self._append_or_fail(one, rtpdump.end_mark(time.time() - one.start))
+                self._append_or_fail(one, rtpdump.end_mark(time.monotonic() - one.began))
                 self._close(one)
 
     def _open(self, order: dict[str, Any]) -> None:
@@ -154,32 +184,35 @@ class Worker:
         if ident in self.recordings:
             self._say(say="opened", recording=ident, port=self.recordings[ident].sock.getsockname()[1])
             return
+        start, began = time.time(), time.monotonic()
+        stamp = datetime.fromtimestamp(start, UTC).strftime("%Y%m%dT%H%M%S-%fZ")
+        part = PartName(order["call"], order["leg"], stamp, ident, self.node)
         try:
+            if not part.is_sound:
+                raise ValueError(f"{part.text!r} is no name of a file")
+            head = rtpdump.header(order["host"], order["port"], start)
             os.makedirs(self.spool, mode=0o700, exist_ok=True)
             if len(self.recordings) >= self.recordings_max:
                 raise OSError(0, f"{self.recordings_max} recordings already")
             if why := self._no_room():
                 raise OSError(0, why)
             sock = self._bind(order["host"], order["port"])
-        except OSError as error:
-            self._say(say="refused", recording=ident, why=error.strerror or str(error))
+        except (OSError, ValueError) as error:
+            self._say(say="refused", recording=ident, why=getattr(error, "strerror", "") or str(error))
             return
-        start = time.time()
-        stamp = datetime.fromtimestamp(start, UTC).strftime("%Y%m%dT%H%M%S-%fZ")
-        name = PartName(order["call"], order["leg"], stamp, ident, self.node).text
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-            fd = os.open(os.path.join(self.spool, name), flags, 0o600)
+            fd = os.open(os.path.join(self.spool, part.text), flags, 0o600)
             try:
-                self._append(fd, rtpdump.header(order["host"], order["port"], start))
+                self._append(fd, head)
             except OSError:
                 os.close(fd)
                 raise
         except OSError as error:
             sock.close()
-            self._say(say="refused", recording=ident, why=f"{name}: {error.strerror}")
+            self._say(say="refused", recording=ident, why=f"{part.text}: {error.strerror}")
             return
-        one = _Recording(ident, sock, fd, order["payload"], start)
+        one = _Recording(ident, sock, fd, order["payload"], began)
         self.recordings[ident] = self.by_fd[sock.fileno()] = one
         self.epoll.register(sock.fileno(), select.EPOLLIN)
         self._say(say="opened", recording=ident, port=sock.getsockname()[1])

@@ -74,11 +74,15 @@ def join_verb(
 
 def find(call: str, spools: list[Path]) -> list[Part]:
     """The call's parts below these directories; one that cannot be read is named and left out."""
+    from glob import escape
+
     from ari_ha.wire.recording import SUFFIX, Part, PartName
     from ari_ha.wire.rtpdump import NotRtpdump, read
 
-    parts = []
-    for path in sorted({path for spool in spools for path in spool.glob(f"**/{call}.*{SUFFIX}")}):
+    parts: list[Part] = []
+    if "/" in call:
+        return parts
+    for path in sorted({path for spool in spools for path in spool.glob(f"**/{escape(call)}.*{SUFFIX}")}):
         name = PartName.parse(path.name)
         if name is None or name.call != call:
             continue

@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -23,7 +24,8 @@ from ari_ha.wire.host import HostValue
 from ari_ha.wire.keyspace import Keys, encode
 
 EVERY_S = 10.0
-STORE_LIMIT_S = VERSION_LIMIT_S = 2.0
+STORE_LIMIT_S = VERSION_LIMIT_S = DISKS_LIMIT_S = 2.0
+DISKS_LOOK_S = 0.02
 STA_UNSYNC = 0x0040
 """adjtimex(2): the kernel's clock is not synchronized."""
 
@@ -59,17 +61,31 @@ class HostReport:
         self._paths = tuple(paths)
         self._versions = versions
         self._ahead_s = ahead_s
+        self._looking: threading.Thread | None = None
 
     async def run(self) -> None:
         """Until cancelled. What etcd does not take is said again the next time."""
         while True:
-            value = self.look()
+            value = self.look(await self.look_at_disks())
             self._measure(value)
             put = Put(self._key, encode(value), leased=True)
             await self._store.perform(StoreTxn(lane="host", limit_s=STORE_LIMIT_S, tag="host", puts=(put,)))
             await asyncio.sleep(EVERY_S)
 
-    def look(self) -> HostValue:
+    async def look_at_disks(self) -> dict[str, float]:
+        """`disks`, by a thread: where a file system hangs (its server is away) whoever looks at it hangs too,
+        and cannot be ended. None of them is told of then, and nobody looks again before that one is back."""
+        if self._looking is not None and self._looking.is_alive():
+            return {}
+        found: dict[str, float] = {}
+        self._looking = threading.Thread(target=lambda: found.update(disks(self._paths)), daemon=True)
+        self._looking.start()
+        end = time.monotonic() + DISKS_LIMIT_S
+        while self._looking.is_alive() and time.monotonic() < end:
+            await asyncio.sleep(DISKS_LOOK_S)
+        return {} if self._looking.is_alive() else found
+
+    def look(self, disks: Mapping[str, float]) -> HostValue:
         """The host now."""
         synchronized, error_ms = clock()
         return HostValue(
@@ -78,7 +94,7 @@ class HostReport:
             cpus=os.cpu_count() or 1,
             load_1m=round(os.getloadavg()[0], 2),
             memory_free_share=memory_free_share(),
-            disks=disks(self._paths),
+            disks=dict(disks),
             clock_synchronized=synchronized,
             clock_error_ms=error_ms,
             clocks_ahead_ms={peer: round(ahead * 1000) for peer, ahead in self._ahead_s().items()},

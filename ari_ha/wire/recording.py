@@ -46,6 +46,11 @@ class PartName:
         """The file's name."""
         return f"{self.call}.{self.leg}.{self.start}.{self.recording}.{self.node}{SUFFIX}"
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is the name of one file, and can be read back."""
+        return self.parse(self.text) == self and not set(self.text) & {"/", "\0"}
+
     @classmethod
     def parse(cls, text: str) -> PartName | None:
         """The reverse; None when it is no part's name."""
@@ -128,7 +133,8 @@ def join(parts: Iterable[Part]) -> Joined:
     end = max(one.at + len(one.payload) / RATE_HZ for one in placed)
     if end - joined.start_utc > LENGTH_MAX_S:
         raise ValueError(f"{end - joined.start_utc:.0f} s from the first packet to the last: one call?")
-    gaps = [gap for gap in gaps if not _wanted(gap, known, joined.clocks)]
+    ends = _ends(known, joined.clocks)
+    gaps = [gap for gap in gaps if not _wanted(gap, ends)]
     joined.gaps = [Gap(leg, at - joined.start_utc, ms) for leg, at, ms in sorted(gaps, key=lambda g: g[1])]
     size = round((end - joined.start_utc) * RATE_HZ) + 1
     joined.left, joined.right = array("h", bytes(2 * size)), array("h", bytes(2 * size))
@@ -138,12 +144,19 @@ def join(parts: Iterable[Part]) -> Joined:
     return joined
 
 
-def _wanted(gap: tuple[str, float, float], parts: list[Part], clocks: dict[str, float]) -> bool:
+def _ends(parts: list[Part], clocks: dict[str, float]) -> dict[str, list[tuple[float, bool]]]:
+    """leg -> when each of its parts had its last packet, and whether it was ended in order."""
+    ends: dict[str, list[tuple[float, bool]]] = {}
+    for part in parts:
+        last = max(packet.arrived for packet in part.packets) + clocks[part.name.node]
+        ends.setdefault(part.name.leg, []).append((last, part.ended))
+    return ends
+
+
+def _wanted(gap: tuple[str, float, float], ends: dict[str, list[tuple[float, bool]]]) -> bool:
     """Whether every part that was being written until then was ended in order: nobody was to be recorded."""
     leg, at, _ = gap
-    lasts = [(max(p.arrived for p in part.packets) + clocks[part.name.node], part) for part in parts
-             if part.name.leg == leg]  # fmt: skip
-    ended = [part.ended for last, part in lasts if abs(at - last) < LAST_S]
+    ended = [in_order for last, in_order in ends[leg] if abs(at - last) < LAST_S]
     return bool(ended) and all(ended)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,33 @@ async def test_it_is_said_again_whatever_came_of_it(monkeypatch: pytest.MonkeyPa
     assert put.key == "/ari-ha/test/v1/hosts/db1" and put.leased
     assert value.clocks_ahead_ms == {"db2": -21}
     assert value.versions["mariadb"] == "11.8" and value.cpus >= 1 and value.disks
+
+
+async def test_a_file_system_that_hangs_stops_nobody_but_who_looks_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = threading.Event()
+    looks: list[list[str]] = []
+
+    def disks(paths: Any) -> dict[str, float]:
+        looks.append(list(paths))
+        there.wait(30)
+        return {"/spool": 0.5}
+
+    monkeypatch.setattr(host, "disks", disks)
+    monkeypatch.setattr(host, "DISKS_LIMIT_S", 0.1)
+    report = host.HostReport(Store(), Metrics(), "test", "ast1", ["/spool"])
+    looking = asyncio.create_task(report.look_at_disks())
+    await asyncio.sleep(0)
+    assert looks and not looking.done(), "others go on meanwhile"
+    assert await asyncio.wait_for(looking, 10) == {}
+    assert await report.look_at_disks() == {} and len(looks) == 1, "nobody else is sent after it"
+    there.set()
+    monkeypatch.setattr(host, "DISKS_LIMIT_S", 10.0)
+    end = asyncio.get_running_loop().time() + 10
+    while not (found := await report.look_at_disks()):
+        assert asyncio.get_running_loop().time() < end
+    assert found == {"/spool": 0.5}
 
 
 def view_of(**hosts: HostValue) -> View:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import struct
 import warnings
 import wave
@@ -105,6 +106,35 @@ def test_a_long_gap_is_told_too() -> None:
     some = packets("c", range(100)) + packets("c", range(200, 300))
     (gap,) = join([part("c", "ast1", some)]).gaps
     assert gap.at_s == pytest.approx(2.0) and gap.ms == pytest.approx(2000.0, abs=1)
+
+
+def test_many_gaps_cost_no_look_at_every_packet_each() -> None:
+    class Counting(list):
+        looks = 0
+
+        def __iter__(self):
+            Counting.looks += 1
+            return super().__iter__()
+
+    joined = join([part("c", "ast1", Counting(packets("c", [n for n in range(600) if n % 3])))])
+    assert len(joined.gaps) == 199 and Counting.looks < 20
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_read_as_far_as_it_makes_sense(seed: int) -> None:
+    """Whatever it says then: joined with a good one that is all there, or refused in words."""
+    rand = random.Random(seed)
+    some = packets("c", range(60))
+    data = bytearray(dump(some))
+    for _ in range(rand.randint(1, 8)):
+        data[rand.randrange(len(dump([])), len(data))] = rand.randrange(256)
+    damaged, _ = read(bytes(data))
+    try:
+        joined = join([part("c", "ast1", damaged), part("c", "ast2", some)])
+    except ValueError as error:
+        assert "one call?" in str(error)
+    else:
+        assert joined.legs["c"] >= 60
 
 
 def test_two_clocks_an_hour_apart() -> None:
@@ -223,5 +253,6 @@ def test_the_command(tmp_path) -> None:
         assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (2, 8000, 2)
         samples = array("h", file.readframes(file.getnframes()))
     assert in_every_window(samples[0::2], 400) and not any(samples[1::2])
-    missing = CliRunner().invoke(app, ["recording", "join", "k2", *spools])
-    assert missing.exit_code == 1
+    for other in ("k2", "*", "k[1]", "/k1", "../ast1/k1"):
+        missing = CliRunner().invoke(app, ["recording", "join", other, *spools])
+        assert missing.exit_code == 1 and "no part of" in missing.stderr, other
