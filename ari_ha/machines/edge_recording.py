@@ -7,6 +7,8 @@ another one is begun while the other writes; the packets both have join the part
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ari_ha.core.machine import Outcome
 from ari_ha.machines.edge_audio import AudioSide
 from ari_ha.machines.edge_calls import Calls
@@ -44,6 +46,8 @@ class Recordings:
         """node -> until when it is asked for nothing"""
         self._began: float | None = None
         """When we began to serve"""
+        self._load: Counter[str] = Counter()
+        """node -> copies it gets"""
         self._short: set[str] = set()
         """Calls of which it was told that too few nodes record them"""
         calls.on_people = self.look
@@ -135,6 +139,7 @@ class Recordings:
     def start(self) -> None:
         """We serve: what was recorded before goes on being looked after."""
         self._began = self._context.now
+        self._count()
         self._look_later()
 
     def _look_later(self) -> None:
@@ -142,12 +147,18 @@ class Recordings:
 
     def _look_all(self) -> None:
         self._look_later()
+        self._count()
         for call in list(self._calls.by_id.values()):
             if call.recorders or call.recorded:
                 before = call.recorder_graph()
                 self.look(call)
                 if call.recorder_graph() != before:
                     self._calls.apply_media(call)
+
+    def _count(self) -> None:
+        """Anew, though every change is counted: calls that were read back bring theirs with them."""
+        calls = self._calls.by_id.values()
+        self._load = Counter(one.node for call in calls for one in call.recorders.values())
 
     def look(self, call: EdgeCall) -> None:
         """Ends copies of whoever is not to be recorded (any more), and begins those that are missing. The
@@ -205,10 +216,6 @@ class Recordings:
         """Nodes that could record too: those that leave last, first those that record others on the call, so
         that two losses are needed to lose any voice, then the least busy."""
         here = {one.node for one in call.recorders.values()}
-        load: dict[str, int] = {}
-        for other in self._calls.by_id.values():
-            for one in other.recorders.values():
-                load[one.node] = load.get(one.node, 0) + 1
         now = self._context.now
         able = [
             node
@@ -219,7 +226,7 @@ class Recordings:
 
         def order(node: WatchedNode) -> tuple[bool, bool, bool, int, str]:
             name = node.config.name
-            return node.draining, node.cordoned, name not in here, load.get(name, 0), name
+            return node.draining, node.cordoned, name not in here, self._load[name], name
 
         return sorted(able, key=order)
 
@@ -232,6 +239,7 @@ class Recordings:
             context.new_id(), leg.leg, name, tag, AudioSide(leg.side.payload), since=context.now
         )
         call.recorders[one.recording] = one
+        self._load[name] += 1
 
         def opened(outcome: Outcome) -> None:
             if call.ended or call.recorders.get(one.recording) is not one:
@@ -251,7 +259,8 @@ class Recordings:
 
     def _lose(self, call: EdgeCall, one: RecorderLeg, why: str, said: bool = False) -> None:
         """The copy ends; ``said``: its recorder has to be told. ``why``: empty where it is no loss."""
-        call.recorders.pop(one.recording, None)
+        if call.recorders.pop(one.recording, None):
+            self._load[one.node] -= 1
         call.free_tag(one.tag)
         call.media.forget_tag(one.tag)
         if said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 
 import msgspec
 import pytest
@@ -159,6 +160,39 @@ def test_both_recorders_are_lost_at_once(world: EdgeWorld) -> None:
     world.link_up(world.nodes[lost[0]])
     world.run(1.0)
     assert writing(world) == {"c": 2, "a1": 2}
+
+
+def test_while_one_recorder_is_missing_nobody_counts_all_calls_for_each(world: EdgeWorld) -> None:
+    """With many calls the edge would do nothing else."""
+
+    class Counted(dict):
+        looks = 0
+
+        def values(self):
+            Counted.looks += 1
+            return super().values()
+
+    for caller in ("1001", "1002"):
+        _, call = world.call_in()
+        world.register(caller)
+        world.dial(world.nodes[call.owner.name], call, "a1", caller)
+        invite = world.phones[caller].of(sip.InviteReceived)[-1]
+        world.phones[caller].sip.answer(invite.leg, world.phones[caller].sdp(), world.now)
+        world.settle()
+        want(world, call)
+    for name in ("ast2", "ast3"):
+        unlink(world, world.nodes[name])
+    assert {frozenset(nodes_of(call)) for call in world.edge.calls.by_id.values()} == {frozenset({"ast1"})}
+    world.edge.calls.by_id = Counted(world.edge.calls.by_id)
+    world.run(0.6)
+    few = Counted.looks
+    for n in range(20):
+        call = copy(next(iter(world.edge.calls.by_id.values())))
+        call.call, call.recorders = f"copy{n}", dict(call.recorders)
+        world.edge.calls.by_id[call.call] = call
+    Counted.looks = 0
+    world.edge.recordings._look_all()
+    assert 0 < Counted.looks <= few
 
 
 def test_no_node_has_a_recorder(world: EdgeWorld) -> None:
