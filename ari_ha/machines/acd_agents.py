@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ari_ha.core.utc import STEP_S
 from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent
 
 BUSY = frozenset({"reserved", "ringing", "talking", "hold", "consult", "dialing"})
@@ -107,10 +108,16 @@ def to_idle(agent: AgentValue, utc: float, **changes: Any) -> AgentValue:
 # --- work -----------------------------------------------------------------------------
 
 
+def in_delay(agent: AgentValue, utc: float) -> bool:
+    """Whether an idle agent is left in peace: from when he left work, by the clock of the node where that
+    was. If that is still to come here, one of the two clocks is wrong, and nobody knows by how long."""
+    return agent.work_since - STEP_S <= utc < agent.delay_until
+
+
 def _reserve(agent: AgentValue, facts: Facts, utc: float) -> AgentValue | Not:
     if agent.intent != "available":
         return Not(f"agent is {agent.intent}")
-    if agent.delay_until > utc:
+    if in_delay(agent, utc):
         return Not("agent is in a delay")
     attempt = AttemptOfAgent(
         attempt=facts.attempt, call=facts.call, queue=facts.queue, node=facts.node,

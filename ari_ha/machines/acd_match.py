@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ari_ha.machines.acd_agents import in_delay
 from ari_ha.machines.acd_attempts import Attempts, call_lock
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_orders import ClaimDevice
@@ -137,6 +138,6 @@ class Matcher:
             times += [
                 desk.now + agent.delay_until - desk.utc + 0.001
                 for _, agent in desk.view.agents()
-                if agent.delay_until > desk.utc and agent.work == "idle" and agent.intent == "available"
+                if in_delay(agent, desk.utc) and agent.work == "idle" and agent.intent == "available"
             ]
         return min(times, default=None)

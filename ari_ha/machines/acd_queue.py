@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
+from ari_ha.machines.acd_agents import in_delay
 from ari_ha.wire.keyspace import AgentValue, QueueConfigValue, WaitingValue
 
 
@@ -40,7 +41,7 @@ def why_not_routable(agent: AgentValue, utc: float, device_ok: Callable[[str], b
         return agent.intent
     if agent.work != "idle":
         return agent.work
-    if agent.delay_until > utc:
+    if in_delay(agent, utc):
         return "delay"
     if not agent.device or not device_ok(agent.device):
         return "device"

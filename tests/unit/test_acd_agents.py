@@ -93,6 +93,8 @@ def test_reserve_wants_an_available_agent_out_of_delay() -> None:
     assert isinstance(advance(agent(intent="not_ready"), "reserve", FACTS, UTC), Not)
     assert isinstance(advance(agent(delay_until=UTC + 1), "reserve", FACTS, UTC), Not)
     assert isinstance(advance(agent(delay_until=UTC), "reserve", FACTS, UTC), AgentValue)
+    ahead = agent(delay_until=UTC + 3610, work_since=UTC + 3600)
+    assert isinstance(advance(ahead, "reserve", FACTS, UTC), AgentValue), "a wrong clock locks nobody out"
 
 
 def changed(before: AgentValue, rule: str, facts: Facts = FACTS) -> AgentValue:

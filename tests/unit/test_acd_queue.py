@@ -77,6 +77,8 @@ def test_only_members_serve_a_queue() -> None:
         ({"intent": "logged_out"}, "logged_out"),
         ({"work": "acw"}, "acw"),
         ({"delay_until": UTC + 1}, "delay"),
+        ({"delay_until": UTC + 11, "work_since": UTC + 1}, "delay"),
+        ({"delay_until": UTC + 3610, "work_since": UTC + 3600}, ""),  # began where it is an hour later
         ({"device": ""}, "device"),
         ({"device": "gone"}, "device"),
     ],
