@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import Done, Outcome, Refused
@@ -23,6 +24,10 @@ from ari_ha.wire.unknown_fields import merge_unknown
 STORE_RETRY_S = 0.5
 CALLS_PER_TXN_MAX = 24
 """Of up to 4 keys each; etcd takes 128 operations in a transaction (--max-txn-ops)."""
+ENDS_AT_ONCE_MAX = 50
+"""Ended calls whose keys are being deleted; after a while without etcd many more wait for that."""
+ENDS_KEPT_MAX = 50_000
+"""Of 2 KB each, while etcd is away. Of calls that end later only the keys are deleted, nobody is told."""
 TXN_MAX_BYTES = 1_000_000
 """Of values in a transaction of several calls; etcd takes 1.5 MiB (--max-request-bytes)."""
 
@@ -55,6 +60,7 @@ class CallStore:
         self._writing: set[str] = set()
         self._written: dict[str, dict[str, bytes]] = {}
         self._deleted: dict[str, bytes] = {}
+        self._ending: set[str] = set()
         self._after_write: dict[str, list[Callable[[], None]]] = {}
         self._after_success: dict[str, list[Callable[[], None]]] = {}
         self._held: set[str] = set()
@@ -85,6 +91,9 @@ class CallStore:
         self._found.pop(ident, None)
         for act in self._after_write.pop(ident, []):
             act()
+        if entry and len(self._deleted) >= ENDS_KEPT_MAX:
+            self._context.count("edge_call_records_dropped")
+            entry = b""
         self._deleted[ident] = entry
 
     def touch(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
@@ -121,7 +130,8 @@ class CallStore:
         if not context.store_ok or not context.edge_revision:
             return
         wait = self._writing | self._held
-        for ident in [ident for ident in self._deleted if ident not in wait]:
+        room = ENDS_AT_ONCE_MAX - len(self._ending)
+        for ident in list(islice((ident for ident in self._deleted if ident not in wait), room)):
             self._delete(ident, self._deleted.pop(ident))
         together: dict[str, _Write] = {}
         size = 0
@@ -227,10 +237,12 @@ class CallStore:
         it (``ended``; empty: nothing) for the clerk."""
         context, keys = self._context, self._context.keys
         self._writing.add(ident)
+        self._ending.add(ident)
         confirming = self._after_success.pop(ident, [])
 
         def deleted(outcome: Outcome) -> None:
             self._writing.discard(ident)
+            self._ending.discard(ident)
             if isinstance(outcome, Done):
                 self._written.pop(ident, None)
                 self._refused.discard(ident)

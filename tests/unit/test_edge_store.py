@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ari_ha.core.machine import DeadlineReached, Done, Effect, OutcomeOf, Refused
-from ari_ha.core.ports.store import KeyValue, StoreSnapshot, StoreTxn, TxnResult
+from ari_ha.core.ports.store import KeyValue, StoreReach, StoreSnapshot, StoreTxn, TxnResult
+from ari_ha.machines import edge_store
+from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.edge_store import STORE_RETRY_S
+from ari_ha.sip import events as sip
 from tests.support.edge_world import EdgeWorld
 
 
@@ -19,6 +23,9 @@ class SlowStore(EdgeWorld):
         self.open: list[StoreTxn] = []
         self.slow = False
         super().__init__()
+
+    def config(self) -> EdgeConfig:
+        return replace(super().config(), call_records=True)
 
     def perform(self, effect: Effect) -> None:
         if self.slow and isinstance(effect, StoreTxn) and (effect.lane or "").startswith("store/"):
@@ -49,7 +56,10 @@ class SlowStore(EdgeWorld):
 
 @pytest.fixture
 def world() -> SlowStore:
-    return SlowStore()
+    world = SlowStore()
+    world.add_user("1001")
+    world.snapshots()
+    return world
 
 
 def calls_in(effect: StoreTxn, world: SlowStore) -> set[str]:
@@ -82,6 +92,50 @@ def test_an_end_that_is_refused_is_told_again_later(world: SlowStore) -> None:
     world.pause()
     (second,) = world.take()
     assert second.deletes == first.deletes and second.puts == first.puts
+
+
+def test_after_a_while_without_etcd_calls_that_ended_are_told_of_a_few_at_a_time(
+    world: SlowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_store, "ENDS_AT_ONCE_MAX", 2)
+    monkeypatch.setattr(edge_store, "ENDS_KEPT_MAX", 3)
+    calls = [world.call_in() for _ in range(5)]
+    world.slow = True
+    world.post(StoreReach(reachable=False))
+    for key, _ in calls:
+        world.carrier.sip.hangup(key, world.now)
+    world.settle()
+    assert not world.edge.calls.by_id and not world.take()
+    world.post(StoreReach(reachable=True))
+    told = []
+    while world.open:
+        assert len(world.open) <= 2
+        told.append(world.open.pop(0))
+        world.answer(told[-1])
+    ended = [call.call for _, call in calls]
+    assert [txn.lane for txn in told] == [f"store/{call}" for call in ended]
+    assert [bool(txn.puts) for txn in told] == [True, True, True, False, False]
+
+
+def test_nobody_is_left_without_an_answer_while_etcd_gives_none(world: SlowStore) -> None:
+    """It has no majority and nobody knows yet: every write hangs for its whole limit."""
+    phone = world.register("1001")
+    key, call = world.call_in()
+    world.slow = True
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    invite = phone.of(sip.InviteReceived)[-1]
+    phone.sip.answer(invite.leg, phone.sdp(), world.now)
+    world.settle()
+    timings = world.edge.context.timings
+    world.run(2 * timings.persist_limit_s + 0.1)
+    assert phone.of(sip.LegAcked) and world.carrier.of(sip.LegAnswered)
+    _, other = world.call_in()
+    world.run(timings.persist_limit_s + 0.1)
+    assert other.owner is not None and other.legs["c"].state == "up"
+    world.carrier.sip.hangup(key, world.now)
+    world.run(timings.end_limit_s + 0.1)
+    assert [event.leg for event in world.carrier.of(sip.LegEnded)] == [key]
+    assert phone.of(sip.LegEnded)
 
 
 def test_what_is_wrong_with_one_call_does_not_keep_the_others_out(world: SlowStore) -> None:
