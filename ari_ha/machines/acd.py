@@ -241,12 +241,6 @@ class Acd:
             self._round(self._live_calls() if self._live_calls is not None else None)
         return self._step()
 
-    def reconcile(self, live: LiveCalls, now: float, utc: float) -> list[Effect]:
-        """Compares every non-idle agent of this node's calls with what lives."""
-        self._desk.begin(now, utc)
-        self._round(live)
-        return self._step()
-
     def _round(self, live: LiveCalls | None) -> None:
         desk = self._desk
         self._round_at = desk.now + desk.settings.reconcile_every_s

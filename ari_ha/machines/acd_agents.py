@@ -25,7 +25,6 @@ IN_CALL = frozenset({"talking", "hold", "consult", "dialing"})
 BY_ACD = "acd"
 REASON_RONA = "rona"
 REASON_DEVICE = "device"
-REASON_LOGIN = "login"
 
 
 @dataclass(frozen=True, slots=True)

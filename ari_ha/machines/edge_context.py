@@ -17,7 +17,7 @@ from ari_ha.core.utc import FOLLOWED, Utc
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
-from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.flow import Listener
 from ari_ha.sip.nexthop import SOURCE, Resolve
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire.keyspace import Keys
@@ -231,7 +231,3 @@ class EdgeContext:
             if armed and armed[0] == serial:
                 del self._armed[name]
                 armed[1]()
-
-    def node_flow(self, listener: str, host: str, port: int) -> Flow:
-        """The way from one of our node listeners to a node's Asterisk."""
-        return Flow(listener, "udp", host, port)

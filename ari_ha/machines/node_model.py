@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ari_ha.core.ids import PRIMARY_LEG, SUPERVISOR_LEG, Epoch, is_supervisor
+from ari_ha.core.ids import SUPERVISOR_LEG, Epoch, is_supervisor
 
 TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
 LOST = "lost"
@@ -171,8 +171,3 @@ def failure_kind(status: int, cause: int, by_phone: bool) -> str:
     if status in (403, 481, 482):
         return "edge-refused"
     return "unreachable"
-
-
-def is_primary(leg: str) -> bool:
-    """Whether it is the customer's (or the dialling phone's) leg."""
-    return leg == PRIMARY_LEG

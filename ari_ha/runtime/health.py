@@ -11,7 +11,7 @@ import hmac
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -24,20 +24,6 @@ BODY_MAX_BYTES = 1024 * 1024
 ROUTE_LIMIT_S = 30.0
 WAITING_MAX_REQUESTS = 200
 STOP_LIMIT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """Where a process answers HTTP."""
-
-    listen: str = "127.0.0.1:8089"
-    """Host and port. Loopback; give the private network's address to be scraped."""
-
-    token: str = field(default="", metadata={"secret": True})
-    """Text. Who knows it may use the JSON routes; better given by ``token_file``."""
-
-    token_file: str = ""
-    """Path. Read at start."""
 
 
 @dataclass(frozen=True, slots=True)

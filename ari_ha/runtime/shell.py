@@ -43,7 +43,6 @@ LANE_MAX_EFFECTS = 1_000
 FREE_EFFECTS_MAX = 2_000
 HEARTBEAT_S = 0.05
 STALL_MIN_S = 0.1
-STALLS_KEPT_MAX = 256
 DEADLINE_FLOOR_S = 0.001
 STORY_TAIL_LINES = 20
 EVENT_TEXT_MAX_CHARS = 1_000
@@ -115,7 +114,6 @@ class Shell:
         self._deadline_queued = False
         self._tasks_begun = False
         self._stopping = False
-        self._stalls: deque[tuple[Instant, float]] = deque(maxlen=STALLS_KEPT_MAX)
         self._failure: BaseException | None = None
         self.refused_events = 0
         self.faults = 0
@@ -140,10 +138,6 @@ class Shell:
     def idle(self) -> bool:
         """Nothing is queued and no effect is under way."""
         return not self._mailbox and not self._lanes and not self._free
-
-    def stalled_s(self, since: Instant) -> float:
-        """Seconds this process stood still after ``since`` (its own clock)."""
-        return sum(lag for at, lag in self._stalls if at > since)
 
     @property
     def queued(self) -> int:
@@ -244,7 +238,6 @@ class Shell:
             now = self._clock()
             lag_s = now - before - HEARTBEAT_S
             if lag_s > STALL_MIN_S:
-                self._stalls.append((now, lag_s))
                 self._count("shell_stalls")
                 self._enqueue(ShellStall(lag_s=lag_s))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ari_ha.simulation.checkers import Checkers, Problem
@@ -174,8 +174,3 @@ def _draw_habits(world: World, plan: Plan) -> Habits:
         talk_max_s=world.rng.choice((15.0, 40.0, 60.0) if full else (6.0, 30.0, 60.0)),
         pauses=world.rng.choice((0, 0, 1, 3)),
     )
-
-
-def run_seeds(seeds: Sequence[int], plan: Plan = Plan()) -> list[Result]:
-    """Runs seeds one after the other."""
-    return [run_seed(seed, plan) for seed in seeds]

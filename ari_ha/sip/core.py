@@ -12,7 +12,6 @@ from ari_ha.sip.events import (
     LegEnded,
     LegFailed,
     LocalError,
-    ReinviteFailed,
     SecondAnswer,
 )
 from ari_ha.sip.fields import SipParseError, canonical
@@ -425,13 +424,6 @@ class Core:
         """Send a re-INVITE later."""
         leg.waiting = waiting
         self.start(leg, "reinvite", at)
-
-    def give_up_waiting(self, leg: Leg, status: int) -> None:
-        """A re-INVITE will not be sent any more."""
-        waiting, leg.waiting = leg.waiting, None
-        self.stop(leg, "reinvite")
-        if waiting is not None and waiting.purpose == "reinvite":
-            self.stack.emit(ReinviteFailed(leg.key, status))
 
     def unsupported(self, request: Request) -> list[str]:
         """Option tags of Require we do not understand (section 8.2.2.3)."""

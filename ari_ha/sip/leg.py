@@ -15,7 +15,7 @@ from ari_ha.sip.auth import Credentials
 from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.fields import SipParseError
 from ari_ha.sip.flow import Flow
-from ari_ha.sip.message import Message, Request, Response, parse_message
+from ari_ha.sip.message import Message, Request, parse_message
 from ari_ha.sip.nexthop import ROUTE, SOURCE
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction, Transaction
@@ -370,11 +370,3 @@ def stored_request(text: str) -> Request:
     if not isinstance(message, Request):
         raise ValueError("stored request: a response")
     return message
-
-
-def stored_status(data: bytes) -> Response | None:
-    """A response kept in a record, None when there is none."""
-    if not data:
-        return None
-    message = parse_message(data)
-    return message if isinstance(message, Response) else None

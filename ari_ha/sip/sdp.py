@@ -6,7 +6,7 @@ Lines that are not understood are kept in place, so a description goes through p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 SDP_LINES_MAX_COUNT = 1_000
 """Lines of one description."""
@@ -248,26 +248,6 @@ class SessionDescription:
             return False
         nowhere = self.connection in ("0.0.0.0", "::") and not audio.attributes("ice-ufrag")
         return self.direction in ("sendonly", "inactive") or nowhere
-
-    def with_direction(self, direction: str) -> SessionDescription:
-        """A copy whose audio streams have this direction; the version is left alone."""
-        if direction not in DIRECTIONS:
-            raise ValueError(direction)
-        media = []
-        for item in self.media:
-            if item.kind == "audio" and not item.rejected:
-                lines = [
-                    line for line in item.lines if line[2:].strip() not in DIRECTIONS or line[:2] != "a="
-                ]
-                item = replace(item, lines=[*lines, f"a={direction}"])
-            media.append(item)
-        lines = [line for line in self.lines if line[:2] != "a=" or line[2:].strip() not in DIRECTIONS]
-        return replace(self, lines=lines, media=media)
-
-    def bump_version(self) -> SessionDescription:
-        """A copy with the o= version one higher (RFC 3264 section 8)."""
-        number = int(self.version) if self.version.isascii() and self.version.isdigit() else 0
-        return replace(self, version=str(number + 1))
 
 
 def _parse_media(line: str) -> Media:
