@@ -442,6 +442,9 @@ class EdgeMachine:
         self.trunks.stored(event.key, event.value)
         self.subscriptions.stored(event.key, event.value)
         self.role.stored(event.key, event.value)
+        value = event.value.value if event.value else None
+        if self.serving:
+            self.calls.store.changed(event.key, value, event.revision)
         family = (self.context.keys.split(event.key) or ("",))[0]
         if not self.serving and family in self._read:
             # standing by: what the active edge writes is here before it is needed

@@ -28,6 +28,8 @@ ENDS_AT_ONCE_MAX = 50
 """Ended calls whose keys are being deleted; after a while without etcd many more wait for that."""
 ENDS_KEPT_MAX = 50_000
 """Of 2 KB each, while etcd is away. Of calls that end later only the keys are deleted, nobody is told."""
+REVISIONS_KEPT_MAX = 20_000
+"""Of calls, those that ended lately included; the ones written longest ago are forgotten."""
 TXN_MAX_BYTES = 1_000_000
 """Of values in a transaction of several calls; etcd takes 1.5 MiB (--max-request-bytes)."""
 
@@ -59,6 +61,8 @@ class CallStore:
         self._dirty: dict[str, None] = {}
         self._writing: set[str] = set()
         self._written: dict[str, dict[str, bytes]] = {}
+        self._revisions: dict[str, int] = {}
+        """call -> that of our last write of it, its end included"""
         self._deleted: dict[str, bytes] = {}
         self._ending: set[str] = set()
         self._after_write: dict[str, list[Callable[[], None]]] = {}
@@ -84,6 +88,22 @@ class CallStore:
             if any(key.startswith(calls) and there.get(key) != value for key, value in values.items()):
                 del self._written[ident]
                 self._dirty[ident] = None
+
+    def changed(self, key: str, value: bytes | None, revision: int) -> None:
+        """A key of ``calls/`` as etcd's stream tells it. What nobody has answered for in time may be done
+        later, after what was written next: that is written, or deleted, again."""
+        keys = self._context.keys
+        ident = (*keys.split(key), "", "")[1]
+        if key not in (keys.owner(ident), keys.media(ident)) or ident in self._writing:
+            return
+        if revision <= self._revisions.get(ident, revision):
+            return
+        there = self._written.get(ident)
+        if there is not None and there[key] != value:
+            del self._written[ident]
+            self._dirty[ident] = None
+        elif ident not in self._calls and value is not None:
+            self._deleted.setdefault(ident, b"")
 
     def ended(self, ident: str, entry: bytes) -> None:
         """The call is over: its keys go, and ``entry`` comes for the clerk."""
@@ -197,6 +217,7 @@ class CallStore:
                     self._refused.discard(ident)
                 if ok:
                     self._written[ident] = write.values
+                    self._keep_revision(ident, result.revision)
                 elif isinstance(outcome, Done):
                     context.count("edge_writes_fenced")
                     context.note(f"call/{ident}", "write refused: another edge is active", level="error")
@@ -212,6 +233,12 @@ class CallStore:
         context.count("edge_store_txns")
         puts = tuple(put for write in together.values() for put in write.puts)
         context.txn(f"store/{next(iter(together))}", written, compares=self._fence(), puts=puts)
+
+    def _keep_revision(self, ident: str, revision: int) -> None:
+        self._revisions.pop(ident, None)
+        self._revisions[ident] = revision
+        if len(self._revisions) > REVISIONS_KEPT_MAX:
+            del self._revisions[next(iter(self._revisions))]
 
     def _failed(self, ident: str, outcome: Outcome) -> None:
         """The call is written again, but not at once: who refuses at once would be asked again in the same
@@ -244,6 +271,8 @@ class CallStore:
             self._writing.discard(ident)
             self._ending.discard(ident)
             if isinstance(outcome, Done):
+                if isinstance(outcome.value, TxnResult) and outcome.value.succeeded:
+                    self._keep_revision(ident, outcome.value.revision)
                 self._written.pop(ident, None)
                 self._refused.discard(ident)
                 for act in (*confirming, *self._after_success.pop(ident, [])):

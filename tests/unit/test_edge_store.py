@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ari_ha.core.machine import DeadlineReached, Done, Effect, OutcomeOf, Refused
-from ari_ha.core.ports.store import KeyValue, StoreReach, StoreSnapshot, StoreTxn, TxnResult
+from ari_ha.core.machine import DeadlineReached, Done, Effect, OutcomeOf, Refused, Unknown
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreSnapshot, StoreTxn, TxnResult
 from ari_ha.machines import edge_store
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.machines.edge_store import STORE_RETRY_S
@@ -177,3 +177,57 @@ def test_what_etcd_has_forgotten_is_written_again(world: SlowStore) -> None:
     (txn,) = world.take()
     assert calls_in(txn, world) == {lost}
     assert {put.key for put in txn.puts} >= {world.keys.owner(lost), world.keys.dialogs("pair1", lost)}
+
+
+def late(world: SlowStore, txn: StoreTxn) -> None:
+    """What was given up for unknown is done after all, and etcd's stream tells it."""
+    world.txn(txn)
+    for put in txn.puts:
+        world.post(StoreChanged(key=put.key, value=world.store[put.key], revision=world.revision))
+
+
+def test_what_is_done_later_than_what_was_written_next_is_put_right(world: SlowStore) -> None:
+    """A member of etcd stood still with a write in its hands, and another one took the next."""
+    _, call = world.call_in()
+    world.slow = True
+    call.want = "hitless"
+    call.media.state = "direct"
+    world.change(call)
+    (first,) = world.take()
+    assert world.keys.media(call.call) in {put.key for put in first.puts}
+    world.answer(first, Unknown("no outcome within 2 s"))
+    call.media.state = "through"
+    world.slow = False
+    world.pause()
+    right = {key: item.value for key, item in world.store.items() if f"/{call.call}" in key}
+    late(world, first)
+    assert {key: item.value for key, item in world.store.items() if f"/{call.call}" in key} == right
+
+
+def test_a_call_that_is_written_after_its_end_is_deleted_again(world: SlowStore) -> None:
+    key, call = world.call_in()
+    world.slow = True
+    call.media.state = "direct"
+    world.change(call)
+    (first,) = world.take()
+    world.answer(first, Unknown("no outcome within 2 s"))
+    world.slow = False
+    world.carrier.sip.hangup(key, world.now)
+    world.settle()
+    world.pause()
+    assert not [key for key in world.store if f"/{call.call}" in key and "/cdr" not in key]
+    late(world, first)
+    assert not [key for key in world.store if f"/{call.call}" in key and "/cdr" not in key]
+
+
+def test_the_stream_that_is_behind_moves_nothing(world: SlowStore) -> None:
+    """It tells an edge its own older words while newer ones are in etcd."""
+    _, call = world.call_in()
+    key = world.keys.media(call.call)
+    older = world.store[key]
+    call.media.state = "direct"
+    world.change(call)
+    world.slow = True
+    world.post(StoreChanged(key=key, value=older, revision=older.mod_revision))
+    world.post(StoreChanged(key=key, value=world.store[key], revision=world.store[key].mod_revision))
+    assert not world.take()
