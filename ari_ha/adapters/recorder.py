@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ari_ha.adapters.mailbox import Outbox
 from ari_ha.adapters.recorder_worker import ORDER_MAX_BYTES
 from ari_ha.core.machine import Done, Event, Outcome, Refused, Unreachable
 from ari_ha.core.ports.recording import CloseRecording, OpenRecording, RecorderDown, RecordingFailed
@@ -44,7 +45,7 @@ class Recorder:
         count: Callable[..., None] = lambda name, by=1: None,
     ) -> None:
         self._options = options
-        self._post = post
+        self._outbox = Outbox(post)
         self._count = count
         self._process: subprocess.Popen[bytes] | None = None
         self._dying: list[subprocess.Popen[bytes]] = []
@@ -147,7 +148,7 @@ class Recorder:
             case "refused":
                 self._answer(said["recording"], Refused(said["why"]))
             case "failed":
-                self._tell(RecordingFailed(recording=said["recording"], reason=said["why"]))
+                self._outbox.insist(RecordingFailed(recording=said["recording"], reason=said["why"]))
             case "alive":
                 self._count("node_recorder_packets", by=said["packets"] - self._told["packets"])
                 self._count("node_recorder_bytes", by=said["bytes"] - self._told["bytes"])
@@ -165,12 +166,7 @@ class Recorder:
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_result(Unreachable(f"recorder: {why}"))
-        self._tell(RecorderDown(reason=why))
-
-    def _tell(self, event: Event) -> None:
-        """What the machine has no room for is told again."""
-        if self._post(event) is False:
-            asyncio.get_running_loop().call_later(1.0, self._tell, event)
+        self._outbox.insist(RecorderDown(reason=why))
 
     def close(self) -> None:
         """Ends the child; what it wrote stays. Not waited for: it may hang in its disk, and whoever waited

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from ari_ha.adapters.mailbox import Outbox
 from ari_ha.core.machine import Done, Event, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.wire import ng
@@ -28,7 +29,7 @@ class Rtpengine(asyncio.DatagramProtocol):
 
     def __init__(self, host: str, port: int, post: Callable[[Event], object]) -> None:
         self._address = (host, port)
-        self._post = post
+        self._outbox = Outbox(post)
         self._prefix = secrets.token_hex(6)
         self._serial = 0
         self._waiting: dict[str, asyncio.Future[dict[str, ng.NgValue]]] = {}
@@ -45,6 +46,7 @@ class Rtpengine(asyncio.DatagramProtocol):
 
     def close(self) -> None:
         """Stops pinging and closes the socket."""
+        self._outbox.close()
         if self._pinger:
             self._pinger.cancel()
         if self._transport:
@@ -120,7 +122,7 @@ class Rtpengine(asyncio.DatagramProtocol):
             restarted = reachable and self._life.began_anew(age_s, time.monotonic())
             if reachable != self._reachable or restarted:
                 self._reachable = reachable
-                self._post(MediaReach(reachable=reachable, started=self._life.name, why=why))
+                self._outbox.insist(MediaReach(reachable=reachable, started=self._life.name, why=why))
             await asyncio.sleep(PING_INTERVAL_S)
 
 
