@@ -24,8 +24,9 @@ RECORDERS = 2
 LOOK_EVERY_S = 0.5
 OPEN_LIMIT_S = 3.0
 """A recorder that has not said where it listens by then is asked no more."""
-REFUSED_S = 5.0
-"""A node that did not record is left in peace for so long."""
+REFUSED_S, REFUSED_MAX_S = 5.0, 60.0
+"""A node that did not record is left in peace for so long, each time for twice as long: where no other
+is left it is asked for every voice of every call."""
 LINK_GRACE_S = 3.0
 """After our own start: links come up meanwhile."""
 TAG = "{}/rec"
@@ -42,8 +43,8 @@ class Recordings:
         self._calls = calls
         self._setup = setup
         self._watch = watch
-        self._refused: dict[str, float] = {}
-        """node -> until when it is asked for nothing"""
+        self._refused: dict[str, tuple[float, float]] = {}
+        """node -> until when it is asked for nothing, and how long that is"""
         self._began: float | None = None
         """When we began to serve"""
         self._load: Counter[str] = Counter()
@@ -94,6 +95,7 @@ class Recordings:
         if one.on and one.at == (frame.host, frame.port):
             return
         one.on, one.at = True, (frame.host, frame.port)
+        self._refused.pop(node, None)
         self._context.note(f"call/{call.call}", f"recorded by {node}", leg=one.leg, recording=one.recording)
         self._context.count("edge_recordings_begun")
         self._calls.teach(call, one.tag, one.remote_sdp())
@@ -102,9 +104,15 @@ class Recordings:
     def _over(self, node: str, frame: link.RecordingOver) -> None:
         found = self._find(frame)
         if found is not None:
-            self._refused[node] = self._context.now + REFUSED_S
+            self._leave_in_peace(node)
             self._lose(*found, f"recorder: {frame.reason}")
             self._calls.apply_media(found[0])
+
+    def _leave_in_peace(self, node: str) -> None:
+        until, length_s = self._refused.get(node, (0.0, REFUSED_S / 2))
+        if until <= self._context.now:
+            length_s = min(2 * length_s, REFUSED_MAX_S)
+            self._refused[node] = (self._context.now + length_s, length_s)
 
     def _compare(self, node: str, frame: link.NodeRecordings) -> None:
         """What the node writes, against what it should."""
@@ -121,7 +129,8 @@ class Recordings:
                 self._calls.apply_media(call)
 
     def node_unlinked(self, node: str) -> None:
-        """The app, and with it the recorder, is gone or cut off."""
+        """The app, and with it the recorder, is gone or cut off; the next one is asked anew."""
+        self._refused.pop(node, None)
         for call in list(self._calls.by_id.values()):
             gone = [one for one in call.recorders.values() if one.node == node]
             for one in gone:
@@ -170,7 +179,7 @@ class Recordings:
             elif not self._reached(one.node):
                 self._lose(call, one, "no link")
             elif not one.on and self._context.now > one.since + OPEN_LIMIT_S:
-                self._refused[one.node] = self._context.now + REFUSED_S
+                self._leave_in_peace(one.node)
                 self._lose(call, one, "no answer", said=True)
         for leg in legs.values():
             self._look_leg(call, leg)
@@ -221,7 +230,7 @@ class Recordings:
             node
             for node in self._watch.nodes.values()
             if node.link_up and node.records and node.config.name not in taken
-            and self._refused.get(node.config.name, 0.0) <= now
+            and self._refused.get(node.config.name, (0.0,))[0] <= now
         ]  # fmt: skip
 
         def order(node: WatchedNode) -> tuple[bool, bool, bool, int, str]:

@@ -225,6 +225,26 @@ def test_a_node_that_refuses_is_left_in_peace_for_a_while(world: EdgeWorld) -> N
     assert len(again) <= len(asked) + 1, "of each voice one question was open when it refused"
 
 
+def test_who_always_refuses_is_asked_less_and_less(world: EdgeWorld) -> None:
+    unlink(world, world.nodes["ast3"])
+    node = world.nodes["ast1"]
+    node.auto_record = False
+    recorded(world)
+    asked: list[link.Record] = []
+    for _ in range(120):
+        for frame in [f for f in node.frames if isinstance(f, link.Record)][len(asked) :]:
+            asked.append(frame)
+            over = link.RecordingOver(recording=frame.recording, call=frame.call, reason="2 MB free")
+            world.say(node, over)
+        world.run(1.0, step=0.25)
+    assert 4 <= len(asked) <= 14, "of two voices, after 5, 10, 20 and 40 s"
+    unlink(world, node)
+    node.auto_record = True
+    world.link_up(node)
+    world.run(1.0)
+    assert writing(world) == {"c": 2, "a1": 2}, "another app is asked at once"
+
+
 def test_a_node_that_does_not_answer_is_given_up(world: EdgeWorld) -> None:
     world.nodes["ast1"].auto_record = False
     _, call, _, _, _ = recorded(world)
