@@ -43,6 +43,7 @@ from ari_ha.machines.edge_replacing import Replacing
 from ari_ha.machines.edge_restore import restore_call
 from ari_ha.machines.edge_role import GUARD_WORD_EVERY_S, VIP_RETRY_S, Role
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_srtp import SrtpKeys
 from ari_ha.machines.edge_sweep import RelaySweep
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, edge_view, node_view
@@ -117,11 +118,13 @@ class EdgeMachine:
         self.setup.on_replaces = self.replacing.invite
         self.subscriptions = Subscriptions(self.context, self.calls, self.registrar)
         self.context.on_time_moved += [self.registrar.time_moved, self.subscriptions.time_moved]
-        self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover)
+        self.srtp = SrtpKeys(self.context, self.calls, self.setup)
+        self.calls.on_published = self.srtp.published
+        self.rehome = Rehome(self.context, self.calls, self.setup, self.dialling, self.takeover, self.srtp)
         self.calls.on_media_refused = self.rehome.look
         self.dialogs = Dialogs(self.context, self.calls, self.setup, self.dialling, self.takeover,
                                self.registrar, self.trunk_care, self.transfers,
-                               self.subscriptions, self.phone_care, self.rehome,
+                               self.subscriptions, self.phone_care, self.rehome, self.srtp,
                                Fax(self.context, self.calls, self.trunks), self.pairs)  # fmt: skip
         self._early: list[tuple[Instant, SipBytes]] = []
         self._read: dict[str, dict[str, bytes]] = {}
@@ -388,6 +391,7 @@ class EdgeMachine:
             text = "media relay answers" if event.reachable else "media relay away: new calls get 503"
             context.note("edge", text, level=level, why=event.why)
         context.media_ok = event.reachable
+        self.srtp.relay_reached(event)
         if event.reachable:
             self.calls.media_back()
 

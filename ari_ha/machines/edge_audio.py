@@ -33,6 +33,9 @@ class AudioSide:
     """SRTP's suite (SDES, RFC 4568), or DTLS; empty: plain RTP"""
     crypto_tag: int = 1
     """Tag of the crypto line in use, as whoever made the offer numbered it"""
+    relay_tag: int = 1
+    """Tag of the crypto line between rtpengine and us. Under another one rtpengine makes another key
+    (`edge_srtp`)."""
     ufrag: str = ""
     """With DTLS: the far end's ICE session. Empty: any, it has not said, or we began another."""
     setup: str = "actpass"
@@ -97,6 +100,7 @@ class AudioSide:
         side = AudioSide.of(text)
         if side.suite != self.suite:
             raise CodecRefused("not the transport that was agreed on")
+        side.relay_tag = self.relay_tag
         if side.web and self.setup != "actpass" and "a=setup:actpass" in text:
             side.setup = self.setup  # the roles of a DTLS association stay (RFC 8842 §5.5)
         return side
@@ -122,7 +126,7 @@ def suite_towards(transport: str, policy: str) -> str:
 def narrowed(text: str, side: AudioSide) -> str:
     """The far end's SDP with only the codec and key in use, so that rtpengine never has
     a second one to choose; address, port and direction stay theirs. rtpengine made the
-    offer as far as it knows, with crypto tag 1."""
+    offer as far as it knows, with a crypto tag of its own."""
     session = SessionDescription.parse(text)
     audio = session.audio()
     if audio is None:
@@ -136,7 +140,7 @@ def narrowed(text: str, side: AudioSide) -> str:
         [(side.payload, f"{side.codec}/8000")],
         side.telephone_event,
         session.media_direction(audio),
-        replace(crypto, tag=1).line() if crypto else "",
+        replace(crypto, tag=side.relay_tag).line() if crypto else "",
     )
     if not side.web:
         return plain

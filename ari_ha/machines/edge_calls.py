@@ -54,6 +54,8 @@ class Calls:
         self.store = CallStore(context, self.by_id)
         self.on_facts_changed_in_move: Callable[[EdgeCall], None] = lambda call: None
         self.on_media_refused: Callable[[EdgeCall], None] = lambda call: None
+        self.on_published: Callable[[EdgeCall, str, Done], None] = lambda call, tag, outcome: None
+        """rtpengine was told of an SRTP leg's far end, and has said its own side"""
         self.on_finished: Callable[[EdgeCall], None] = lambda call: None
         self.on_move: Callable[[EdgeCall], None] = lambda call: None
         """Before another node is told of a call"""
@@ -212,7 +214,7 @@ class Calls:
         taught = [
             (tag, *told)
             for tag, sdp in call.media.untaught()
-            for told in teaching(tag, sdp, self._context.config.public_interface)
+            for told in teaching(tag, sdp, self._interface(call, tag))
         ]
         graph = call.media.change_to(self._graph(call, state))
         if changed:
@@ -247,10 +249,15 @@ class Calls:
             else:
                 self._media_there(call)
 
+        def said(tag: str, command: str, outcome: Outcome, deny: Callable[[], None]) -> None:
+            if command == "publish" and isinstance(outcome, Done):
+                self.on_published(call, tag, outcome)
+            settled(outcome, _nothing, deny)
+
         media, ng = call.media, self._context.ng
         for tag, command, body in taught:
             deny = partial(media.not_taught, tag)
-            ng(call.call, command, body, partial(settled, confirm=_nothing, deny=deny))
+            ng(call.call, command, body, partial(said, tag, command, deny=deny))
         before = ""
         for command, hears in graph:
             confirm = partial(media.taken_away, hears) if command == "unsubscribe" else _nothing
@@ -267,6 +274,10 @@ class Calls:
             return
         call.media.far_end(tag, sdp)
         self.apply_media(call)
+
+    def _interface(self, call: EdgeCall, tag: str) -> str:
+        leg = call.legs.get(tag)
+        return (leg.interface if leg else "") or self._context.config.public_interface
 
     def media_back(self) -> None:
         """rtpengine answers again, perhaps another life of it: it is asked what it has, and

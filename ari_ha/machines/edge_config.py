@@ -152,6 +152,7 @@ class EdgeConfig:
     version: str = ""
     process: str = ""
     public_interface: str = "public"
+    spare_public_interfaces: tuple[str, ...] = ()
     core_interface: str = "core"
     guarded: bool = False
     """A guard on this host holds the address and says when to serve."""

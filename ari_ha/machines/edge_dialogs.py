@@ -20,6 +20,7 @@ from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_pairs import Pairs
 from ari_ha.machines.edge_rehome import Rehome
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_srtp import SrtpKeys
 from ari_ha.machines.edge_transfer import Transfers
 from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
@@ -41,13 +42,15 @@ class Dialogs:
     def __init__(
         self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
         registrar: Registrar, care: TrunkCare, transfers: Transfers,
-        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome, fax: Fax, pairs: Pairs,
+        subscriptions: Subscriptions, phones: PhoneCare, rehome: Rehome, srtp: SrtpKeys, fax: Fax,
+        pairs: Pairs,
     ) -> None:  # fmt: skip
         self._fax, self._pairs = fax, pairs
         self._phones = phones
         self._messages = Messages(context, calls)
         self._care = care
         self._rehome = rehome
+        self._srtp = srtp
         dialling.on_answered = rehome.answered
         self._subscriptions = subscriptions
         self._context = context
@@ -164,6 +167,8 @@ class Dialogs:
                 self._answered_late(call, leg, event.sdp)
         elif found:
             self._calls.touch(found[0])
+        if found:
+            self._srtp.look(found[0])
 
     def _early_answer(self, event: sip.EarlyAnswer) -> None:
         """A caller without an offer has answered ours before he is answered."""
@@ -276,6 +281,7 @@ class Dialogs:
             if event.leg in self._ice_begun:
                 self._ice_begun.discard(event.leg)
                 self._rehome.ask_for_ice(*found)
+            self._srtp.look(found[0])
 
     def _changed_answer(self, event: sip.ReinviteAnswered) -> None:
         """A far end accepted a re-INVITE of ours, perhaps from another address than before."""
@@ -286,6 +292,7 @@ class Dialogs:
             self._rehome.phone_answered(call, leg)
             if event.sdp:
                 self._answered_late(call, leg, event.sdp)
+            self._srtp.phone_answered(call, leg)
         elif half := self._calls.half(event.leg):
             self._rehome.node_answered(*half)
             self._setup.learn_node_media(*half, event.sdp)
@@ -295,6 +302,7 @@ class Dialogs:
             return
         if found := self._calls.phone(event.leg):
             self._rehome.phone_refused(*found, event.status)
+            self._srtp.phone_refused(*found, event.status)
         elif half := self._calls.half(event.leg):
             self._rehome.node_refused(*half, event.status)
 

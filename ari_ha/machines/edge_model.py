@@ -16,6 +16,8 @@ from ari_ha.wire.keyspace import DialogsValue, MediaValue
 TOMBSTONES_TOLD_MAX = 24
 DIGITS_KEPT_MAX = 64
 MOVES_KEPT_MAX = 32
+ANOTHER_LIFE = "another"
+"""`PhoneLeg.relay_life` where the record does not say it"""
 DEVICE, NUMBER = "device:", "number:"
 """What a node may ask to be dialled: an address of record, or a number at a carrier."""
 
@@ -50,6 +52,10 @@ class PhoneLeg:
     side: AudioSide = field(default_factory=AudioSide)
     key_line: str = ""
     """Our SRTP key towards this phone (``inline:…``), made by rtpengine"""
+    relay_life: str = ""
+    """The life of rtpengine that made the key (`edge_srtp`); empty: today's, whose name is not known yet"""
+    interface: str = ""
+    """rtpengine's logical interface its port is on; empty: the public one"""
     web_lines: list[str] = field(default_factory=list)
     """Towards a browser: rtpengine's ICE and certificate, as attributes"""
     sdp_version: int = 1
@@ -173,6 +179,9 @@ class PhoneLeg:
             "telephone_event": self.side.telephone_event,
             "suite": self.side.suite,
             "crypto_tag": self.side.crypto_tag,
+            "relay_tag": self.side.relay_tag,
+            "relay_life": self.relay_life,
+            "interface": self.interface,
             "key_line": self.key_line,
             "web": self.side.web_facts(),
             "web_lines": self.web_lines,
@@ -198,13 +207,15 @@ class PhoneLeg:
         """The leg of a record written by `to_dict`."""
         side = AudioSide(data.get("payload", 8), data.get("telephone_event", 101))
         side.suite, side.crypto_tag = data.get("suite", ""), data.get("crypto_tag", 1)
+        side.relay_tag = data.get("relay_tag", 1)
         side = side.with_web_facts(data.get("web", {}))
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
                  "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
                  "taken", "fax",
                  "sdp_version", "late_offer", "trunk", "tried", "places", "progress", "early",
-                 "key_line", "web_lines", "media_lines")  # fmt: skip
-        return cls(**{name: data[name] for name in names if name in data}, side=side)
+                 "key_line", "web_lines", "media_lines", "interface")  # fmt: skip
+        known = {name: data[name] for name in names if name in data}
+        return cls(**known, relay_life=data.get("relay_life") or ANOTHER_LIFE, side=side)
 
 
 @dataclass(slots=True)

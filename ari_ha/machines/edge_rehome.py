@@ -17,12 +17,13 @@ from collections.abc import Callable
 from functools import partial
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.machines.edge_audio import MIRRORED, CodecRefused, narrowed
+from ari_ha.machines.edge_audio import CodecRefused, narrowed
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_dialling import Dialling
 from ari_ha.machines.edge_model import EdgeCall, NodeLeg, PhoneLeg
 from ari_ha.machines.edge_setup import Setup
+from ari_ha.machines.edge_srtp import SrtpKeys, as_it_listens
 from ari_ha.machines.media import local_ports
 from ari_ha.machines.takeover import Takeover
 from ari_ha.sip.events import LocalError
@@ -41,13 +42,15 @@ class Rehome:
     """Brings restored calls to this edge's address."""
 
     def __init__(
-        self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover
-    ) -> None:
+        self, context: EdgeContext, calls: Calls, setup: Setup, dialling: Dialling, takeover: Takeover,
+        srtp: SrtpKeys,
+    ) -> None:  # fmt: skip
         self._context = context
         self._calls = calls
         self._setup = setup
         self._dialling = dialling
         self._takeover = takeover
+        self._srtp = srtp
         self._until: dict[str, float] = {}
         """SIP key of a phone's leg -> when it counts as lost"""
         self._opening: dict[str, set[str]] = {}
@@ -98,6 +101,7 @@ class Rehome:
             self._looking.discard(call.call)
             if ports is not None and not call.ended and not self._opening.get(call.call):
                 self._relay_has(call, ports)
+                self._srtp.look(call)
 
         def seen(outcome: Outcome) -> None:
             if isinstance(outcome, Done) and not call.ended:
@@ -131,8 +135,7 @@ class Rehome:
                 then(ports)
 
         for leg in list(left.values()):
-            body = self._setup.create_body(leg.leg, leg.side, self._context.config.public_interface)
-            self._setup.create(call, body, partial(asked, leg))
+            self._setup.create(call, self._setup.leg_body(leg), partial(asked, leg))
 
     def _relay_has(self, call: EdgeCall, ports: dict[str, set[int]]) -> None:
         """Ports it does not have are made anew. Who has not been answered, or has not
@@ -201,8 +204,7 @@ class Rehome:
             else:
                 self._later(call, leg, lambda: self._phone(call, leg))
 
-        body = self._setup.create_body(leg.leg, leg.side, self._context.config.public_interface)
-        self._setup.create(call, body, done)
+        self._setup.create(call, self._setup.leg_body(leg), done)
 
     def answered(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone's dialog is up: if it was offered a port that is gone, it is told now."""
@@ -212,13 +214,9 @@ class Rehome:
             self._ask(call, leg)
 
     def _ask(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """Who holds us goes on holding us (RFC 6337 §5.3)."""
-        sip, remote = self._context.sip, self._context.sip.remote_sdp(leg.key)
-        try:
-            direction = SessionDescription.parse(remote or "").direction
-        except SdpError:
-            direction = "sendrecv"
-        sdp = leg.local_sdp(MIRRORED.get(direction, "sendrecv"), bump=True)
+        """It is told where we are now."""
+        sip = self._context.sip
+        sdp = leg.local_sdp(as_it_listens(sip.remote_sdp(leg.key)), bump=True)
         leg.side.ufrag = ""  # a browser answers with another
         try:
             sip.reinvite(leg.key, sdp, self._context.now)
@@ -279,6 +277,7 @@ class Rehome:
     def reconnected(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone on TCP or TLS has found its way to us."""
         self.answered(call, leg)
+        self._srtp.look(call)
 
     # --- nodes ---------------------------------------------------------------------
 

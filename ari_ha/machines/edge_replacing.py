@@ -131,7 +131,7 @@ class Replacing:
         context.count("edge_replaced_dialogs", kind="early" if rang else "confirmed")
         if rang:
             self._dialling.phone_answered(call, leg, narrowed(offer, side))
-        leg.side = side
+        side.relay_tag, leg.side = leg.side.relay_tag, side
 
         def written() -> None:
             if leg.key == event.leg and leg.alive and not call.ended:

@@ -140,8 +140,8 @@ def _go_on(
     elif owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
         takeover.lose(call, owner.why if owner and owner.why else "edge restarted during a move")
     elif not away:
-        # alone, rtpengine may have begun anew as well; a browser feels it also in a pair
-        if not context.config.guarded or any(leg.side.web for leg in call.living()):
+        # alone, rtpengine may have begun anew as well; with SRTP it is felt also in a pair
+        if not context.config.guarded or any(leg.side.suite for leg in call.living()):
             rehome.look(call)
         calls.apply_media(call)
     if away:

@@ -114,7 +114,6 @@ class Setup:
 
     def open_phone_media(self, call: EdgeCall, leg: PhoneLeg, remote: str, then: Callable[[], None]) -> None:
         """Gets the leg its port; with the phone's SDP at hand, tells rtpengine of it."""
-        context = self._context
 
         def opened(outcome: Outcome) -> None:
             if not self.take_port(outcome, leg):
@@ -124,7 +123,7 @@ class Setup:
                 self._calls.teach(call, leg.leg, narrowed(remote, leg.side))
             then()
 
-        body = self.create_body(leg.leg, leg.side, context.config.public_interface)
+        body = self.leg_body(leg)
         self.create(call, body, opened)
 
     def create(self, call: EdgeCall, body: dict[str, object], then: Callable[[Outcome], None]) -> None:
@@ -153,6 +152,10 @@ class Setup:
             body |= {"transport-protocol": "RTP/SAVP", "SDES": [f"only-{side.suite}"], "DTLS": "off"}
         return body
 
+    def leg_body(self, leg: PhoneLeg) -> dict[str, object]:
+        """NG ``create`` for a phone's leg, on the interface its port is on."""
+        return self.create_body(leg.leg, leg.side, leg.interface or self._context.config.public_interface)
+
     @staticmethod
     def take_port(outcome: Outcome, leg: PhoneLeg | NodeLeg | RecorderLeg) -> bool:
         """Whether rtpengine gave a port. Reads address, port and key from the SDP it made."""
@@ -171,8 +174,10 @@ class Setup:
             return bool(leg.host) and leg.take_web_lines(relay_lines(audio))
         if leg.side.suite and isinstance(leg, PhoneLeg):
             crypto = usable_crypto(audio)
-            leg.key_line = crypto.key if crypto else ""
-            return bool(leg.host and leg.key_line)
+            if crypto and crypto.key != leg.key_line:
+                leg.key_line, leg.relay_life = crypto.key, ""
+            leg.side.relay_tag = crypto.tag if crypto else 1
+            return bool(leg.host and crypto)
         return bool(leg.host)
 
     def begin_ice(self, call: EdgeCall, leg: PhoneLeg, sdp: str, then: Callable[[bool], None]) -> None:

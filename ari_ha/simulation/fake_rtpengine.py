@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp, usable_crypto
 from ari_ha.sip.web_sdp import PROTO, secured
 
 FIRST_PORT = 30_000
 CODEC_NUMBERS = {"PCMU": 0, "PCMA": 8}
 """In the order offered when nothing is asked for."""
+SAVP = "RTP/SAVP"
 DEAF = ("sendonly", "inactive")
 """What a far end says of itself when it does not listen."""
 NOTHING_DELETED = Done({"result": "ok", "warning": "Call-ID not found or tags didn't match"})
@@ -38,6 +39,8 @@ class Tag:
     payload: int = 0
     ports: dict[str, int] = field(default_factory=dict)
     """interface -> its port there: back on an interface it has its old port again"""
+    crypto: tuple[int, str, str] | None = None
+    """With SRTP: the tag of its crypto line, the suite, and rtpengine's key"""
     remote: tuple[str, int] | None = None
     direction: str = "sendrecv"
     """The party's own word: ``sendonly`` does not listen."""
@@ -71,6 +74,7 @@ class FakeRtpengine:
         self.destroyed: list[tuple[str, str]] = []
         """(call, tag) whose media a command of ours destroyed"""
         self._next_port = FIRST_PORT
+        self._keys = 0
 
     def command(self, command: str, body: Mapping[str, Any]) -> Outcome:
         """One NG command."""
@@ -96,26 +100,37 @@ class FakeRtpengine:
     def _create(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
         tag = call.tag(str(body["from-tag"]))
         offered = list(body.get("codec", {}).get("offer", CODEC_NUMBERS))
-        interface = str(body.get("interface", ""))
-        if interface not in self.interfaces:
-            interface = next(iter(self.interfaces))
         if not tag.ports:
             tag.payload = next((CODEC_NUMBERS[codec] for codec in offered if codec in CODEC_NUMBERS), 0)
-        if interface not in tag.ports:
-            tag.ports[interface] = self._next_port
-            self._next_port += 2
-        tag.host, tag.port = self.interfaces[interface], tag.ports[interface]
+        self._place(tag, body)
         if body.get("transport-protocol") == "UDPTL":
             sdp = build_fax_sdp(tag.port, tag.host, tag.port)
             return Done({"result": "ok", "sdp": sdp.replace(" udptl t38", " udptl ")})
         codec = "PCMA" if tag.payload == 8 else "PCMU"
         event = 96 if "telephone-event" in offered else None
+        if body.get("transport-protocol") == SAVP and tag.crypto is None:
+            tag.crypto = (1, str(body["SDES"][0]).removeprefix("only-"), self._new_key())
+        line = "{} {} {}".format(*tag.crypto) if tag.crypto else ""
         sdp = build_audio_sdp(
-            tag.port, 1, tag.host, tag.port, [(tag.payload, f"{codec}/8000")], event, "sendrecv"
+            tag.port, 1, tag.host, tag.port, [(tag.payload, f"{codec}/8000")], event, "sendrecv", line
         )
         if body.get("transport-protocol") == PROTO:
             sdp = secured(sdp, ["setup:actpass", *self._web_lines(tag)])
         return Done({"result": "ok", "sdp": sdp})
+
+    def _place(self, tag: Tag, body: Mapping[str, Any]) -> None:
+        """Its port on the interface asked for. What comes to one it had before is still heard."""
+        interface = str(body.get("interface", ""))
+        if interface not in self.interfaces:
+            interface = next(iter(self.interfaces))
+        if interface not in tag.ports:
+            tag.ports[interface] = self._next_port
+            self._next_port += 2
+        tag.host, tag.port = self.interfaces[interface], tag.ports[interface]
+
+    def _new_key(self) -> str:
+        self._keys += 1
+        return f"inline:{self.started[-8:]:0>8}{self._keys:032d}"
 
     def _web_lines(self, tag: Tag) -> list[str]:
         """ICE and certificate: the same for a tag's life, and others in another life of the relay."""
@@ -129,12 +144,20 @@ class FakeRtpengine:
         ]
 
     def _publish(self, call: MediaCall, body: Mapping[str, Any]) -> Outcome:
-        """Takes the far end's keys as well; its answer has the port `create` gave."""
+        """Takes the far end's keys as well; its answer has the port of the interface, and our key: another
+        one when the far end's comes under another crypto tag."""
         told = self._create_answer(call, body)
         tag = call.tag(str(body["from-tag"]))
         if not isinstance(told, Done) or not tag.port:
             return told if tag.port else Refused("no media")
-        sdp = build_audio_sdp(tag.port, 1, tag.host, tag.port, telephone_event_pt=None)
+        if "interface" in body:
+            self._place(tag, body)
+        audio = SessionDescription.parse(str(body["sdp"])).audio()
+        theirs = usable_crypto(audio) if audio and audio.proto == SAVP else None
+        if theirs and (tag.crypto is None or tag.crypto[:2] != (theirs.tag, theirs.suite)):
+            tag.crypto = (theirs.tag, theirs.suite, self._new_key())
+        line = "{} {} {}".format(*tag.crypto) if tag.crypto else ""
+        sdp = build_audio_sdp(tag.port, 1, tag.host, tag.port, telephone_event_pt=None, crypto=line)
         lines = ["setup:passive", *self._web_lines(tag)]
         return Done({"result": "ok", "sdp": secured(sdp, lines) if f" {PROTO} " in str(body["sdp"]) else sdp})
 
@@ -229,6 +252,6 @@ class FakeRtpengine:
         """The call and tag that own a local address."""
         for call in self.calls.values():
             for tag in call.tags.values():
-                if (tag.host, tag.port) == (host, port):
+                if (host, port) in [(self.interfaces[name], at) for name, at in tag.ports.items()]:
                     return call, tag
         return None

@@ -93,6 +93,10 @@ class Relay:
     """host:port of the NG listener: loopback, because NG has no password."""
     public_interface: str = "public"
     """rtpengine's logical interface towards phones."""
+    spare_public_interfaces: tuple[str, ...] = ()
+    """Further logical interfaces at the same address. Each time a call's SRTP key has to be changed its port
+    moves to the next: to some phones only that is a new stream (RFC 4568 section 7.1.4). When none is left,
+    and where none is named, the port stays."""
     core_interface: str = "core"
     """rtpengine's logical interface towards nodes."""
 

@@ -85,6 +85,7 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
         version=__version__,
         process=secrets.token_hex(4),
         public_interface=settings.rtpengine.public_interface,
+        spare_public_interfaces=settings.rtpengine.spare_public_interfaces,
         core_interface=settings.rtpengine.core_interface,
         guarded=bool(settings.guard.listen),
         calls_max=settings.calls_max,

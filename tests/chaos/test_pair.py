@@ -50,6 +50,16 @@ def test_the_host_dies(pair: Stage, state: str) -> None:
     perform(pair, "edge-kill", state, 1)
 
 
+@pytest.mark.parametrize("fault", ["edge-kill", "rtpengine-kill"])
+def test_whose_srtp_has_gone_round(pair: Stage, fault: str) -> None:
+    """Customers with keys in SDP, on calls older than 22 minutes: without another key they hear nothing."""
+    pair.ends = frozenset({"srtp", "wrapped"})
+    try:
+        perform(pair, fault, "talking", 2)
+    finally:
+        pair.ends = frozenset()
+
+
 def test_over_back_and_over_again(pair: Stage) -> None:
     for serial in range(3):
         perform(pair, "edge-kill", "talking", serial)

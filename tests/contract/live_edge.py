@@ -18,7 +18,7 @@ from ari_ha.adapters.sip_websocket import WebSocketListener
 from ari_ha.core.machine import Done, Effect, Refused, Unreachable
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.sip import CloseSip, SendSip
-from ari_ha.farend.rtp import PACKET_MS, VOICE, classify, set_voice, voice_buffer
+from ari_ha.farend.rtp import DIGIT, PACKET_MS, VOICE, classify, digit_packet, set_voice, voice_buffer
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 from ari_ha.wire import link, ng
@@ -47,6 +47,7 @@ class Relay(Container):
             while :; do
               rtpengine --foreground --log-stderr --log-level=5 --config-file=none --table=-1 \
                 --pidfile=/run/rtpengine.pid --listen-ng={HOST}:{self.port} --interface=public/{HOST} \
+                --interface=public-2/{HOST} --interface=public-3/{HOST} \
                 --interface=core/{HOST} {media_ports()} --timeout=86400 \
                 --silent-timeout=86400 --delete-delay=0 --num-threads=2 --redis={HOST}:{self.store}/1 \
                 --no-redis-required --redis-cmd-timeout=300 --redis-connect-timeout=300
@@ -63,7 +64,9 @@ class Relay(Container):
 class LiveEdge(EdgeWorld):
     """`EdgeWorld` on the clock, with what a browser can really reach."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, first: int = 0, spare: tuple[str, ...] = ()) -> None:
+        """``first``: the caller's first sequence number."""
+        self.first, self.spare = first, spare
         self._ng = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._ng.connect((HOST, relay.port))
         self._ng.settimeout(ASK_LIMIT_S)
@@ -73,6 +76,9 @@ class LiveEdge(EdgeWorld):
         self.port = free_port()
         self.sockets: SipSockets | None = None
         self.listener: WebSocketListener | None = None
+        self.digits: list[int] = []
+        """Events (RFC 4733) that reached the caller"""
+        self._pressed: list[str] = []
         self.heard: list[float] = []
         """When the browser's voice reached the caller (monotonic)."""
         self._ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -84,7 +90,10 @@ class LiveEdge(EdgeWorld):
 
     def config(self) -> EdgeConfig:
         config = super().config()
-        return replace(config, public_ws_port=self.port, public_interface="public", core_interface="core")
+        return replace(
+            config, public_ws_port=self.port, public_interface="public", core_interface="core",
+            spare_public_interfaces=self.spare, srtp_to_phones="always",
+        )  # fmt: skip
 
     def _callers_sdp(self, port: int = 0, direction: str = "sendrecv") -> str:
         return build_audio_sdp(7, 1, *self._ear.getsockname(), [(8, "PCMA/8000")], 101, direction)
@@ -186,8 +195,8 @@ class LiveEdge(EdgeWorld):
 
     # --- people
 
-    def call_browser(self, user: str) -> tuple[str, Any, Any]:
-        """A caller is given to the browser's agent: his leg at the carrier, the call, its node."""
+    def call_phone(self, user: str) -> tuple[str, Any, Any]:
+        """A caller is given to the phone's agent: his leg at the carrier, the call, its node."""
         key, call = self.call_in()
         assert call, [note.text for note in self.notes[-8:]] + self.carrier.heard[-3:]
         node = self.nodes[call.owner.name]
@@ -209,13 +218,27 @@ class LiveEdge(EdgeWorld):
         for number in itertools.count(1):
             due += PACKET_MS / 1000
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            set_voice(packet, 8, number & 0xFFFF, number * 160, number, False)
+            if self._pressed:
+                digit, at, numbers = self._pressed.pop(), number * 160, itertools.count(self.first + number)
+                for step in (1, 2, 3):
+                    event = digit_packet(
+                        digit, 101, next(numbers), at, 2000, 160 * step, first=step == 1, end=step == 3
+                    )  # fmt: skip
+                    self._ear.sendto(event, (HOST, port))
+            set_voice(packet, 8, self.first + number & 0xFFFF, number * 160, number, False)
             self._ear.sendto(packet, (HOST, port))
+
+    def press(self, digit: str) -> None:
+        """The caller sends a digit by telephone-event."""
+        self._pressed.append(digit)
 
     def _hear(self) -> None:
         data = self._ear.recv(2000)
-        if classify(data, len(data), 101)[0] == VOICE:
+        kind, event, _, _ = classify(data, len(data), 101)
+        if kind == VOICE:
             self.heard.append(time.monotonic())
+        elif kind == DIGIT:
+            self.digits.append(event)
 
     def silence(self, since: float, until: float) -> float:
         """The longest time the caller heard nothing of the browser, in seconds (monotonic instants)."""

@@ -24,7 +24,7 @@ from ari_ha.machines.edge_audio import AudioSide, narrowed
 from ari_ha.machines.edge_rehome import UNKNOWN_CALL
 from ari_ha.machines.media import WEB_PORT, local_ports, packets_from, teaching
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
-from ari_ha.sip.sdp import SessionDescription, build_audio_sdp, build_fax_sdp
+from ari_ha.sip.sdp import SUITES, SessionDescription, build_audio_sdp, build_fax_sdp, usable_crypto
 from ari_ha.sip.web_sdp import relay_lines, secured
 from tests.support.browser import Browser
 
@@ -37,6 +37,7 @@ PARTIES = TAGS | RECORDERS
 EARS = ("first", "second")
 """Each far end has two addresses, so that it can move."""
 LIMIT_S = 30.0
+SUITE = SUITES[0]
 ROUND_PACKETS, ROUND_QUIET_S, ROUNDS_ALIKE = 3, 0.1, 2
 """Packets each tag sends in a round, the wait for late ones, and how many rounds must show the same."""
 
@@ -547,6 +548,39 @@ async def test_a_fax_has_a_port_of_its_own_beside_the_audio(rig) -> None:
     assert first[0].port == again[0].port != second[0].port
     await rig.plus("c", "a1")
     await rig.shows(c=["a1"])
+
+
+SAVP = {"transport_protocol": "RTP/SAVP", "SDES": [f"only-{SUITE}"], "DTLS": "off", "ICE": "remove"}
+THEIRS = "inline:" + "A" * 40
+
+
+async def test_another_crypto_tag_is_another_key_and_another_interface_another_port(empty) -> None:
+    def ours(outcome: Outcome):
+        audio = SessionDescription.parse(outcome.value["sdp"]).audio()
+        crypto = usable_crypto(audio)
+        assert crypto and crypto.suite == SUITE and len(audio.crypto) == 1
+        return crypto.tag, crypto.key, audio.port
+
+    async def told(tag: int, interface: str):
+        host, port = empty.ear("c", EARS[0])
+        far = build_audio_sdp(1, 1, host, port, [(8, "PCMA/8000")], 96, crypto=f"{tag} {SUITE} {THEIRS}")
+        published, answered = [
+            await empty.do(command, **{key.replace("-", "_"): value for key, value in body.items()})
+            for command, body in teaching("c", far, interface)
+        ]
+        assert isinstance(answered, Done)
+        return ours(published)
+
+    made = ours(await empty.create("c", **SAVP))
+    assert made[0] == 1 and made == ours(await empty.create("c", **SAVP)) == await told(1, "public")
+    renewed = await told(2, "public")
+    assert renewed[0] == 2 and renewed[1] != made[1] and renewed[2] == made[2]
+    assert renewed == await told(2, "public") == ours(await empty.create("c", **SAVP)), "it stays"
+    moved = await told(3, "core")
+    assert moved[0] == 3 and moved[1] not in (made[1], renewed[1]) and moved[2] != made[2]
+    assert moved == await told(3, "core")
+    ports = local_ports((await empty.do("query")).value)
+    assert moved[2] in ports["c"] and made[2] not in ports["c"]
 
 
 async def test_a_browsers_tag_keeps_its_ice_and_its_certificate(empty) -> None:

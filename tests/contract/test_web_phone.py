@@ -88,7 +88,7 @@ async def phone(edge: LiveEdge) -> AsyncIterator[WebPhone]:
 
 @pytest.fixture
 async def talk(edge: LiveEdge, phone: WebPhone) -> Talk:
-    key, call, node = edge.call_browser(USER)
+    key, call, node = edge.call_phone(USER)
     await until("it has answered", lambda: phone.talking and call.legs["a1"].state == "up")
     edge.without_node(call, node)
     one = Talk(edge, phone, key, call, node)

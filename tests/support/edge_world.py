@@ -75,6 +75,10 @@ class Party:
     def sdp(self, port: int = 40_000, direction: str = "sendrecv") -> str:
         return build_audio_sdp(7, 1, self.host, port, direction=direction)
 
+    def changed(self, offer: str | None) -> str:
+        """Its answer to a re-INVITE."""
+        return self.sdp()
+
 
 class Node(Party):
     """An Asterisk with its app: SIP by an endpoint, the link by the test."""
@@ -336,7 +340,7 @@ class EdgeWorld:
                     if isinstance(party, Node):
                         self.node_heard(party, event)
                     if isinstance(event, sip_events.ReinviteReceived) and party.takes_changes:
-                        party.sip.accept_reinvite(event.leg, party.sdp(), self.now)
+                        party.sip.accept_reinvite(event.leg, party.changed(event.sdp), self.now)
                     said = True
                 for data, flow in party.sip.output():
                     said = True
