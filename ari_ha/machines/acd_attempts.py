@@ -323,7 +323,8 @@ class Attempts:
         new = self._change(attempt.agent, "answer", facts)
         if isinstance(new, Not) and not new.already and self._may_adopt(attempt):
             new = self._change(attempt.agent, "adopt", facts)
-        if isinstance(new, Not) and not new.already:
+        # who talks to the caller already: that one waits no more, whatever else the agent is said to do
+        if isinstance(new, Not) and not new.already and not (attempt.told and view.entry_key(attempt.call)):
             return new
         writes: dict[str, Value | None] = {} if isinstance(new, Not) else {keys.agent(attempt.agent): new}
         entry_key = view.entry_key(attempt.call)

@@ -16,6 +16,9 @@ from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
 from ari_ha.machines.acd_writes import Plan, Result, Writes
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
 
+OF_A_CALLER = ("agents", "queues")
+"""Families that say who waits, and who is busy with whom."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moved:
@@ -110,6 +113,9 @@ class Calls(Attempts):
             return Plan(writes, f"caller leaves ({why})", reads, cause=BY_CALLER)
 
         self._submit("leave", call, "", decide)
+        if not self.desk.view.seen(*OF_A_CALLER):
+            # an app that started while the store was away: what a life before wrote of him is not known yet
+            self._submit("leave", call, "", decide, needs=OF_A_CALLER, away="keep")
 
     def forget(self, call: str) -> None:
         """Another node serves the call: nothing is written, nothing ordered."""

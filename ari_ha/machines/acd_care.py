@@ -278,10 +278,11 @@ class Care:
         """Takes away the place of a caller who is nowhere, and frees a place whose
         attempt no agent has."""
         desk, now = self.desk, self.desk.now
-        if desk.away or self.writes.has(call_lock(entry.call)):
+        if desk.away:
             return
         if entry.call in self.attempts.callers:
-            self._own_place(entry)
+            if not self.writes.has(call_lock(entry.call)):
+                self._own_place(entry)
             return
         owner = desk.view.owner(entry.call)
         mine = desk.is_me(entry.node) and (owner is None or (desk.is_me(owner.node) and not owner.moving))
@@ -289,9 +290,33 @@ class Care:
         ghost = desk.view.seen("calls") and not desk.view.call_exists(entry.call)
         if not lost and not ghost:
             return
+        # also while something is written about it: others match it as often as its agent is freed
         if self._suspect.mark(f"place/{entry.call}", now) >= self._ghost_grace():
-            key = desk.keys.waiting(entry.queue, entry.call)
-            self._submit_place(entry, lambda: {key: None})
+            self._remove_place(entry)
+
+    def _remove_place(self, seen: WaitingValue) -> None:
+        """The caller is nowhere: his place goes, and whoever is to be rung for him is free."""
+        desk, call = self.desk, seen.call
+        key = desk.keys.waiting(seen.queue, call)
+        owner = desk.view.owner(call)
+
+        def decide() -> Plan | Not:
+            entry = desk.view.value(key)
+            if entry is None or (entry.node, entry.entered) != (seen.node, seen.entered):
+                return Not("moved on", already=True)
+            if call in self.attempts.callers or desk.view.owner(call) != owner:
+                return Not("the call is served", already=True)
+            writes: dict[str, Value | None] = {key: None}
+            for name, agent in desk.view.agents_of(call):
+                if agent.work in TRYING and agent.attempt is not None:
+                    facts = Facts(attempt=agent.attempt.attempt, call=call)
+                    freed = advance(agent, "release", facts, desk.utc)
+                    if not isinstance(freed, Not):
+                        writes[desk.keys.agent(name)] = freed
+            return Plan(writes, "the caller of this place is nowhere", (desk.keys.owner(call),))
+
+        lock = (call_lock(call),)
+        self.writes.submit(Op(name="place", lock=lock, decide=decide, done=lambda r: None, away="drop"))
 
     def place_changed(self, call: str) -> None:
         """A place of a caller of ours that names another node is matched by nobody: the node

@@ -80,7 +80,7 @@ def _work(old: AgentValue, new: AgentValue, around: Around) -> Iterator[QueueLin
     stays = was is not None and now is not None and was.attempt == now.attempt
     if was is not None and was.queue and not (stays and new.work in BUSY_WITH_IT):
         if old.work in IN_CALL:
-            yield _completed(old, around)
+            yield completed(old, around)
         elif old.work in TRYING and new.work not in IN_CALL:
             yield from _not_reached(old, new, around.utc)
     if now is not None and now.queue and new.work in IN_CALL and not (stays and old.work in IN_CALL):
@@ -89,9 +89,9 @@ def _work(old: AgentValue, new: AgentValue, around: Around) -> Iterator[QueueLin
                     call=now.call, queue=now.queue, agent=new.agent)  # fmt: skip
 
 
-def _completed(old: AgentValue, around: Around) -> QueueLine:
-    """COMPLETEAGENT or COMPLETECALLER: hold, talk, position (not known any more), and the
-    word ``transfer`` where the agent passed the caller on."""
+def completed(old: AgentValue, around: Around) -> QueueLine:
+    """The end of his conversation, COMPLETEAGENT or COMPLETECALLER: hold, talk, position (not known any
+    more), and the word ``transfer`` where the agent passed the caller on."""
     was = old.attempt
     assert was is not None
     event = "COMPLETECALLER" if around.cause == BY_CALLER else "COMPLETEAGENT"

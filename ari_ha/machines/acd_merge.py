@@ -174,6 +174,17 @@ def ours_to_tell(dirty: Dirty, theirs: Any, written: bool) -> tuple[tuple[int, Q
     return tuple((n, line) for n, line in dirty.lines if line.call != told)
 
 
+def cut_short(dirty: Dirty, told: Iterable[QueueLine], after: Value | None) -> bool:
+    """Whether a conversation of which the ``told`` lines say that it began is left out of what the merge
+    makes of it (``after``): nobody else knows of it, and nobody will tell its end."""
+    mine = dirty.value
+    if not isinstance(mine, AgentValue) or mine.work not in IN_CALL or mine.attempt is None:
+        return False
+    call = mine.attempt.call
+    goes_on = isinstance(after, AgentValue) and after.attempt is not None and after.attempt.call == call
+    return not goes_on and any(line.event == "CONNECT" and line.call == call for line in told)
+
+
 def _group(agent: AgentValue, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(agent, name) for name in names}
 

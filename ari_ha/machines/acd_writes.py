@@ -17,9 +17,9 @@ from ari_ha.core.machine import Done, OutcomeOf, Unknown
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreRead, StoreTxn, TxnResult
 from ari_ha.machines.acd_agents import Not
 from ari_ha.machines.acd_desk import Desk
-from ari_ha.machines.acd_log import Around, Values
+from ari_ha.machines.acd_log import Around, Values, completed
 from ari_ha.machines.acd_log import lines as queue_lines
-from ari_ha.machines.acd_merge import groups, merge_group, ours_to_tell
+from ari_ha.machines.acd_merge import cut_short, groups, merge_group, ours_to_tell
 from ari_ha.machines.acd_queue import position
 from ari_ha.machines.acd_view import Dirty
 from ari_ha.wire.keyspace import Value, encode
@@ -68,6 +68,8 @@ class Op:
     away: str = "apply"
     """While the store is away: ``apply`` as dirty keys, ``drop`` (its cause will still
     be there), or ``keep`` until it is back."""
+    needs: tuple[str, ...] = ()
+    """Families of keys of which a snapshot must have come before it is decided."""
     extra_compares: tuple[Compare, ...] = ()
     extra_puts: tuple[Put, ...] = ()
     give_up: float | None = None
@@ -167,6 +169,8 @@ class Writes:
         if op.give_up is not None and self.desk.now >= op.give_up:
             self._end(op, Result(False, "the store does not answer"))
             return True
+        if not self.desk.view.seen(*op.needs):
+            return False
         if self.desk.away:
             return op.away != "keep" and self._run_away(op)
         if op.not_before > self.desk.now:
@@ -348,7 +352,12 @@ class Writes:
         connected = {line.call for _, line in kept if line.event == "CONNECT"}
         done = {key for key, value in dirty.items() if ours[key] or stored[key] == value.base}
         merged = self._lines(stored, writes, "", connected)
-        return (*(line for _, line in kept), *(line for key, line in merged if key not in done))
+        cut = [
+            completed(value.value, Around(utc=self.desk.utc))
+            for key, value in dirty.items()
+            if cut_short(value, (line for _, line in ours[key]), {**stored, **writes}[key])
+        ]
+        return (*(line for _, line in kept), *cut, *(line for key, line in merged if key not in done))
 
     def next_try(self) -> float | None:
         """When an op that waits for a time wants to be pumped again."""

@@ -143,6 +143,29 @@ def test_what_two_nodes_saw_without_the_store_is_told_once(first: str) -> None:
     assert wrong_in_log(c) == []
 
 
+def test_a_conversation_that_the_merge_leaves_out_has_an_end_too() -> None:
+    """The caller hung up while his node heard nothing, and the agent talks in another node's call."""
+    c = cluster()
+    queued(c)
+    c.ring(attempt := attempt_of(c))
+    c.flow()
+    n1 = c.nodes["n1"]
+    c.lose_store(n1)
+    c.pick_up(attempt)
+    alice = c.agent_now("alice")
+    c.agent("alice", "support", seq=alice.seq)  # n2 undid her attempt, and she calls somebody
+    c.flow()
+    n2 = c.nodes["n2"]
+    c._took(n2, n2.acd.conversation_state("k2", "alice", "dial", c.now, c.utc))
+    c.advance(7.0)
+    c._took(n1, n1.acd.call_moved("k1", c.now, c.utc))
+    c.find_store(n1)
+    c.flow()
+    assert events(c) == [("ENTERQUEUE", "k1"), ("CONNECT", "alice", "k1"), ("COMPLETEAGENT", "alice", "k1")]
+    assert told(c)[-1].data[1] == "7"
+    assert wrong_in_log(c) == []
+
+
 def test_what_began_and_ended_without_the_store_is_told_too() -> None:
     c = cluster()
     for node in c.nodes.values():

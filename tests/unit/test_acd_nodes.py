@@ -12,9 +12,9 @@ from ari_ha.machines.acd_orders import (
     CancelAttempt,
     StartAttempt,
 )
-from ari_ha.simulation.acd_cluster import Cluster
+from ari_ha.simulation.acd_cluster import Cluster, Leg
 from ari_ha.simulation.checkers_acd import check_failover
-from ari_ha.wire.keyspace import AttemptOfAgent, WaitingValue
+from ari_ha.wire.keyspace import AttemptOfAgent, RecordValue, WaitingValue
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, talking, two_nodes
 
 
@@ -299,6 +299,21 @@ def test_the_place_of_a_caller_who_is_nowhere_goes(cluster: Cluster) -> None:
     assert not c.picture().entries
 
 
+def test_the_place_of_a_caller_who_is_nowhere_goes_though_others_match_him_again_and_again(
+    cluster: Cluster,
+) -> None:
+    c = cluster
+    c.put(c.keys.record("k8"), RecordValue(call="k8", epoch="1.1", node="n1#1"))  # left behind, swept later
+    place = WaitingValue(call="k8", queue="support", entered=c.utc, node="n1#1")
+    c.put(c.keys.waiting("support", "k8"), place)
+    c.advance(1)
+    assert c.agent_now("alice").work == "reserved", "matched by n2, and n1 knows of no such call"
+    c.advance(20)
+    assert not c.picture().entries
+    assert c.agent_now("alice").work == "idle"
+    quiet(c)
+
+
 def test_who_talks_in_one_call_is_not_rung_for_another_that_is_taken_up(cluster: Cluster) -> None:
     """Of two calls taken up together the store names only one, and he is in the other."""
     c = cluster
@@ -330,6 +345,24 @@ def test_an_agent_taken_up_twice_in_one_call_has_one_part_in_it(cluster: Cluster
     c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4930", c.now, c.utc, talking=["alice"]))
     node.acd.check()
     assert c.agent_now("alice").attempt == part
+
+
+def test_a_caller_who_talks_to_an_agent_of_another_call_waits_no_more(cluster: Cluster) -> None:
+    c = cluster
+    queued(c, node="n2")
+    c.turn_down(
+        attempt := attempt_of(c), "unreachable"
+    )  # its edge died, and the phone was answered meanwhile
+    c.flow()
+    n1 = c.nodes["n1"]
+    c._took(n1, n1.acd.conversation_state("k2", "alice", "dial", c.now, c.utc))
+    c.flow()
+    c.legs[attempt] = Leg("k1", "alice", attempt, "up")
+    c.take_over("k1", "n1")
+    c.flow()
+    assert not c.picture().entries
+    agent = c.agent_now("alice")
+    assert agent.work == "dialing" and agent.attempt is not None and agent.attempt.call == "k2"
 
 
 def test_nobody_is_rung_for_a_caller_who_talks_when_he_is_taken_up(cluster: Cluster) -> None:

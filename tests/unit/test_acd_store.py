@@ -202,6 +202,29 @@ def test_a_call_that_came_and_went_without_the_store(cluster: Cluster) -> None:
     assert (agent.work, agent.handled, agent.talk_s, agent.seq) == ("idle", 1, 20.0, 1)
 
 
+def test_a_caller_who_went_before_his_place_was_read_leaves_none(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = cluster
+    queued(c)
+    c.ring(attempt_of(c))
+    c.flow()
+    away(c)
+    c.kill("n1")
+    with monkeypatch.context() as nothing:
+        nothing.setattr(c, "read_all", c.lose_store)  # its app starts again, and the store is away
+        node = c.start_node("n1")
+    c.hang_up("k1")
+    c.flow()
+    assert set(c.picture().entries) == {"k1"}
+    back(c)
+    c.read_all(node)
+    c.flow()
+    assert not c.picture().entries
+    assert c.agent_now("alice").work == "idle", "nobody looks for him, and nobody waits for the reconciler"
+    quiet(c)
+
+
 def test_bindings_do_not_expire_while_nobody_can_renew_them(cluster: Cluster) -> None:
     c = cluster
     c.register("alice", expires=c.utc + 60)
