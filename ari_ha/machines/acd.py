@@ -138,10 +138,13 @@ class Acd:
         self._calls.resume(resumed, alive or {}, ended, talking, from_node)
         return self._step()
 
-    def caller_leaves(self, call: str, why: str, now: float, utc: float) -> list[Effect]:
-        """The caller is gone (abandoned, ended, continues in the dialplan)."""
+    def caller_leaves(
+        self, call: str, why: str, now: float, utc: float, *, goes_on: bool = False
+    ) -> list[Effect]:
+        """The caller is gone (abandoned, ended, continues in the dialplan). ``goes_on``: others,
+        who came by no queue, still talk in his call."""
         self._desk.begin(now, utc)
-        self._calls.leave(call, why)
+        self._calls.leave(call, why, goes_on)
         return self._step()
 
     def call_moved(self, call: str, now: float, utc: float) -> list[Effect]:

@@ -87,8 +87,9 @@ class Calls(Attempts):
             return Not("has his place", already=True)
         return Plan({key: msgspec.structs.replace(entry, node=me)}, "keeps his place on another node")
 
-    def leave(self, call: str, why: str) -> None:
-        """The caller is gone: his place, and whoever was busy with him."""
+    def leave(self, call: str, why: str, goes_on: bool = False) -> None:
+        """The caller is gone: his place, and whoever was busy with him; where the call ``goes_on``
+        between others, whoever was to be rung for him."""
         self._forget_moved(call)
         caller = self.callers.pop(call, None)
         if caller is not None:
@@ -103,6 +104,8 @@ class Calls(Attempts):
             entry_key = self.desk.view.entry_key(call)
             writes: dict[str, Value | None] = {entry_key: None} if entry_key else {}
             for name, agent in self.desk.view.agents_of(call):
+                if goes_on and agent.work not in TRYING:
+                    continue
                 rule = ending_rule(agent)
                 new = self._change(name, rule, self._facts(agent))
                 if not isinstance(new, Not):

@@ -99,16 +99,17 @@ class NodeCall(CallBase):
     def wanted(self) -> Wanted:
         """What Asterisk should be doing now."""
         wanted = Wanted(media=THROUGH)
-        if self.stage not in (SETUP, DIALING):
+        if self.stage != SETUP:
             wanted.answer = tuple(
                 leg.leg
                 for leg in self.living()
                 if leg.channel is not None
                 and not leg.channel.answered
                 and not leg.channel.dialled
-                and (leg.state == UP or not leg.consult)
+                and (leg.state == UP if leg.consult else self.stage != DIALING)
             )
-        people = self.people() if self.stage in (QUEUED, TALKING) else []  # who waits may consult
+        # who waits may consult, and so may whoever was called by one whose own call rings still
+        people = self.people() if self.stage in (QUEUED, TALKING, DIALING) else []
         main = [leg for leg in people if not leg.consult]
         names = sorted({leg.consult for leg in people if leg.consult or self.stage == TALKING})
         groups = {name: [leg for leg in people if leg.consult == name] for name in names}

@@ -78,9 +78,9 @@ class AcdDesk:
             )
         )  # fmt: skip
 
-    def caller_leaves(self, call: str, why: str) -> None:
-        """The caller is gone."""
-        self._took(self.acd.caller_leaves(call, why, *self._clocks))
+    def caller_leaves(self, call: str, why: str, goes_on: bool = False) -> None:
+        """The caller is gone; whether others go on in his call."""
+        self._took(self.acd.caller_leaves(call, why, *self._clocks, goes_on=goes_on))
 
     def call_moved(self, call: str) -> None:
         """Another node serves the call."""

@@ -63,7 +63,7 @@ class Outbound:
     def answered(self, leg: Leg) -> None:
         """The party is there."""
         call, parts = self._call, self._parts
-        if call.stage == DIALING:
+        if call.stage == DIALING and not leg.consult:
             call.stage, call.answered = TALKING, call.answered or parts.context.utc
         head = call.legs.get(call.head)
         if head is not None and head.agent and not leg.consult:
@@ -87,12 +87,14 @@ class Outbound:
         if call.stage == TALKING and not [o for o in call.living() if o.leg != call.head and not o.aside]:
             call.transfers.nowhere(kind)  # a transfer of which we have not heard
             return
-        if call.stage != DIALING:
+        if call.stage != DIALING or leg.consult:
             call.save()
             return
+        head = call.legs[call.head]
         cause = str(leg.status) if leg.status >= 400 else CAUSE_OF_KIND.get(kind, "480")
-        call.end_leg(call.legs[call.head], cause, f"not answered: {kind}")
-        call.over("not answered")
+        call.end_leg(head, cause, f"not answered: {kind}")
+        if not call.transfers.side_goes_on(head):
+            call.over("not answered")
 
     # --- taken up ------------------------------------------------------------------
 

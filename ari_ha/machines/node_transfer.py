@@ -107,7 +107,9 @@ class Transfers:
                 call.outbound.ring(frame.number)
             return
         leg.consult, leg.of = frame.leg, frame.of
-        if not leg.alive or call.stage not in (QUEUED, TALKING) or self._others(leg):
+        main = call.legs.get(leg.of)
+        beside = call.stage == DIALING and main is not None and main.consult  # in a side conversation
+        if not leg.alive or not (call.stage in (QUEUED, TALKING) or beside) or self._others(leg):
             return  # whoever has answered may consult before the caller is his
         call.note("consulting", leg=leg.leg, of=leg.of, number=frame.number)
         self._agent_state(leg, "consult")
@@ -166,6 +168,9 @@ class Transfers:
         """The main conversation is over while an agent consults: the side conversation goes on."""
         call = self._call
         call.note("the main conversation is over, the consultation goes on", leg=leg.leg, head=consult)
+        if call.stage == QUEUED:  # he waited there, and hung up the line he waited on
+            call.queue = ""
+            self._parts.acd.caller_leaves(call.call, "abandoned", goes_on=True)
         leader = call.legs[consult]
         main = call.legs.get(leader.of)
         if main is not None:
@@ -179,9 +184,17 @@ class Transfers:
         call.head = consult
         for other in call.living():
             other.consult = "" if other.consult == consult else other.consult
-        if leader.state != UP:
-            call.stage = DIALING  # whom he wanted to consult still rings: a call like any he makes
+        # whom he wanted to consult still rings: a call like any he makes
+        call.stage = TALKING if leader.state == UP else DIALING
         call.save()
+
+    def side_goes_on(self, head: Leg) -> bool:
+        """Nobody is left in the main conversation but ``head``, whose end was announced: whether there
+        is a side conversation, which goes on."""
+        side = sorted({o.consult for o in self._call.living() if o.consult})
+        if side:
+            self._main_ended(head, side[0])
+        return bool(side)
 
     def _goes_on(self, leg: Leg, head: Leg) -> None:
         """Three were brought together here, and for the edge, which had not heard of it, the one who
@@ -406,13 +419,13 @@ class Transfers:
         """Nobody takes whoever leads the call: back into his queue, first; a carrier's caller of whom no
         queue is known to where his number leads, but to nobody's phone; else he is sent home."""
         call = self._call
-        head, side = call.legs[call.head], sorted({o.consult for o in call.living() if o.consult})
+        head = call.legs[call.head]
         if call.queue:
             call.requeue("nobody took the transfer")
             return
-        if side:
+        if any(o.consult for o in call.living()):
             call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
-            self._main_ended(head, side[0])
+            self.side_goes_on(head)
             return
         dialled = "dial" in call.facts.verb
         if not dialled and head.role == CUSTOMER and head.channel is not None:
@@ -519,18 +532,26 @@ class Transfers:
 
     def _left_alone(self, ended: Mapping[str, str], record: RecordValue) -> None:
         """The record is older than how the conversation ended, and nobody is there for whoever leads
-        the call. Where the app had released the last one, he was being handed over, nobody knows where."""
+        the call. Whom he talked to last has hung up; else he was being handed over, nobody knows where,
+        or to somebody who did not answer."""
         call = self._call
         main = [leg for leg in call.living() if not (leg.consult or leg.aside)]
         if call.stage != TALKING or [leg.leg for leg in main] != [call.head]:
             return
         known = {name for name, leg in record.legs.items() if leg.consult}
         last = [by for name, by in ended.items() if name[0] in MAIN_LETTERS and name not in known]
-        if last and last[-1] == "app":
-            here = {leg.agent for leg in call.living()}
-            for leg in [leg for leg in record.legs.values() if leg.leg in ended and leg.agent not in here]:
-                self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+        if not last:
+            return
+        here = {leg.agent for leg in call.living()}
+        for leg in [leg for leg in record.legs.values() if leg.leg in ended and leg.agent not in here]:
+            self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+        if last[-1] != "phone":
             self.nowhere("handed over, and the record of it is lost")
+            return
+        head = call.legs[call.head]
+        call.end_leg(head, NORMAL, "the other side hung up")
+        if not self.side_goes_on(head):
+            call.over("the other side left meanwhile")
 
 
 def open_transfer(record: RecordValue | None) -> bool:

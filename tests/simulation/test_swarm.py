@@ -265,6 +265,13 @@ KEPT_FULL = {
     "a hold that the edge had no time to write down": 21060,
     "an answer that was written down and not passed on": 20639,
     "a conference of somebody who waits in a queue": 20393,
+    "a caller goes before his node has read etcd": 20115,
+    "the same, and an agent consults": 20550,
+    "whoever waits consults and hangs up": 20651,
+    "answered while the edge was dead, by an agent who dials": 20779,
+    "a conversation that a merge leaves out": 20973,
+    "both people of a call consult": 20155,
+    "handed over by a record that still rings": 21224,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -187,6 +187,30 @@ def test_taken_up_while_one_who_waits_in_a_queue_consults() -> None:
     assert not [note for note in bench.notes if note.text.startswith("waits again")], "his place is his"
 
 
+def test_whoever_waits_and_consults_hangs_up_the_line_he_waits_on() -> None:
+    """His place goes, and the phone that rings for him; he talks on with whom he consulted."""
+    bench = Bench(numbers=["6200"])
+    agent_dials(bench, "1002")
+    (colleague,) = bench.dialled()
+    bench.pick_up(colleague)
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    token = bench.token("k1", "k1", kind="agent", user="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    asks(bench, "6200", leg="c")
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    bench.sleep(1.5)
+    (rung,) = bench.dialled()
+    assert bench.target(rung) == "device:1001" and bench.waiting() == ["k1"]
+    bench.gone("k1", "a1")
+    bench.gone("k1", "a3", by="edge")
+    assert bench.waiting() == [] and bench.agent("1001").work == "idle"
+    assert bench.machine.core.calls["k1"].stage == "talking"
+    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+
+
 def test_three_people_do_not_wait_in_a_queue() -> None:
     bench = bench_with_sales()
     customer, _, second, party = consulting(bench)
@@ -343,6 +367,33 @@ def test_a_colleague_who_was_handed_over_nobody_knows_where(consults: bool) -> N
     assert [f.leg for f in bench.said(link.EndLeg)] == ["a1"]
     if consults:
         assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+
+
+@pytest.mark.parametrize("consults", [False, True])
+def test_whoever_was_called_is_alone_and_the_record_is_older_than_the_transfer(consults: bool) -> None:
+    """1001 handed +4930, whom he had called, over to somebody who has hung up since; the record says
+    that the number still rings. He is sent home; whom he consults stays with him."""
+    bench = Bench()
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="dialing", verb=["agent", "dial", "1002"], did="1002",
+        legs={"c": LegValue(leg="c", role="user", agent="1001"),
+              "a1": LegValue(leg="a1", role="party", state="ringing", target="device:1002")},
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    more = {"k1": "up", "a3": "up"} if consults else {}
+    channels = bench.resume(
+        "k1", "7.2", {"a1": "up", **more}, ended={"c": "app", "a2": "phone"}, head="a1",
+        sides=dict.fromkeys(more, "k1"), lines={"k1": "a1"} if consults else {},
+    )  # fmt: skip
+    bench.sleep(0.1)
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["a1"]
+    if consults:
+        assert bench.hears(channels["k1"]) == bench.hears(channels["a3"]) == "people"
+    else:
+        bench.sleep(4)
+        assert "k1" not in bench.machine.core.calls
 
 
 @pytest.mark.parametrize("head", ["up", "ringing"])
@@ -649,6 +700,34 @@ def test_the_caller_hangs_up_while_the_consulted_one_rings() -> None:
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
     assert bench.hears(second) == bench.hears(party) == "people"
+
+
+def test_both_consult_the_caller_hangs_up_and_his_party_is_there_first() -> None:
+    """The other one's second line is answered by its own party only, and that one's refusal is no
+    end of the conversation beside it."""
+    bench = Bench()
+    agent_dials(bench, "1002")
+    bench.pick_up(bench.dialled()[0])
+    seconds = {}
+    for line, of, number in (("k1", "a1", "+4940"), ("k2", "c", "+4941")):
+        bench.frame(link.LegHeld("k1", of, E, True))
+        bench.frame(link.ConsultAsked("k1", line, E, of, number))
+        token = bench.token("k1", line, kind="agent", user="1001" if of == "c" else "1002", did=number)
+        start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,{number}", number)
+        bench.post(AriEvent(event=start))
+        seconds[line] = start.channel.id
+    refuses, answers = bench.dialled()
+    bench.ring(refuses)
+    bench.gone("k1", "c")
+    bench.gone("k1", "a1", by="edge")
+    bench.pick_up(answers)
+    bench.frame(link.LegAnswered("k1", "k2", E))
+    assert bench.asterisk.channels[seconds["k1"]]["state"] == "Ring"
+    assert bench.hears(seconds["k2"]) == bench.hears(answers) == "people"
+    bench.gone("k1", "a2", by="failed", status=603)
+    assert [(f.leg, f.cause) for f in bench.said(link.EndLeg)] == [("k1", "603")]
+    assert bench.hears(seconds["k2"]) == bench.hears(answers) == "people"
+    assert bench.machine.core.calls["k1"].stage == "talking"
 
 
 def test_the_wrong_line_was_hung_up_while_the_call_moved() -> None:
