@@ -302,6 +302,19 @@ class Calls:
         when = self._context.now + min(MEDIA_RETRY_S * call.media.failures, MEDIA_RETRY_MAX_S)
         self._context.at(f"media/{call.call}", when, lambda: self.apply_media(call))
 
+    # --- calling -------------------------------------------------------------------
+
+    def release(self, call: EdgeCall, key: str, then: Callable[[], None] = _nothing) -> None:
+        """An INVITE that is held back is sent once it is in etcd: whoever takes this edge's place then
+        sends the same one, which rings nobody twice, and hears its answer."""
+        context = self._context
+
+        def send() -> None:
+            context.sip.release(key, context.now)
+            then()
+
+        self.store.when_written(call, send, context.timings.invite_limit_s)
+
     # --- endings -------------------------------------------------------------------
 
     def end_leg(self, call: EdgeCall, leg: PhoneLeg, by: str, cause: str, status: int = 0) -> None:

@@ -51,6 +51,8 @@ class EdgeTimings:
     one is ready: a stopping Asterisk says BYE first and goes away a second later."""
     persist_limit_s: float = 0.15
     """A 200 OK waits this long, at most, for the dialog to be in etcd."""
+    invite_limit_s: float = 2.0
+    """A phone or a number is rung this late, at most, because its INVITE is not in etcd yet."""
     end_limit_s: float = 3.0
     """The 200 OK to a BYE waits this long, at most, for the end to be in etcd."""
     move_limit_s: float = 2.5

@@ -139,14 +139,9 @@ class Dialling:
 
     def _ring(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The leg has its port: the carrier, or the phone, is called."""
-        if leg.number:
-            # a restarted edge must know that it may be ringing there: written down first
-            self._calls.touch(call, lambda: self._ring_number(call, leg))
-        else:
+        if not leg.number:
             self._ring_phone(call, leg)
-
-    def _ring_number(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        if self.outbound.ring(call, leg):
+        elif self.outbound.ring(call, leg):
             self.limit_ringing(call, leg)
         else:
             self._calls.end_leg(call, leg, "edge", "34", 503)
@@ -182,8 +177,10 @@ class Dialling:
             session_expires=context.timings.session_expires_s,
             next_hop=self._registrar.next_hop_to(binding),
             holds_ack=True,
+            held=True,
             now=context.now,
         )
+        self._calls.release(call, key)
 
     def ring_again(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """The phone rings for an edge at another address, which its answer would go to: it

@@ -222,9 +222,11 @@ class Dialogs:
         """An end is confirmed when it is written down: else a successor would take for alive whom it
         never hears of again. An edge that dies before that is told again."""
         if event.txn:
-            found, sip = self._calls.phone(event.leg), self._context.sip
+            found, context = self._calls.phone(event.leg), self._context
             self._calls.store.when_written(
-                found[0] if found else None, lambda: sip.respond(event.txn, 200, self._context.now)
+                found[0] if found else None,
+                lambda: context.sip.respond(event.txn, 200, context.now),
+                context.timings.end_limit_s,
             )
         self._ended(event.leg, "phone", event.cause, 0)
 

@@ -110,11 +110,12 @@ class Outbound:
             contact_user=trunk.user if trunk.register else "",
             next_hop=self._trunks.next_hop_out(name),
             holds_ack=True,
+            held=True,
             now=context.now,
         )
         context.note(f"call/{call.call}", f"dialling {leg.number} through {name}", leg=leg.leg)
         context.count("edge_trunk_calls", trunk=name, way="out")
-        self.watch(call, leg)
+        self._calls.release(call, leg.key, lambda: self.watch(call, leg))
         self._calls.touch(call)
         return True
 

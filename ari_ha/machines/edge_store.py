@@ -132,9 +132,9 @@ class CallStore:
         name = f"persist/{call.call}/{self._context.serial()}"
         self._context.at(name, self._context.now + self._context.timings.persist_limit_s, once)
 
-    def when_written(self, call: EdgeCall | None, then: Callable[[], None]) -> None:
+    def when_written(self, call: EdgeCall | None, then: Callable[[], None], limit_s: float) -> None:
         """``then`` runs when what is about to happen to the call, its end included, is in etcd; not when
-        a write has failed, as in `touch`, but after a longer limit, or at once while etcd is away."""
+        a write has failed, as in `touch`, but after ``limit_s``, or at once while etcd is away."""
         if call is None or not self._context.store_ok:
             then()
             return
@@ -142,7 +142,7 @@ class CallStore:
         self._dirty[call.call] = None
         self._after_success.setdefault(call.call, []).append(once)
         name = f"persist/{call.call}/{self._context.serial()}"
-        self._context.at(name, self._context.now + self._context.timings.end_limit_s, once)
+        self._context.at(name, self._context.now + limit_s, once)
 
     def flush(self) -> None:
         """Writes what changed; called once at the end of every event."""

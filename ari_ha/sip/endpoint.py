@@ -137,18 +137,27 @@ class Endpoint:
         contact_user: str = "",
         next_hop: str = SOURCE,
         holds_ack: bool = False,
+        held: bool = False,
         now: float,
     ) -> None:
         """Call `target` through `flow`. Ends in LegAnswered or LegFailed; a Max-Forwards, Contact, Allow,
         Supported, User-Agent or Route among `headers` takes the place of the engine's own. `next_hop`: as
         of `set_next_hop`. With `holds_ack` the 2xx is acknowledged by `acknowledge`: until then the far
-        side sends it again, to whoever has taken the leg over."""
+        side sends it again, to whoever has taken the leg over. With `held` the INVITE itself is sent by
+        `release`: whoever has taken the leg over before sends the same, and nobody is rung twice."""
         self._stack.now = now
         self._outgoing.invite(
             leg, flow, target, from_, to, sdp, headers, credentials, session_expires, contact_user, next_hop,
-            now,
+            held, now,
         )  # fmt: skip
         self._outgoing.hold_ack(leg, holds_ack)
+
+    def release(self, leg: str, now: float) -> None:
+        """The INVITE that `invite` was told to hold back; nothing when it was sent, or the leg is gone."""
+        self._stack.now = now
+        found = self._core.owned(leg)
+        if found is not None:
+            self._outgoing.release(found, now)
 
     def acknowledge(self, leg: str, now: float) -> None:
         """The ACK that `invite` was told to hold back; nothing when none is owed."""

@@ -67,6 +67,8 @@ class OutgoingInvite:
     """Its responses go to an address we do not have: it may have been answered."""
     holds_ack: bool = False
     """The owner says when its 2xx is acknowledged."""
+    held: bool = False
+    """Not sent yet: the owner says when. Another process that takes the leg over sends it."""
 
     @property
     def cseq(self) -> int:

@@ -44,6 +44,7 @@ class Outgoing:
         session_expires: int | None,
         contact_user: str,
         next_hop: str,
+        held: bool,
         now: float,
     ) -> None:
         """Start a call."""
@@ -76,8 +77,14 @@ class Outgoing:
         if sdp is not None:
             request.add("Content-Type", "application/sdp")
             request.body = sdp.encode("utf-8", "replace")
-        txn = stack.open_client(request, branch, flow, "invite", leg, now)
-        leg.out = OutgoingInvite(request, "invite", sdp, txn, plain(headers))
+        txn = stack.open_client(request, branch, flow, "invite", leg, now, held=held)
+        leg.out = OutgoingInvite(request, "invite", sdp, txn, plain(headers), held=held)
+
+    def release(self, leg: Leg, now: float) -> None:
+        """The INVITE that was held back."""
+        if leg.out is not None and leg.out.held:
+            leg.out.held = False
+            leg.out.txn.open(leg.out.txn.data, now)
 
     def on_response(
         self, leg: Leg, txn: ClientTransaction, response: Response, flow: Flow, now: float
@@ -223,6 +230,11 @@ class Outgoing:
         """Give up a call that has no final response (section 9.1): CANCEL, but not before a response came."""
         out = leg.out
         assert out is not None
+        if out.held:  # nobody has heard of it
+            out.txn.end()
+            leg.out = None
+            self.core.end(leg, "local", now)
+            return
         leg.state = "ending"
         leg.reason_header = reason_header
         if out.provisional:

@@ -130,14 +130,17 @@ class Stack:
         leg: Any,
         now: float,
         owner_key: str = "",
+        held: bool = False,
     ) -> ClientTransaction:
-        """Send a request in a new client transaction."""
+        """Send a request in a new client transaction; a ``held`` one when it is opened."""
         txn = ClientTransaction(self, branch, request, flow, purpose)
         txn.owner_key = owner_key
         self.bind(txn, leg)
         self.clients[txn.key] = txn
         self.count(f"out.{request.method}" if request.method in KNOWN_METHODS else "out.other")
-        txn.open(request.serialise(), now)
+        txn.data = request.serialise()
+        if not held:
+            txn.open(txn.data, now)
         return txn
 
     def send_ack(self, request: Request, flow: Flow) -> bytes:

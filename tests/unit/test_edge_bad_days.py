@@ -131,6 +131,63 @@ def test_a_registration_survives_a_restart_of_the_edge(world):
     assert world.edge.registrar.binding_of("1001")
 
 
+def test_no_phone_rings_before_that_is_written_down(world, monkeypatch):
+    """An edge that dies while etcd takes its time has rung nobody; one that dies later has a successor
+    that knows."""
+    party = world.register("1001")
+    _, call = world.call_in()
+    node, rang = world.nodes[call.owner.name], len(party.of(sip.InviteReceived))
+    perform, waiting = world.perform, []
+
+    def slow(effect):
+        waiting.append(effect) if isinstance(effect, StoreTxn) else perform(effect)
+
+    monkeypatch.setattr(world, "perform", slow)
+    world.dial(node, call, "a1", "1001")
+    world.run(1.0)
+    assert call.legs["a1"].state == "ringing" and len(party.of(sip.InviteReceived)) == rang
+    while waiting:
+        perform(waiting.pop(0))
+    world.settle()
+    assert len(party.of(sip.InviteReceived)) == rang + 1
+    monkeypatch.undo()
+    world.boot()
+    world.run(1.2)
+    party.sip.ring(party.of(sip.InviteReceived)[-1].leg, world.now)
+    party.sip.answer(party.of(sip.InviteReceived)[-1].leg, party.sdp(), world.now)
+    world.settle()
+    assert world.edge.calls.by_id[call.call].legs["a1"].state == "up"
+    assert len(party.of(sip.InviteReceived)) == rang + 1, "the successor's INVITE is the same one"
+
+
+@pytest.mark.parametrize("etcd", ["away", "silent"])
+def test_a_phone_rings_whatever_etcd_does(world, monkeypatch, etcd):
+    phone = world.register("1001")
+    _, call = world.call_in()
+    perform = world.perform
+    if etcd == "away":
+        world.etcd = False
+        world.post(StoreReach(reachable=False))
+    if etcd == "silent":
+        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    assert bool(phone.of(sip.InviteReceived)) == (etcd == "away")
+    world.run(2.1)
+    assert phone.of(sip.InviteReceived)
+
+
+def test_a_phone_whose_ringing_was_given_up_before_it_was_written_down_never_rings(world, monkeypatch):
+    phone = world.register("1001")
+    _, call = world.call_in()
+    perform = world.perform
+    monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001")
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=str(call.epoch), cause="16", reason="over"))
+    world.run(2.5)
+    assert "a1" not in call.legs and not phone.of(sip.InviteReceived)
+
+
 def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
     """The process dies between a phone's 200 and the write: no ACK went out, so the phone repeats it."""
     phone = world.register("1001")

@@ -123,10 +123,11 @@ def test_nobody_is_left_without_an_answer_while_etcd_gives_none(world: SlowStore
     key, call = world.call_in()
     world.slow = True
     world.dial(world.nodes[call.owner.name], call, "a1", "1001")
+    timings = world.edge.context.timings
+    world.run(timings.invite_limit_s + 0.1)
     invite = phone.of(sip.InviteReceived)[-1]
     phone.sip.answer(invite.leg, phone.sdp(), world.now)
     world.settle()
-    timings = world.edge.context.timings
     world.run(2 * timings.persist_limit_s + 0.1)
     assert phone.of(sip.LegAcked) and world.carrier.of(sip.LegAnswered)
     _, other = world.call_in()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ari_ha.core.ports.store import KeyValue, StoreChanged
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreTxn
 from ari_ha.machines.trunks import rewritten
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import Credentials, DigestAuthority, ha1
@@ -423,3 +423,29 @@ def test_a_trunk_this_edge_cannot_speak_to():
     (row,) = [row for row in world.edge.trunks.view() if row["trunk"] == "tls"]
     assert row["reach"] == "down" and row["why"] == "this edge does not speak tls"
     assert world.edge.trunks.candidates("+4930") == [] and world.edge.trunks.of_host(A) == "tls"
+
+
+def test_a_number_is_dialled_when_that_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = EdgeWorld()
+    party = carrier(world, "germany", A)
+    call, node = served(world)
+    perform, waiting = world.perform, []
+
+    def slow(effect: Any) -> None:
+        waiting.append(effect) if isinstance(effect, StoreTxn) else perform(effect)
+
+    monkeypatch.setattr(world, "perform", slow)
+    world.dial(node, call, "t1", "", target="number:+4930123")
+    world.run(1.0)
+    assert call.legs["t1"].state == "ringing" and not invites(party)
+    while waiting:
+        perform(waiting.pop(0))
+    world.settle()
+    assert len(invites(party)) == 1
+    monkeypatch.undo()
+    world.boot()
+    world.run(1.2)
+    assert len(invites(party)) == 1, "the successor's INVITE is the same one"
+    party.sip.answer(invites(party)[0].leg, party.sdp(), world.now)
+    world.settle()
+    assert world.edge.calls.by_id[call.call].legs["t1"].state == "up"

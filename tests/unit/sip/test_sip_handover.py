@@ -174,6 +174,44 @@ def test_an_answer_is_not_lost_with_the_process_whose_ack_was_held_back(
     finish(world, a, b, leg)
 
 
+@pytest.mark.parametrize("who", ["first", "second", "both"])
+def test_an_invite_that_is_held_back_is_sent_by_whoever_has_the_leg(
+    trio: tuple[World, Party, Party], who: str
+) -> None:
+    """And where both have sent it, it was one."""
+    world, a, b = trio
+    a.call(b, "a", held=True)
+    world.advance(40)
+    assert not a.messages("INVITE") and not a.has(LegFailed), "nor does it time out"
+    record = json.loads(json.dumps(a.agent.export_leg("a")))
+    if who != "second":
+        a.agent.release("a", world.now)
+        world.transfer()
+    if who != "first":
+        a.agent = a.start()
+        a.agent.import_leg("a", record, world.now)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    assert not b.has(InviteReceived)
+    a.agent.release("a", world.now)
+    world.transfer()
+    assert len(a.messages("INVITE")) == (2 if who == "both" else 1)
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    assert a.take(LegAnswered)
+    finish(world, a, b, leg)
+
+
+def test_a_held_invite_that_is_given_up_is_never_sent(trio: tuple[World, Party, Party]) -> None:
+    world, a, b = trio
+    a.call(b, "a", held=True)
+    a.agent.hangup("a", world.now)
+    a.agent.release("a", world.now)
+    world.advance(100)
+    assert a.take(LegEnded).cause == "local" and not a.sent and not b.has(InviteReceived)
+    assert a.agent.deadline() is None
+
+
 def test_a_held_ack_goes_before_the_bye(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
     a.call(b, "a", holds_ack=True)
