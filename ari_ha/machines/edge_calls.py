@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from ari_ha.core.ids import Epoch
+from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_ended import ended_call
@@ -333,6 +333,7 @@ class Calls:
             call.cause = cause
         if by not in ("phone", "cancelled", "failed"):
             context.sip.hangup(leg.key, context.now, status=status or CAUSE_TO_STATUS.get(cause, 603))
+            call.farewells[leg.key] = leg.trunk or (call.trunk if leg.leg == PRIMARY_LEG else "")
         if self.device_of.get(leg.aor) == (call.call, leg.leg):
             del self.device_of[leg.aor]
         context.note(f"call/{call.call}", f"leg {leg.leg} ended", by=by, cause=cause, status=status, was=was)
@@ -420,7 +421,7 @@ class Calls:
         for leg in call.legs.values():
             self.by_key.pop(leg.key, None)
         self.by_id.pop(call.call, None)
-        self.store.ended(call.call, ended_call(call, context) if context.config.call_records else b"")
+        self.store.ended(call, ended_call(call, context) if context.config.call_records else b"")
         context.note(f"call/{call.call}", "ended", tombstones=dict(call.tombstones))
         context.count("edge_calls_ended")
         self.on_finished(call)

@@ -237,6 +237,8 @@ class Dialogs:
             self._dialling.party_over(call, leg, by, cause, status)
         elif half := self._calls.half(key):
             self._half_ended(*half, cause)
+        else:
+            self._calls.store.farewell(key)
 
     def _half_ended(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
         move = call.move

@@ -359,6 +359,8 @@ class EdgeCall:
     turned_down: str = ""
     """The last attempt whose phone refused it, let it ring in vain, or hung up"""
     announced: set[str] = field(default_factory=set)
+    farewells: dict[str, str] = field(default_factory=dict)
+    """SIP key -> trunk of legs we have ended: whoever goes on with the call repeats what had no answer"""
     tag_numbers: dict[str, set[int]] = field(default_factory=dict)
     """``leg@node`` -> n in use, for rtpengine tags"""
     digits: list[dict[str, Any]] = field(default_factory=list)
@@ -522,6 +524,14 @@ class EdgeCall:
             for leg in self.living()
         }
         halves = {half.leg: {**half.to_dict(), "sip": export(half.key)} for half in self.halves.values()}
+        # what is said in a BYE does not depend on the audio
+        silent = {"local_sdp": None, "remote_sdp": None}
+        byes = {
+            key: {"sip": {**record, **silent}, "trunk": trunk}
+            for key, trunk in self.farewells.items()
+            if (record := export(key))
+        }
+        self.farewells = {key: self.farewells[key] for key in byes}
         return DialogsValue(
             call=self.call,
             at=at,
@@ -543,6 +553,7 @@ class EdgeCall:
             agents=list(self.agents),
             recorded=self.recorded,
             recorders={name: one.to_dict() for name, one in self.recorders.items() if one.on},
+            byes=byes,
         )
 
     def media_value(self) -> MediaValue:

@@ -31,6 +31,14 @@ def restore_call(
     call = _stored_call(value, media)
     moved = value.at not in ("", context.config.public_host)
     _import_legs(context, call, value, moved)
+    for key, data in value.byes.items():
+        credentials = context.trunk_credentials(data.get("trunk", ""))
+        context.sip.import_leg(key, data["sip"], context.now, credentials=credentials, moved=moved)
+        call.farewells[key] = data.get("trunk", "")
+    if value.byes and not value.legs:
+        context.note(f"call/{call.call}", "said goodbye again", legs=len(value.byes))
+        calls.store.owes(call.call, value.byes)
+        return
     if owner:
         call.epoch = Epoch.parse(owner.epoch)
         node = NodeId.parse(owner.moving_from if owner.moving else owner.node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -30,6 +30,11 @@ ENDS_KEPT_MAX = 50_000
 """Of 2 KB each, while etcd is away. Of calls that end later only the keys are deleted, nobody is told."""
 REVISIONS_KEPT_MAX = 20_000
 """Of calls, those that ended lately included; the ones written longest ago are forgotten."""
+FAREWELLS_PER_TXN_MAX = 12
+"""Of two keys each, in a transaction of other calls."""
+FAREWELL_LIMIT_S = 0.4
+"""What is left of calls whose last BYE has been answered goes with the next write of any call, or
+after this."""
 TXN_MAX_BYTES = 1_000_000
 """Of values in a transaction of several calls; etcd takes 1.5 MiB (--max-request-bytes)."""
 
@@ -52,6 +57,18 @@ class _Write:
         return sum(len(put.value) for put in self.puts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What is left of a call that is over."""
+
+    entry: bytes = b""
+    """For the clerk; empty: nothing"""
+    kept: tuple[Put, ...] = ()
+    """BYEs, or CANCELs, that had no answer when it ended"""
+    byes: tuple[str, ...] = ()
+    """Their SIP keys"""
+
+
 class CallStore:
     """Writes the calls of ``calls`` whenever they changed, and deletes those that ended."""
 
@@ -63,8 +80,12 @@ class CallStore:
         self._written: dict[str, dict[str, bytes]] = {}
         self._revisions: dict[str, int] = {}
         """call -> that of our last write of it, its end included"""
-        self._deleted: dict[str, bytes] = {}
+        self._deleted: dict[str, _Ended] = {}
         self._ending: set[str] = set()
+        self._owed: dict[str, str] = {}
+        """SIP key -> call that is over, in etcd only for the BYE that has no answer yet"""
+        self._answered: dict[str, None] = {}
+        """Calls of which that is not to be kept any more"""
         self._after_write: dict[str, list[Callable[[], None]]] = {}
         self._after_success: dict[str, list[Callable[[], None]]] = {}
         self._held: set[str] = set()
@@ -103,18 +124,54 @@ class CallStore:
             del self._written[ident]
             self._dirty[ident] = None
         elif ident not in self._calls and value is not None:
-            self._deleted.setdefault(ident, b"")
+            self._deleted.setdefault(ident, _Ended())
 
-    def ended(self, ident: str, entry: bytes) -> None:
-        """The call is over: its keys go, and ``entry`` comes for the clerk."""
-        self._dirty.pop(ident, None)
-        self._found.pop(ident, None)
-        for act in self._after_write.pop(ident, []):
+    def ended(self, call: EdgeCall, entry: bytes) -> None:
+        """The call is over: its keys go, and ``entry`` comes for the clerk. Where we have ended legs
+        ourselves, that stays until it is answered: else a far end whose BYE is lost, and the edge with it,
+        would hear of it from its session timer only."""
+        self._dirty.pop(call.call, None)
+        self._found.pop(call.call, None)
+        for act in self._after_write.pop(call.call, []):
             act()
         if entry and len(self._deleted) >= ENDS_KEPT_MAX:
             self._context.count("edge_call_records_dropped")
             entry = b""
-        self._deleted[ident] = entry
+        self._deleted[call.call] = _Ended(entry, self._farewell(call), tuple(call.farewells))
+
+    def owes(self, ident: str, keys: Iterable[str]) -> None:
+        """Nothing but BYEs is left of the call: of those ``keys``."""
+        ending = [key for key in keys if self._context.sip.leg_state(key) != "ended"]
+        self._owed |= dict.fromkeys(ending, ident)
+        if not ending:
+            self._forget_later(ident)
+
+    def farewell(self, key: str) -> None:
+        """A leg we had ended is over."""
+        ident = self._owed.pop(key, "")
+        if ident and ident not in self._owed.values():
+            self._forget_later(ident)
+
+    def _forget_later(self, *idents: str) -> None:
+        self._answered |= dict.fromkeys(idents)
+        if self._answered:
+            self._context.at("farewells", self._context.now + FAREWELL_LIMIT_S, self._forget_now)
+
+    def _forget_now(self) -> None:
+        if self._answered and self._context.store_ok:
+            self._write({})
+        self._forget_later()
+
+    def _take_answered(self) -> tuple[list[str], tuple[Delete, ...]]:
+        """Calls to be forgotten in the next transaction."""
+        idents = list(self._answered)[:FAREWELLS_PER_TXN_MAX]
+        for ident in idents:
+            del self._answered[ident]
+        return idents, tuple(delete for ident in idents for delete in self._dialogs_of(ident))
+
+    def _dialogs_of(self, ident: str) -> tuple[Delete, ...]:
+        keys, vip = self._context.keys, self._context.config.vip
+        return Delete(keys.dialogs(vip, ident)), Delete(keys.secret_dialog(vip, ident))
 
     def touch(self, call: EdgeCall, then: Callable[[], None] | None = None) -> None:
         """The call changed: it is written at the end of this event, and again while
@@ -204,6 +261,7 @@ class CallStore:
         """One transaction for calls that changed in the same event: when a node is lost, or
         this edge has taken over, those are many."""
         context = self._context
+        forgotten, deletes = self._take_answered()
         for ident in together:
             self._written.pop(ident, None)  # not known until this write is answered
             self._writing.add(ident)
@@ -211,6 +269,8 @@ class CallStore:
         def written(outcome: Outcome) -> None:
             result = outcome.value if isinstance(outcome, Done) else None
             ok = isinstance(result, TxnResult) and result.succeeded
+            if not isinstance(outcome, Done):
+                self._forget_later(*forgotten)
             for ident, write in together.items():
                 self._writing.discard(ident)
                 if isinstance(outcome, Done):
@@ -232,7 +292,8 @@ class CallStore:
 
         context.count("edge_store_txns")
         puts = tuple(put for write in together.values() for put in write.puts)
-        context.txn(f"store/{next(iter(together))}", written, compares=self._fence(), puts=puts)
+        lane = f"store/{next(iter(together), 'farewells')}"
+        context.txn(lane, written, compares=self._fence(), puts=puts, deletes=deletes)
 
     def _keep_revision(self, ident: str, revision: int) -> None:
         self._revisions.pop(ident, None)
@@ -259,13 +320,30 @@ class CallStore:
         before = self._found.get(call, {}).get(key)
         return merge_unknown(before, encode(value), type(value)) if before else encode(value)
 
-    def _delete(self, ident: str, ended: bytes) -> None:
+    def _farewell(self, call: EdgeCall) -> tuple[Put, ...]:
+        """What stays of the call where its BYEs, or CANCELs, have no answer yet."""
+        context, keys, vip = self._context, self._context.keys, self._context.config.vip
+        value = call.dialogs_value(self._export, context.config.public_host)
+        if not value.byes or not context.store_ok:
+            return ()
+        data, crypto = hide(encode(value))
+        kept = (Put(keys.dialogs(vip, call.call), data),)
+        if crypto:  # of an INVITE that is being cancelled
+            secret = SecretDialogsValue(call=call.call, keys=crypto)
+            kept += (Put(keys.secret_dialog(vip, call.call), encode(secret)),)
+        return kept
+
+    def _delete(self, ident: str, ended: _Ended) -> None:
         """Takes the call out of etcd, and in the same transaction leaves what became of
-        it (``ended``; empty: nothing) for the clerk."""
+        it (an empty entry: nothing) for the clerk."""
         context, keys = self._context, self._context.keys
         self._writing.add(ident)
         self._ending.add(ident)
         confirming = self._after_success.pop(ident, [])
+        forgotten, deletes = self._take_answered()
+        byes = [key for key in ended.byes if context.sip.leg_state(key) != "ended"]
+        kept = ended.kept if byes else ()
+        there = {put.key for put in kept}
 
         def deleted(outcome: Outcome) -> None:
             self._writing.discard(ident)
@@ -275,10 +353,13 @@ class CallStore:
                     self._keep_revision(ident, outcome.value.revision)
                 self._written.pop(ident, None)
                 self._refused.discard(ident)
+                if kept:
+                    self.owes(ident, byes)
                 for act in (*confirming, *self._after_success.pop(ident, [])):
                     act()
             else:
                 self._deleted[ident] = ended
+                self._forget_later(*forgotten)
                 self._after_success[ident] = confirming
                 self._failed(ident, outcome)
 
@@ -287,11 +368,11 @@ class CallStore:
             f"store/{ident}",
             deleted,
             compares=self._fence(),
-            puts=(Put(keys.cdr(ident), ended),) if ended else (),
+            puts=((Put(keys.cdr(ident), ended.entry), *kept) if ended.entry else kept),
             deletes=(
                 Delete(keys.call(ident), prefix=True),
-                Delete(keys.dialogs(context.config.vip, ident)),
-                Delete(keys.secret_dialog(context.config.vip, ident)),
+                *(delete for delete in self._dialogs_of(ident) if delete.key not in there),
+                *deletes,
             ),
         )
 

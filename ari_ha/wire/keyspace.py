@@ -367,6 +367,9 @@ class DialogsValue(Value):
     """Whether its node said that the call is to be recorded."""
     recorders: dict[str, dict[str, Any]] = {}
     """recording -> {"leg", "node", "tag", where it takes RTP}"""
+    byes: dict[str, dict[str, Any]] = {}
+    """SIP key -> {"sip": exported leg, "trunk"}: legs this edge has ended and whose BYE or CANCEL had no
+    answer yet. A call without legs is over, and only they are left of it"""
 
 
 class SecretDialogsValue(Value):

@@ -282,6 +282,61 @@ def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who)
     assert again is None if who == "caller" else "a1" not in again.legs
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_a_bye_that_is_lost_together_with_its_edge_is_said_by_the_next(world, over):
+    """Whoever hears nothing of it would else be alone until his session timer."""
+    caller, call, node, phone, leg = talking(world)
+    phone.silent = True
+    if over:
+        world.carrier.sip.hangup(caller, world.now)
+    else:  # handed over: the caller stays
+        epoch = str(call.epoch)
+        world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=epoch, cause="16", reason="transferred"))
+    world.settle()
+    phone.silent = False
+    world.boot()
+    world.run(1.2)
+    assert [event.leg for event in phone.of(sip.LegEnded)] == [leg]
+    assert (call.call in world.edge.calls.by_id) != over
+    assert bool([key for key in world.store if call.call in key]) != over
+
+
+def test_what_is_left_of_an_ended_call_goes_with_the_next_write(world, monkeypatch):
+    caller, call, _, _, _ = talking(world)
+    _, other = world.call_in()
+    writes, perform = [], world.perform
+
+    def count(effect):
+        writes.append(effect) if isinstance(effect, StoreTxn) else None
+        perform(effect)
+
+    monkeypatch.setattr(world, "perform", count)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    kept = world.keys.dialogs("pair1", call.call)
+    assert len(writes) == 1 and kept in world.store
+    world.edge.calls.mute(other, other.legs["c"], True)
+    world.settle()
+    world.run(1.0)
+    assert len(writes) == 2 and kept not in world.store
+
+
+@pytest.mark.parametrize("unknown", [0, 1, 2])
+def test_nothing_is_left_of_an_ended_call_whichever_write_is_in_doubt(world, monkeypatch, unknown):
+    caller, call, _, _, _ = talking(world)
+    txn, done = world.txn, []
+
+    def in_doubt(effect):
+        done.append(txn(effect))
+        return Unknown("no answer") if len(done) == unknown else done[-1]
+
+    monkeypatch.setattr(world, "txn", in_doubt)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    world.run(2.0)
+    assert not [key for key in world.store if call.call in key]
+
+
 @pytest.mark.parametrize("etcd", ["away", "silent", "there"])
 def test_an_end_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
     caller, _, _, _, _ = talking(world)
