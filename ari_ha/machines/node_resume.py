@@ -358,7 +358,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = TALKING  # alone: the agent is rung again
     else:
         stage = QUEUED
-    known = [leg for leg in agents_up if leg.agent]
+    known = [leg for leg in agents_up if leg.agent and leg.leg not in call.ending]
     talking = tuple(leg.agent for leg in known if leg.attempt or not leg.target)
     parties = tuple(leg.agent for leg in known if leg.agent not in talking)
     return Past(stage, alive, tuple(ended), talking, parties, tuple(lost), tuple(left), tuple(unwilling))
@@ -428,6 +428,7 @@ def _end_leftovers(call: NodeCall) -> None:
     several phones that ring for one caller the one tried last goes on."""
     for leg in [leg for leg in call.living() if leg.leg in call.ending]:
         call.end_leg(leg, call.ending[leg.leg], "announced before")
+        call.parts.acd.conversation_ended(call.call, leg.agent, "transfer")
         if leg.attempt in call.attempts:
             call.attempts[leg.attempt].state = ENDED
     ringing = [a for a in call.attempts.values() if a.state == RINGING]

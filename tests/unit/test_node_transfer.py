@@ -7,9 +7,9 @@ import pytest
 
 from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import ari, link
-from ari_ha.wire.keyspace import AttemptValue, LegValue, QueueConfigValue, RecordValue
+from ari_ha.wire.keyspace import AttemptOfAgent, AttemptValue, LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
-from tests.support.node_bench import LOST, Bench
+from tests.support.node_bench import LOST, UTC0, Bench
 from tests.unit.test_node_outbound import agent_dials
 
 E = "7.1"
@@ -185,6 +185,31 @@ def test_taken_up_while_one_who_waits_in_a_queue_consults() -> None:
     assert bench.hears(channels["a1"]) == "music"
     assert bench.agent("1002").work == "idle", "as before"
     assert not [note for note in bench.notes if note.text.startswith("waits again")], "his place is his"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_agent_whose_end_was_announced_is_not_in_the_call_again(told: bool) -> None:
+    """The last node had released him, and told etcd so or not; its edge has not heard of it."""
+    bench = Bench()
+    consulting(bench)
+    asks(bench, other="k1")
+    record, before = bench.record(), bench.agent("1001")
+    assert record is not None and set(record.ending) == {"a1", "k1"} and before.handled == 1
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    if not told:
+        part = AttemptOfAgent(attempt="t1", call="k1", queue="support", node="ast1#life1", since=UTC0)
+        talking = msgspec.structs.replace(before, work="talking", attempt=part, handled=0, acw_deadline=0.0)
+        bench.store.put(bench.keys.agent("1001"), talking)
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "a2": "up"}, ended={"k1": "app"}, head="c")
+    bench.sleep(0.5)
+    assert bench.said(link.EndLeg, leg="a1", epoch="7.2")
+    assert bench.agent("1001").work in ("acw", "idle") and bench.agent("1001").handled == 1
+    assert bench.agent("1002").work == "talking"
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
 
 
 def test_whoever_waits_and_consults_hangs_up_the_line_he_waits_on() -> None:
