@@ -40,8 +40,9 @@ class Circles:
         for talk in self.everybody():
             if _is_person(talk):
                 self.learn_call(talk)
-                if talk.call:
-                    calls.setdefault(talk.call, []).append(talk)
+                # also a line that was never answered: whoever it called was asked for by it
+                if call := _call_of(talk):
+                    calls.setdefault(call, []).append(talk)
         for talks in calls.values():
             self._find_joined(talks)
         return [c for talks in calls.values() if not _merging(talks) for c in self.split(talks)]

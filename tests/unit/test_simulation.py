@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from ari_ha.core.ports.store import (
     StoreSnapshot,
     StoreTxn,
 )
+from ari_ha.simulation.circles import Circles
+from ari_ha.simulation.fake_phones import ENDED, UP, Talk
 from ari_ha.simulation.fake_store import Store, StoreClient
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
@@ -359,3 +362,27 @@ def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() 
     bench.app.thaw()
     bench.run(0.1)
     assert [event.clean for event in bench.heard(bench.app).of(LinkDown)] == [True]
+
+
+# --- who is with whom -----------------------------------------------------------------
+
+
+def test_whoever_was_handed_over_by_a_line_that_never_answered_is_in_its_conversation() -> None:
+    """Of such a line nobody knows by its media which call it was of."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, UP, call="k", dialled="6000", started_s=1.0)
+    first = Talk("first", "1001", phone, ENDED, call="k", started_s=2.0, ended_s=9.0, ended_by="self")
+    stays = Talk("stays", "1003", phone, UP, call="k", started_s=3.0)
+    second = Talk("second", "1001", phone, UP, call="k", started_s=4.0, dialled="1002", main=first)
+    consulted = Talk("consulted", "1002", phone, ENDED, call="k", started_s=5.0, ended_s=12.0, attended=True)
+    line = Talk("line", "1002", phone, ENDED, started_s=6.0, ended_s=12.0, dialled="1001", main=consulted)
+    line.attended = True
+    third = Talk("third", "1001", phone, UP, call="k", started_s=7.0)
+    talks = {talk.leg: talk for talk in (first, stays, second, consulted, line, third)}
+    nothing_heard = SimpleNamespace(call_of=lambda talk: None, heard_by=lambda talk: [])
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={"caller": caller}), phones=SimpleNamespace(talks=talks),
+        ears=nothing_heard,
+    )  # fmt: skip
+    circles = [{talk.leg for talk in circle} for circle in Circles(cluster).there_are()]
+    assert circles == [{"caller", "stays"}, {"second", "third"}]
