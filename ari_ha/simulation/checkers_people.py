@@ -128,13 +128,14 @@ class AtThePhones:
             self.problem("only people end calls", text)
 
     def _excused(self, talk: Talk) -> bool:
-        everybody = [o for o in self.people.circles.of_call(talk.call) if o.answered_s or o is talk]
+        all_lines = self.people.circles.of_call(talk.call)
+        everybody = [o for o in all_lines if o.answered_s or o is talk]
         lines = [o for o in everybody if o.main is talk or talk.main is o]
         if talk.referred or any(line.referred and line.attended for line in lines):
             return True  # asked to be out of it
         if talk.joining or any(line.joining for line in lines):
             return True  # of two lines of one phone one stays in the conference
-        company = self._company(talk, everybody)
+        company = self._company(talk, everybody, all_lines)
         if _is_left(company):
             return True
         if any(o.joining for o in everybody) and _is_left([o for o in everybody if o is not talk]):
@@ -155,17 +156,18 @@ class AtThePhones:
         return all(o.who != "customer" for o in everybody) and any(o.referred for o in company)
 
     @staticmethod
-    def _company(talk: Talk, everybody: list[Talk]) -> list[Talk]:
+    def _company(talk: Talk, everybody: list[Talk], all_lines: list[Talk]) -> list[Talk]:
         """Who was in the conversation with this one: of a consultation its own people, until
-        it was brought into the main one."""
-        mine = group(talk, everybody, over=True)
-        main = next((o.main for o in everybody if o.leg == mine), None)
+        it was brought into the main one. ``all_lines``: also who was not answered (yet): it may be
+        the line by which one of the others was called."""
+        mine = group(talk, all_lines, over=True)
+        main = next((o.main for o in all_lines if o.leg == mine), None)
         # once the main conversation is over, whoever comes in later comes into this one
         since = main.ended_s if main is not None and not main.alive else float("inf")
         return [
             o for o in everybody
             if o is not talk
-            and ((of := group(o, everybody, over=True)) == mine or (not of and o.started_s >= since))
+            and ((of := group(o, all_lines, over=True)) == mine or (not of and o.started_s >= since))
         ]  # fmt: skip
 
     def apologised(self) -> set[str]:

@@ -31,8 +31,9 @@ from ari_ha.core.ports.store import (
     StoreSnapshot,
     StoreTxn,
 )
+from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.circles import Circles
-from ari_ha.simulation.fake_phones import ENDED, UP, Talk
+from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
 from ari_ha.simulation.fake_store import Store, StoreClient
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
@@ -386,3 +387,14 @@ def test_whoever_was_handed_over_by_a_line_that_never_answered_is_in_its_convers
     )  # fmt: skip
     circles = [{talk.leg for talk in circle} for circle in Circles(cluster).there_are()]
     assert circles == [{"caller", "stays"}, {"second", "third"}]
+
+
+def test_whoever_is_consulted_is_no_company_though_the_line_that_called_him_is_not_answered() -> None:
+    """The agent hangs up on his caller in the moment in which his party answers."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, ENDED, dialled="6000", started_s=1.0, answered_s=1.0)
+    agent = Talk("agent", "1001", phone, ENDED, started_s=2.0, answered_s=2.0, ended_s=9.0, ended_by="self")
+    line = Talk("line", "1001", phone, RINGING, started_s=4.0, dialled="1002", main=agent)
+    party = Talk("party", "1002", phone, UP, started_s=5.0, answered_s=8.9)
+    company = AtThePhones._company(caller, [caller, agent, party], [caller, agent, line, party])
+    assert company == [agent]
