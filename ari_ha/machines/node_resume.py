@@ -282,8 +282,8 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         here = attempt.leg in call.legs and by_leg.get(attempt.leg) is attempt
         if attempt.state in OPEN_STATES and not here:
             attempt.state = ENDED
-    for leg in arriving.ended:
-        call.legs_used.add(leg)
+    call.over_before = frozenset(arriving.ended)
+    call.legs_used.update(arriving.ended)
 
 
 def _side(known: LegValue | None, arriving: Arriving, leg: str) -> str:

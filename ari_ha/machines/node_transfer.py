@@ -101,6 +101,8 @@ class Transfers:
 
     def consult_asked(self, frame: link.ConsultAsked) -> None:
         """A phone in the call wants to speak to ``number`` meanwhile."""
+        if frame.leg in self._call.over_before:
+            return  # asked while the call was being taken up, and given up since
         call, leg = self._call, self.consult_channel(frame.leg)
         if leg.leg == call.head:  # what it was beside has ended meanwhile: a call like any he makes
             if call.stage == DIALING and leg.alive and not self._others(leg):

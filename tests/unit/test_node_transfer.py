@@ -668,6 +668,22 @@ def test_a_transfer_that_a_restarted_app_is_told_of_before_it_has_the_call() -> 
     assert bench.hears(customer) == bench.hears(party) == "people"
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_consultation_that_a_restarted_app_is_told_of_before_it_has_the_call(given_up: bool) -> None:
+    """And whose line is over before it has it: nobody is called for it."""
+    bench = Bench()
+    talk(bench)
+    bench.store.up = False
+    bench.restart_app()
+    legs = {leg: link.LegAtEdge(state="answered", held=leg == "a1") for leg in ("c", "a1")}
+    bench.link(calls={"k1": link.CallAtEdge(epoch=E, legs=legs)})
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    if given_up:
+        bench.frame(link.LegGone("k1", "k1", E, cause="", status=503, by="edge"))
+    bench.store_back()
+    assert bool(bench.dialled()) != given_up
+
+
 def test_the_caller_hung_up_while_the_call_moved() -> None:
     bench = Bench()
     consulting(bench)
