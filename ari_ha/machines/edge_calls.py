@@ -26,6 +26,7 @@ from ari_ha.machines.media import (
     teaching,
     wanted_graph,
 )
+from ari_ha.sip.sdp import address_of, without_address
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, RecordValue, decode
 
@@ -214,7 +215,7 @@ class Calls:
         taught = [
             (tag, *told)
             for tag, sdp in call.media.untaught()
-            for told in teaching(tag, sdp, self._interface(call, tag))
+            for told in teaching(tag, self._allowed(call, tag, sdp), self._interface(call, tag))
         ]
         graph = call.media.change_to(self._graph(call, state))
         if changed:
@@ -265,6 +266,23 @@ class Calls:
             # subscriptions do not depend on each other: all `+` together, then all `-`
             ng(call.call, command, ng_body(call.call, hears), settle, with_previous=command == before)
             before = command
+
+    def _allowed(self, call: EdgeCall, tag: str, sdp: str) -> str:
+        """The far end's SDP, without its address where nobody outside may have audio sent to."""
+        leg = call.legs.get(tag)
+        if leg is None or self._context.sip.leg_state(leg.key) == "ended":
+            return sdp
+        host, heard = address_of(sdp), self._context.sip.leg_flow(leg.key).host
+        itself = {
+            f"\r\nm=audio {side.port} " for side in (*call.legs.values(), *call.halves.values()) if side.port
+        }
+        loops = host == leg.host and any(line in sdp for line in itself)
+        if not loops and self._context.takes_media(host, heard):
+            return sdp
+        self._context.note(f"call/{call.call}", "audio would go to our own side", level="warning",
+                           leg=leg.leg, address=host)  # fmt: skip
+        self._context.count("edge_media_addresses_refused")
+        return without_address(sdp)
 
     def teach(self, call: EdgeCall, tag: str, sdp: str) -> None:
         """The far end of ``tag`` has this SDP; rtpengine is told until it confirms. Not of a

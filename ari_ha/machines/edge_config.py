@@ -149,6 +149,10 @@ class EdgeConfig:
     nodes: dict[str, EdgeNode] = field(default_factory=dict)
     trunks: dict[str, dict[str, object]] = field(default_factory=dict)
     """Trunks known without etcd: name -> {"hosts": [...], "dids": [...]}"""
+    public_listens: str = ""
+    """Where `public_host` is mapped to by a NAT in front, if there is one"""
+    inner_hosts: frozenset[str] = frozenset()
+    """Addresses of our side beside those named here: no Contact and no SDP of the outside leads to them"""
     header_key: bytes = b""
     http: str = ""
     version: str = ""

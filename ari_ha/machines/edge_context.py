@@ -17,8 +17,8 @@ from ari_ha.core.utc import FOLLOWED, Utc
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.auth import Credentials
 from ari_ha.sip.endpoint import Endpoint
-from ari_ha.sip.flow import Listener
-from ari_ha.sip.nexthop import SOURCE, Resolve
+from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.nexthop import SOURCE, Resolve, takes_media
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire.keyspace import Keys
 
@@ -64,11 +64,14 @@ class EdgeContext:
             understood=("timer", "100rel", "replaces", "path"),
             owner_answers_bye=True,
         )
+        self.inner_hosts = {config.core_host, *config.inner_hosts, config.public_host}
+        """Ours, and those on the core network: nobody outside says what is sent there"""
+        self.inner_hosts.update(node.sip_host for node in config.nodes.values())
         self.resolve: Resolve = lambda hop: ()
         """What is known of a name in a dialog"""
         self.sip = Endpoint(
             listeners, new_id, rand=rand, user_agent="ari-ha", settings=settings,
-            resolve=lambda hop: self.resolve(hop),
+            resolve=lambda hop: self.resolve(hop), inner_hosts=self.inner_hosts,
         )  # fmt: skip
         self.now = 0.0
         self.cause = ""
@@ -231,3 +234,9 @@ class EdgeContext:
             if armed and armed[0] == serial:
                 del self._armed[name]
                 armed[1]()
+
+    def takes_media(self, host: str, heard: str) -> bool:
+        """Whether audio may go to an address that somebody heard from ``heard`` named. To our own relay
+        it may: a carrier may bring a call of ours back to us and stay out of its audio."""
+        own = (self.config.public_host, self.config.public_listens)
+        return takes_media(host, heard, () if host in own else self.inner_hosts)

@@ -17,7 +17,7 @@ from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall, PhoneLeg
 from ari_ha.machines.trunks import Trunks
-from ari_ha.sip.sdp import Media, SdpError, SessionDescription, build_fax_sdp
+from ari_ha.sip.sdp import Media, SdpError, SessionDescription, address_of, build_fax_sdp, without_address
 
 ANSWER_LIMIT_S = 8.0
 """The other end has this long to take T.38; a fax machine waits about so long for it."""
@@ -154,7 +154,11 @@ class Fax:
         context.sip.reinvite(other.key, fax_sdp(other, asked.image, [""]), context.now)
 
     def _teach(self, call: EdgeCall, leg: PhoneLeg, session: SessionDescription, image: Media) -> None:
-        body: dict[str, object] = {"from-tag": TAG.format(leg.leg), "sdp": _far(session, image)}
+        sdp, context = _far(session, image), self._context
+        if not context.takes_media(address_of(sdp), context.sip.leg_flow(leg.key).host):
+            context.count("edge_media_addresses_refused")
+            sdp = without_address(sdp)
+        body: dict[str, object] = {"from-tag": TAG.format(leg.leg), "sdp": sdp}
         self._context.ng(call.call, "create answer", body)
 
     def answered(self, key: str, sdp: str | None) -> bool:

@@ -149,6 +149,7 @@ class Pairs:
                 self._edges[name] = value
                 if (at := _address(value.hop)) is not None and len(self._known) < EDGES_KNOWN_MAX:
                     self._known[at] = value.vip
+                    self._context.inner_hosts.add(at[0])
                 self._moved(value.vip)
             case ("vips", pair):
                 holder = self._read(item, VipValue)
@@ -227,7 +228,9 @@ class Pairs:
         if party.flow.listener == HOP:
             return None  # for ourselves, see `from_phone`
         if flow.listener != HOP:
-            return Onward(self._edge_at(request.uri), routes, token)
+            # with a route of ours a phone or a carrier speaks within a call, and begins nothing
+            refuse = 0 if request.to_tag else 403
+            return Onward(self._edge_at(request.uri), routes, token, refuse)
         if (
             request.method == "INVITE"
             and not request.to_tag
@@ -314,13 +317,13 @@ class Pairs:
         return Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
 
     def _edge_at(self, uri: str) -> Flow | None:
-        """The other pair's edge whose Contact this is. Nobody outside sends anything anywhere else."""
+        """The edge of another pair whose Contact this is. Nobody outside sends anything anywhere else."""
         try:
             target = SipUri.parse(uri)
         except SipParseError:
             return None
-        at = (target.host, target.port or 0)
-        return Flow(HOP, "udp", *at) if at in self._known else None
+        at, own = (target.host, target.port or 0), self._context.config.vip
+        return Flow(HOP, "udp", *at) if self._known.get(at, own) != own else None
 
 
 def _address(text: str) -> Address | None:

@@ -18,7 +18,7 @@ from ari_ha.sip.fields import SipParseError, canonical
 from ari_ha.sip.flow import Flow, same_path
 from ari_ha.sip.leg import LEG_TIMERS, IncomingInvite, Leg, Waiting, sdp_of, stored_request
 from ari_ha.sip.message import Request, Response
-from ari_ha.sip.nexthop import ROUTE, ways
+from ari_ha.sip.nexthop import ROUTE
 from ari_ha.sip.stack import HeaderFields, Stack
 from ari_ha.sip.timers import SessionTimer
 from ari_ha.sip.transaction import ClientTransaction, ServerTransaction
@@ -322,7 +322,7 @@ class Core:
         """The ways to a leg's far side, the first to be tried first, the last where it was last heard."""
         if leg.next_hop != ROUTE:
             return [leg.flow]
-        named = ways(leg.dialog, leg.flow, self.stack.listeners, self.stack.resolve)
+        named = self.stack.ways(leg.dialog, leg.flow)
         found = [flow for flow in named if f"{flow.host}:{flow.port}" not in leg.silent]
         del found[max(0, NAMED_WAYS_MAX_COUNT - (len(named) - len(found))) :]
         return found if any(same_path(flow, leg.flow) for flow in found) else [*found, leg.flow]
@@ -342,7 +342,7 @@ class Core:
         if leg.next_hop == ROUTE:
             fork = Dialog.from_dict(leg.dialog.to_dict())
             fork.establish(response)
-            flow = next(iter(ways(fork, flow, self.stack.listeners, self.stack.resolve)), flow)
+            flow = next(iter(self.stack.ways(fork, flow)), flow)
         known = leg.forks.get(tag)
         if known is not None:
             self.stack.transmit(known, flow)

@@ -17,7 +17,7 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from ari_ha.sip.auth import Credentials
@@ -32,7 +32,7 @@ from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, export_record
 from ari_ha.sip.message import Request
 from ari_ha.sip.modify import Modify
-from ari_ha.sip.nexthop import ROUTE, SOURCE, Hop, Resolve, hop_of, ways
+from ari_ha.sip.nexthop import ROUTE, SOURCE, Hop, Resolve, hop_of
 from ari_ha.sip.outgoing import INITIAL_ROUTE, Outgoing
 from ari_ha.sip.settings import DEFAULT_ALLOW, EndpointSettings
 from ari_ha.sip.stack import Stack
@@ -53,10 +53,12 @@ class Endpoint:
         allow: Sequence[str] = DEFAULT_ALLOW,
         settings: EndpointSettings = EndpointSettings(),
         resolve: Resolve = lambda hop: (),
+        inner_hosts: Container[str] = (),
     ) -> None:
         """`new_id` yields unique tokens (for tags, branches, Call-IDs and leg keys), `rand` numbers in [0,
-        1), `resolve` says what is known of a name in a route set or a Contact, and has it asked for."""
-        self._stack = Stack(listeners, new_id, rand, user_agent, allow, settings, resolve)
+        1), `resolve` says what is known of a name in a route set or a Contact, and has it asked for; no
+        route set or Contact of the outside leads to `inner_hosts`."""
+        self._stack = Stack(listeners, new_id, rand, user_agent, allow, settings, resolve, inner_hosts)
         self._core = Core(self._stack)
         self._outgoing = Outgoing(self._core)
         self._incoming = Incoming(self._core)
@@ -182,8 +184,7 @@ class Endpoint:
     def next_hop(self, dialog: Dialog, heard: Flow, names: bool = True) -> Flow:
         """Where a request goes in a dialog the owner keeps itself, by its route set or remote target.
         Without `names` an address there is followed, and a name is not."""
-        resolve: Resolve = self._stack.resolve if names else lambda hop: ()
-        return next(iter(ways(dialog, heard, self._stack.listeners, resolve)), heard)
+        return next(iter(self._stack.ways(dialog, heard, None if names else lambda hop: ())), heard)
 
     def ack(self, leg: str, sdp: str, now: float) -> None:
         """The answer to an offer that came in a 2xx (LegAnswered or ReinviteAnswered to one without SDP)."""

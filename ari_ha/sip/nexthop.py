@@ -9,7 +9,7 @@ nobody outside can reach, and one whose owner says so.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from ari_ha.sip.dialog import Dialog
@@ -28,6 +28,8 @@ _SCOPES = (
 """How far an address is heard of: RFC 1122, 3927, 1918 and 6598; every other one is global."""
 _NETWORKS = tuple((scope, ipaddress.IPv4Network(net)) for scope, nets in _SCOPES for net in nets)
 _GLOBAL = 3
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+"""RFC 1122 section 3.2.1.3: never a destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,15 @@ def hop_of(dialog: Dialog, heard: Flow) -> Hop | None:
     return Hop(host, uri.port, transport)
 
 
-def ways(dialog: Dialog, heard: Flow, listeners: Mapping[str, Listener], resolve: Resolve) -> list[Flow]:
-    """The ways the dialog itself names, the best first; empty when there is none but `heard`."""
+def ways(
+    dialog: Dialog,
+    heard: Flow,
+    listeners: Mapping[str, Listener],
+    resolve: Resolve,
+    inner: Container[str] = (),
+) -> list[Flow]:
+    """The ways the dialog itself names, the best first; empty when there is none but `heard`. None
+    leads from the outside to a host of `inner`: whoever calls us does not choose what we send there."""
     hop = hop_of(dialog, heard)
     listener = _listener(hop, heard, listeners) if hop is not None else None
     if hop is None or listener is None:
@@ -74,9 +83,12 @@ def ways(dialog: Dialog, heard: Flow, listeners: Mapping[str, Listener], resolve
     else:
         places = resolve(hop)
     ours = {(item.host, item.port) for item in listeners.values()}
+    outside = bool(listeners[listener].side)
     found = []
     for host, port in places:
         if (host, port) in ours or not _is_heard_of(host, heard.host):
+            continue
+        if outside and host in inner and host != heard.host:
             continue
         same = (hop.transport, host) == (heard.transport, heard.host)
         if same and (port == heard.port or (hop.transport == "tls" and heard.conn)):
@@ -112,10 +124,28 @@ def _is_heard_of(host: str, source: str) -> bool:
     address = _address(host)
     if not isinstance(address, ipaddress.IPv4Address) or address.is_multicast or address.is_reserved:
         return False
-    return not address.is_unspecified and _scope(address) >= _scope(_address(source))
+    return address not in _THIS_NETWORK and _scope(address) >= _scope(_address(source))
 
 
 def _scope(address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> int:
     if not isinstance(address, ipaddress.IPv4Address):
         return 0
     return next((scope for scope, network in _NETWORKS if address in network), _GLOBAL)
+
+
+def takes_media(host: str, source: str, inner: Container[str] = ()) -> bool:
+    """Whether audio may be sent to `host`, which somebody who speaks from `source` named in SDP. A private
+    address of somebody behind NAT may: what is heard of him says later where he is. Our own hosts may not,
+    nor a loopback: a relay's or a database's port there takes whatever a caller puts into his packets."""
+    address = _address(host)
+    if address is None or (host in inner and host != source):
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return takes_media(str(address.ipv4_mapped), source, inner)
+        return not (address.is_loopback or address.is_multicast or address.is_link_local)
+    if address.is_unspecified:
+        return True  # hold (RFC 3264 section 8.4), or ICE
+    if address.is_multicast or address.is_reserved or address in _THIS_NETWORK:
+        return False
+    return not address.is_loopback or _scope(_address(source)) == _scope(address)

@@ -149,7 +149,8 @@ class Proxy:
             return True
         listener, transport, host, port, conn = parts
         headers = [("Via", value) for value in response.values("Via")[1:]]
-        headers += [item for item in response.headers if canonical(item[0]) != "via"]
+        named = [(canonical(item[0]), item) for item in response.headers]
+        headers += [item for key, item in named if key != "via" and not key.startswith(self._private)]
         passed = Response(response.status, response.reason, headers, response.body)
         self._stack.count("hop.responses")
         self._stack.transmit(passed.serialise(), Flow(listener, transport, host, int(port), conn))

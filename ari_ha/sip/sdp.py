@@ -272,6 +272,17 @@ def _connection(lines: Iterable[str]) -> str | None:
     return None
 
 
+def address_of(text: str) -> str:
+    """The address of the only c= line of a description of ours."""
+    return _connection(text.splitlines()) or ""
+
+
+def without_address(text: str) -> str:
+    """The same description with 0.0.0.0 there: nothing is sent (RFC 3264 section 8.4)."""
+    lines = text.split("\r\n")
+    return "\r\n".join("c=IN IP4 0.0.0.0" if line.startswith("c=") else line for line in lines)
+
+
 def _numbered(values: Iterable[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for value in values:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
+from ari_ha.sip.dialog import Dialog
 from ari_ha.sip.events import LocalError, SipEvent
 from ari_ha.sip.fields import Via, split_values
 from ari_ha.sip.flow import Flow, Listener
 from ari_ha.sip.message import Request, Response
-from ari_ha.sip.nexthop import Resolve
+from ari_ha.sip.nexthop import Resolve, ways
 from ari_ha.sip.reasons import REASONS
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.sip.timers import TimerQueue
@@ -32,6 +33,7 @@ class Stack:
         allow: Sequence[str],
         settings: EndpointSettings,
         resolve: Resolve = lambda hop: (),
+        inner_hosts: Container[str] = (),
     ) -> None:
         self.listeners = dict(listeners)
         self.new_id = new_id
@@ -42,6 +44,7 @@ class Stack:
         self.supported_value = ", ".join(settings.extensions)
         self.settings = settings
         self.resolve = resolve
+        self.inner_hosts = inner_hosts
         self.timers = TimerQueue()
         self.counters: dict[str, int] = {}
         self.clients: dict[tuple[str, str], ClientTransaction] = {}
@@ -106,6 +109,10 @@ class Stack:
         named = "ws" if flow.transport == "wss" else flow.transport  # RFC 7118 section 5.3
         transport = "" if named == "udp" else f";transport={named}"
         return f"<sip:{user}{'@' if user else ''}{own.host}:{own.port}{transport}>"
+
+    def ways(self, dialog: Dialog, heard: Flow, resolve: Resolve | None = None) -> list[Flow]:
+        """The ways a dialog names, as of `nexthop.ways`."""
+        return ways(dialog, heard, self.listeners, resolve or self.resolve, self.inner_hosts)
 
     def is_ours(self, via: Via) -> bool:
         """Whether a sent-by is one of our addresses (section 18.1.2)."""

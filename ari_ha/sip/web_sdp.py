@@ -18,6 +18,10 @@ _ICE = re.compile(r"[A-Za-z0-9+/]{4,256}")
 """ice-ufrag and ice-pwd (RFC 8839 section 5.4)."""
 _FINGERPRINT = re.compile(r"(?i)sha-(?:1|224|256|384|512) [0-9a-f]{2}(?::[0-9a-f]{2}){19,63}")
 _MID = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_CANDIDATE = re.compile(
+    r"[A-Za-z0-9+/]{1,32} 1 (?i:udp) [0-9]{1,10} (?P<address>[0-9.]{7,15}) (?P<port>[0-9]{1,5}) "
+    r"typ (?:host|srflx|prflx|relay)"
+)
 _RELAY_SAYS = ("ice-ufrag", "ice-pwd", "fingerprint", "candidate")
 """Attributes of rtpengine's that a phone is told as they are."""
 
@@ -54,7 +58,7 @@ class WebMedia:
         mid = mid if _MID.fullmatch(mid) else ""
         groups = [line.split() for line in session.lines if line.startswith("a=group:BUNDLE")]
         bundled = bool(mid) and any(mid in group[1:] for group in groups)
-        usable = [value for value in audio.attributes("candidate") if _usable(value)]
+        usable = [known for value in audio.attributes("candidate") if (known := _usable(value))]
         return cls(ufrag, pwd, printed, setup, mid, bundled, tuple(usable[:CANDIDATES_MAX_COUNT]))
 
     def lines(self, setup: str) -> list[str]:
@@ -64,16 +68,19 @@ class WebMedia:
         return [*ice, f"fingerprint:{self.fingerprint}", f"setup:{setup}", "rtcp-mux"]
 
 
-def _usable(candidate: str) -> bool:
-    """IPv4, UDP, RTP: others (names of mDNS, TCP, IPv6) lead nowhere from here."""
-    parts = candidate.split()
-    if len(parts) < 8 or parts[1] != "1" or parts[2].lower() != "udp" or not parts[5].isdigit():
-        return False
+def _usable(candidate: str) -> str:
+    """What is told of it; empty when it is no IPv4, UDP, RTP: others (names of mDNS, TCP, IPv6) lead
+    nowhere from here. Nothing beyond what the grammar says (RFC 8839 section 5.1): it comes from outside,
+    and rtpengine reads it."""
+    parts = candidate.split()[:8]
+    found = _CANDIDATE.fullmatch(" ".join(parts))
+    if found is None or not 0 < int(found["port"]) < 65_536:
+        return ""
     try:
-        IPv4Address(parts[4])
+        IPv4Address(found["address"])
     except AddressValueError:
-        return False
-    return True
+        return ""
+    return found[0]
 
 
 def relay_lines(audio: Media) -> list[str]:

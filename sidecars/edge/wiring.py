@@ -59,6 +59,8 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
     for name, node in settings.nodes.items():
         host, port = host_port(node.sip, 5060)
         nodes[name] = EdgeNode(name, host, port, node.link)
+    inner = [host_port(at)[0] for at in (*settings.etcd.endpoints, settings.rtpengine.ng)]
+    inner += [host_port(node.link)[0] for node in settings.nodes.values()]
     return EdgeConfig(
         cluster=settings.cluster,
         edge=settings.edge,
@@ -80,6 +82,8 @@ def machine_config(settings: EdgeSettings) -> EdgeConfig:
             name: {"hosts": list(trunk.hosts), "dids": list(trunk.dids)}
             for name, trunk in settings.trunks.items()
         },
+        public_listens=settings.public.host,
+        inner_hosts=frozenset((settings.public.host, *inner)),
         header_key=Path(settings.header_key_file).read_bytes().strip(),
         http=f"http://{settings.http.listen}",
         version=__version__,

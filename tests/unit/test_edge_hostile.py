@@ -4,6 +4,7 @@ message raises, none costs more than a moment, and none changes what is stored o
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ari_ha.core.ports.sip import SipBytes
+from ari_ha.machines.edge_audio import AudioSide, narrowed
 from ari_ha.sip import events as sip
 from ari_ha.sip.fields import parse_via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import LINE_MAX_BYTES, SipParseError
+from ari_ha.sip.nexthop import takes_media
 from ari_ha.sip.sdp import SdpError, SessionDescription
+from ari_ha.sip.web_sdp import PROTO, without_ice
 from ari_ha.wire.media_keys import KEYS_MAX, hide, show
 from tests.support.edge_world import CARRIER, EdgeWorld, digest_header
 from tests.unit.test_edge_srtp import call_in
@@ -144,6 +148,95 @@ def test_a_carrier_that_refuses_with_an_odd_retry_after_rests_all_the_same() -> 
     first.sip.reject(invites(first)[0].leg, 503, world.now, headers=(("Retry-After", SUPERSCRIPT),))
     world.settle()
     assert world.edge.trunks.state("first").rests_until > world.now
+
+
+OURS = [
+    "127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.2.31", "10.0.2.11", "10.9.9.9", "224.1.1.1",
+    "240.0.0.1", "0.1.2.3", "localhost",
+]  # fmt: skip
+"""Loopback, a node, the edge's inner side, an etcd member, and what is nobody's address"""
+
+
+class Guarded(EdgeWorld):
+    def config(self) -> Any:
+        return replace(super().config(), inner_hosts=frozenset({"10.9.9.9"}))
+
+
+def told(world: EdgeWorld, tag: str) -> list[str]:
+    return [str(c.body["sdp"]) for c in world.ng if "sdp" in c.body and c.body["from-tag"] == tag]
+
+
+@pytest.mark.parametrize("address", OURS)
+def test_no_audio_is_sent_to_our_own_side(address: str) -> None:
+    """rtpengine passes packets on as they are: to the port of its own control, that is a command."""
+    world = Guarded()
+    offer = AUDIO.replace("c=IN IP4 10.0.1.50", f"c=IN IP4 {address}").replace("40000", "2223")
+    call_in(world, offer)
+    assert told(world, "c") and all("c=IN IP4 0.0.0.0\r\n" in text for text in told(world, "c"))
+    (call,) = world.edge.calls.by_id.values()
+    before = len(told(world, "c"))
+    world.carrier.sip.reinvite("k", AUDIO, world.now)
+    world.settle()
+    world.carrier.sip.reinvite("k", offer.replace("IP4 10", "IP4  10").replace("1 1 IN", "1 2 IN"), world.now)
+    world.settle()
+    world.run(0.5)
+    good, *bad = told(world, "c")[before:]
+    assert "c=IN IP4 10.0.1.50\r\n" in good and bad and all("c=IN IP4 0.0.0.0" in text for text in bad)
+    assert call.call in world.edge.calls.by_id
+
+
+@pytest.mark.parametrize("address", OURS)
+def test_nor_to_whoever_is_called_and_says_so(address: str) -> None:
+    world = Guarded()
+    far = carrier(world, "first", "10.0.1.71", prefixes=[""])
+    dial(world)
+    answer = AUDIO.replace("10.0.1.50", address).replace("m=audio 40000", "m=audio 6379")
+    far.sip.answer(invites(far)[0].leg, answer, world.now)
+    world.settle()
+    assert told(world, "t1") and all("c=IN IP4 0.0.0.0\r\n" in text for text in told(world, "t1"))
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.1.50", "192.168.0.7", "203.0.113.5", "0.0.0.0", "2001:db8::5", "::"]
+)
+def test_audio_is_sent_to_anybody_elses_address(address: str) -> None:
+    assert takes_media(address, "10.0.1.50", {"10.0.2.31"})
+    assert takes_media("127.0.0.60", "127.0.0.50", {"127.0.0.1"}), "all on one host"
+
+
+def test_a_call_that_comes_back_to_us_is_heard_but_none_is_sent_to_itself() -> None:
+    """A carrier that stays out of the audio names our own relay; the call's own ports would be a circle."""
+    world = EdgeWorld()
+    call_in(world, AUDIO.replace("10.0.1.50", "10.0.1.11"))
+    assert "c=IN IP4 10.0.1.11\r\n" in told(world, "c")[-1]
+    (call,) = world.edge.calls.by_id.values()
+    leg = call.legs["c"]
+    circle = AUDIO.replace("10.0.1.50", leg.host).replace("m=audio 40000", f"m=audio {leg.port}")
+    world.carrier.sip.reinvite("k", circle, world.now)
+    world.settle()
+    assert "c=IN IP4 0.0.0.0\r\n" in told(world, "c")[-1]
+    world.carrier.sip.reinvite("k", circle.replace(f"{leg.port}", "29998"), world.now)
+    world.settle()
+    assert f"c=IN IP4 {leg.host}\r\n" in told(world, "c")[-1]
+
+
+@pytest.mark.parametrize(
+    "more", ["generation 0\x0ba=mid:0", "generation 0\u2028a=mid:0", "\x1ca=mid:0", "generation 0 x y", ""]
+)
+def test_a_candidate_says_what_the_grammar_says(more: str) -> None:
+    """rtpengine 26.0.1 dies of a named stream: no line of a phone's may become one."""
+    text = (
+        f"{HEAD}m=audio 9 {PROTO} 8\r\na=ice-ufrag:them\r\na=ice-pwd:{'p' * 24}\r\na=setup:actpass\r\n"
+        f"a=fingerprint:sha-256 {':'.join(['AB'] * 32)}\r\na=rtcp-mux\r\n"
+        f"a=candidate:1 1 udp 2122260223 10.0.1.50 40000 typ host {more}\r\n"
+        "a=candidate:2 1 udp \u00b2 10.0.1.50 \u00b2 typ host\r\n"
+        "a=candidate:$(x) 1 udp 1 10.0.1.50 1 typ host\r\n"
+        "a=candidate:3 1 udp 1 10.0.1.50 70000 typ host\r\na=candidate:3 1 udp 1 10.0.1.50 1 typ host,x\r\n"
+    )
+    for told_to_it in (known := narrowed(text, AudioSide.of(text)), without_ice(known)):
+        assert "mid" not in told_to_it
+    found = [line for line in known.splitlines() if line.startswith("a=candidate")]
+    assert found == ["a=candidate:1 1 udp 2122260223 10.0.1.50 40000 typ host"]
 
 
 PIECES = st.one_of(

@@ -353,7 +353,7 @@ def test_claims_are_the_business_of_the_pair_that_has_the_phone(two):
 
 
 def test_strangers_send_nothing_through_us(two):
-    """A route that is not sealed, a true one to somewhere else, and a request on the inner port."""
+    """A route that is not sealed, a true one to somewhere else, and one for what is in no call."""
     talk = talking(two)
     route = talk.phone.of(sip.InviteReceived)[-1].request.values("Record-Route")[0]
     sent = len(two.b.sip_log)
@@ -361,11 +361,19 @@ def test_strangers_send_nothing_through_us(two):
     arguments = {"flow": flow, "from_": "<sip:x@x>", "to": "<sip:y@y>", "now": two.a.now}
     false = route.replace("sip:", "sip:A", 1)
     for n, (target, given) in enumerate(
-        [("sip:c@10.0.2.11:5076", false), ("sip:c@10.0.2.31:5060", route), ("sip:c@10.9.9.9:5060", route)]
-    ):
-        talk.phone.sip.request(f"x{n}", "OPTIONS", target=target, headers=(("Route", given),), **arguments)
-        two.a.settle()
+        [("sip:c@10.0.2.11:5076", false), ("sip:c@10.0.2.31:5060", route), ("sip:c@10.9.9.9:5060", route),
+         ("sip:c@10.0.2.21:5076", route)]
+    ):  # fmt: skip
+        for tag in ("", ";tag=t"):
+            talk.phone.sip.request(f"x{n}{tag}", "OPTIONS", target=target, headers=(("Route", given),),
+                                   **{**arguments, "to": f"<sip:y@y>{tag}"})  # fmt: skip
+            two.a.settle()
     assert {host for _, _, host, _ in two.b.sip_log[sent:]} <= {PHONE}
+    talk.phone.sip.request("t", "OPTIONS", target="sip:c@10.0.2.11:5076", headers=(("Route", route),),
+                           **{**arguments, "to": "<sip:y@y>;tag=t"})  # fmt: skip
+    two.a.settle()
+    assert [host for _, _, host, _ in two.b.sip_log[sent:] if host == "10.0.2.11"], "as of a call it goes on"
+    sent = len(two.b.sip_log)
     phone_key = two.a.new_id()
     talk.phone.sip.invite(
         phone_key, target="sip:6000@10.0.2.11:5076", sdp=talk.phone.sdp(), headers=(("Route", route),),
@@ -374,6 +382,8 @@ def test_strangers_send_nothing_through_us(two):
     two.a.settle()
     two.a.run(0.5)
     assert [e.status for e in talk.phone.of(sip.LegFailed) if e.leg == phone_key] == [403]
+    assert {data.split()[0] for _, _, host, data in two.b.sip_log[sent:] if host != PHONE} <= {b"ACK"}
+    assert not two.a.edge.context.sip.counters.get("refused.403"), "the other pair never heard of it"
     assert len(two.a.edge.calls.by_id) == 1
 
 

@@ -24,6 +24,9 @@ LISTENERS = {
 }
 
 
+INNER_HOSTS = {"203.0.113.31", "10.0.2.31"}
+
+
 class Us:
     """Our endpoint, what it sends, and a carrier written by hand."""
 
@@ -32,7 +35,9 @@ class Us:
         self.sip = self.fresh()
 
     def fresh(self) -> Endpoint:
-        return Endpoint(LISTENERS, self.new_id, resolve=lambda hop: self.resolve(hop))
+        return Endpoint(
+            LISTENERS, self.new_id, resolve=lambda hop: self.resolve(hop), inner_hosts=INNER_HOSTS
+        )
 
     def new_id(self) -> str:
         self._number += 1
@@ -145,7 +150,11 @@ CASES = [
     ("sip:x@198.51.100.9", ["<sip:10.1.1.1;lr>"], where(SOURCE_FLOW)),
     ("sip:x@224.0.1.75:5060", [], where(SOURCE_FLOW)),
     ("sip:x@0.0.0.0:5060", [], where(SOURCE_FLOW)),
+    ("sip:x@0.1.2.3:5060", [], where(SOURCE_FLOW)),
     (f"sip:x@{US}:5060", [], where(SOURCE_FLOW)),
+    # our own side, at whatever port
+    ("sip:x@203.0.113.31:2379;transport=tcp", [], where(SOURCE_FLOW)),
+    ("sip:x@198.51.100.9", ["<sip:203.0.113.31:6379;transport=tcp;lr>"], where(SOURCE_FLOW)),
     ("sip:x@198.51.100.9;transport=sctp", [], where(SOURCE_FLOW)),
     ("tel:+4930123", [], where(SOURCE_FLOW)),
     ("sip:x@[2001:db8::1]:5060", [], where(SOURCE_FLOW)),
@@ -195,6 +204,24 @@ def test_a_private_far_side_of_a_private_source_is_followed() -> None:
     leg = called(us, "sip:x@10.1.1.2:5070", flow=Flow("public-udp", "udp", "172.16.4.4", 5060))
     us.sip.hangup(leg, us.now)
     assert [where(f) for _, f in us.requests("BYE")] == [("udp", "10.1.1.2", 5070)]
+
+
+def test_a_private_far_side_does_not_lead_to_our_own_side_unless_it_is_there() -> None:
+    us = Us()
+    leg = called(us, "sip:x@10.0.2.31:6379;transport=tcp", flow=Flow("public-udp", "udp", "10.0.1.4", 5060))
+    us.sip.hangup(leg, us.now)
+    assert [where(f) for _, f in us.requests("BYE")] == [("udp", "10.0.1.4", 5060)]
+    us = Us()
+    leg = called(us, "sip:x@10.0.2.31:5070", flow=Flow("public-udp", "udp", "10.0.2.31", 5060))
+    us.sip.hangup(leg, us.now)
+    assert [where(f) for _, f in us.requests("BYE")] == [("udp", "10.0.2.31", 5070)]
+
+
+def test_a_name_does_not_lead_to_our_own_side() -> None:
+    us = Us(lambda hop: [("203.0.113.31", 2379), ("198.51.100.9", 5060)])
+    leg = called(us, "sip:x@rebound.example")
+    us.sip.hangup(leg, us.now)
+    assert [where(f) for _, f in us.requests("BYE")] == [("udp", "198.51.100.9", 5060)]
 
 
 def test_a_target_refresh_moves_them() -> None:
