@@ -16,6 +16,8 @@ MIRRORED = {"sendrecv": "sendrecv", "sendonly": "recvonly", "recvonly": "sendonl
 DTLS = "DTLS"
 """`AudioSide.suite` of a browser: ICE, and keys by DTLS (RFC 5764) instead of in SDP"""
 WEB_TRANSPORTS = ("ws", "wss")
+WEB_FACTS = ("ufrag", "setup", "mid", "bundled")
+"""Fields of `AudioSide` that only a browser has"""
 
 
 class CodecRefused(ValueError):
@@ -107,12 +109,14 @@ class AudioSide:
 
     def web_facts(self) -> dict[str, Any]:
         """What `with_web_facts` needs; empty where no browser is."""
-        names = ("ufrag", "setup", "mid", "bundled")
-        return {name: getattr(self, name) for name in names} if self.web else {}
+        return {name: getattr(self, name) for name in WEB_FACTS} if self.web else {}
 
     def with_web_facts(self, facts: Mapping[str, Any]) -> AudioSide:
         """A copy with what `web_facts` wrote."""
-        return replace(self, **facts) if facts else self
+        known = {
+            name: facts[name] for name in WEB_FACTS if name in facts
+        }  # a newer edge may have written more
+        return replace(self, **known) if known else self
 
 
 def suite_towards(transport: str, policy: str) -> str:

@@ -4,6 +4,7 @@ Diversion (RFC 5806) and History-Info (RFC 7044), believed, passed on or strippe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from ari_ha.sip.message import Request, SipParseError
 from ari_ha.sip.uri import NameAddr, SipUri
@@ -72,6 +73,13 @@ def hidden(identity: Mapping[str, str]) -> bool:
     return bool(wishes & {"id", "user", "header"})
 
 
+def _history_hidden(identity: Mapping[str, str]) -> bool:
+    """Whether somebody the call was for wants not to be named (RFC 7044 §10.1): in Privacy of the request,
+    or in an entry, where it is part of the URI."""
+    wishes = {wish.strip() for wish in identity.get(PRIVACY, "").split(";")}
+    return "history" in wishes or "privacy=history" in unquote(identity.get(HISTORY, "")).lower()
+
+
 def shown_to_phone(caller: str, identity: Mapping[str, str]) -> str:
     """The number a phone may see."""
     return ANONYMOUS if hidden(identity) else caller or ANONYMOUS
@@ -90,7 +98,11 @@ def shown_to_trunk(
         headers.append(("Privacy", identity.get(PRIVACY) or "id"))
     if trunk.diversion and identity.get(DIVERSION):
         headers.append(("Diversion", identity[DIVERSION]))
-    if trunk.history and identity.get(HISTORY) and (trunk.trusted or not private):
+    if (
+        trunk.history
+        and identity.get(HISTORY)
+        and (trunk.trusted or not (private or _history_hidden(identity)))
+    ):
         headers.append(("History-Info", identity[HISTORY]))
     from_ = ANONYMOUS_FROM if private else f"<sip:{number}@{domain}>"
     return from_, tuple(headers)

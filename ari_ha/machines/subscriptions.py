@@ -260,6 +260,9 @@ class Subscriptions:
     def _send(self, ident: str, held: Held, word: str, state: State) -> None:
         context, value = self._context, held.value
         dialog, flow = Dialog.from_dict(value.dialog), Flow.from_dict(value.flow)
+        if not context.sip.has_listener(flow.listener):
+            self._forget(ident, "it came over a transport that is off")
+            return
         if self._registrar.next_hop(self._registrar.aor_of(value.user), flow) == ROUTE:
             flow = context.sip.next_hop(dialog, flow)
         held.number = max(held.number + 1, int((context.utc - EPOCH_UTC_S) * NUMBERS_PER_S))

@@ -38,7 +38,7 @@ class Handover:
             record = _without_way_back(record)
         leg = import_plain(key, record, cseq_margin)
         leg.credentials = credentials
-        leg.flow = replace(leg.flow, conn="")  # the name of a connection means nothing here
+        leg.flow = replace(self._here(leg.flow), conn="")  # the name of a connection means nothing here
         self.core.add(leg)
         self.core.ways(leg)  # a name in it is asked for at once
         self.outgoing.acknowledge(leg)  # what its owner waited for is done: the answer is written
@@ -50,7 +50,7 @@ class Handover:
         if record.get("out") is not None:
             out = record["out"]
             request = stored_request(out["request"])
-            self.outgoing.resume(leg, out, request, Flow.from_dict(out["flow"]), now)
+            self.outgoing.resume(leg, out, request, self._here(Flow.from_dict(out["flow"])), now)
         calling = leg.out is not None and leg.out.purpose == "invite"
         if leg.state == "ending" and not calling:
             self.core.begin_ending(leg, now)
@@ -59,6 +59,14 @@ class Handover:
         if leg.waiting is not None:
             self.core.start(leg, "reinvite", now + 2 * self.stack.rand())
         self._session(leg, now)
+
+    def _here(self, flow: Flow) -> Flow:
+        """The flow; by our first listener where the other process had one that we have not (a transport that
+        was turned off): nobody may be at its end, but whoever is at the others' must not be lost for that."""
+        if flow.listener in self.stack.listeners:
+            return flow
+        first = next(iter(self.stack.listeners.values()))
+        return replace(flow, listener=first.name, transport=first.transport, conn="")
 
     def _acknowledge(self, leg: Leg, open_change: dict[str, Any] | None) -> None:
         """A far side whose 2xx has no ACK takes no other INVITE, and sends that 2xx where nobody is. Whoever
@@ -72,7 +80,7 @@ class Handover:
         """The far side's open INVITE: it can be answered, cancelled and retransmitted as if nothing
         happened."""
         request = stored_request(record["request"])
-        flow = Flow.from_dict(record["flow"])
+        flow = self._here(Flow.from_dict(record["flow"]))
         txn = ServerTransaction(self.stack, tuple(record["key"]), request, flow, list(record["vias"]))
         txn.local_tag = record.get("local_tag", "")
         txn.data = record.get("response", "").encode("latin-1")

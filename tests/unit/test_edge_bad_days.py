@@ -774,3 +774,25 @@ def test_what_the_relay_holds_and_nobody_knows_is_deleted(world, answers):
     world.ng_refuse = lambda command: False
     world.run(6.0)
     assert "left-over" not in world.hears and call.call in world.hears
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_transport_that_is_off_since_the_restart_keeps_nobody_from_being_served(decided: bool) -> None:
+    """The old life had TLS, and may have written an answer it never said."""
+    world = EdgeWorld()
+    for node in world.nodes.values():
+        node.auto_answer = False
+    world.call_in()
+    for key, item in list(world.store.items()):
+        if "/dialogs/" in key:
+            text = item.value.replace(b"public-udp", b"public-tls")
+            text = text.replace(b'"state":"trying"', b'"state":"up"', 1) if decided else text
+            assert text != item.value
+            world.store[key] = dataclasses.replace(item, value=text)
+    world.boot()
+    assert world.edge.serving
+    world.run(1.0)
+    (call,) = world.edge.calls.by_id.values()
+    world.edge.calls.end_leg(call, call.legs["c"], "edge", "16")
+    world.run(40.0, step=0.5)
+    assert not world.edge.calls.by_id and not list(world.edge.context.sip.legs())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ari_ha.core.ports.sip import SipBytes
 from ari_ha.machines.edge_audio import AudioSide, narrowed
+from ari_ha.machines.identity import shown_to_trunk
 from ari_ha.sip import events as sip
 from ari_ha.sip.fields import parse_via
 from ari_ha.sip.flow import Flow
@@ -21,6 +22,7 @@ from ari_ha.sip.nexthop import takes_media
 from ari_ha.sip.sdp import SdpError, SessionDescription
 from ari_ha.sip.web_sdp import PROTO, without_ice
 from ari_ha.wire.media_keys import KEYS_MAX, hide, show
+from ari_ha.wire.sip_values import TrunkValue
 from tests.support.edge_world import CARRIER, EdgeWorld, digest_header
 from tests.unit.test_edge_srtp import call_in
 from tests.unit.test_edge_trunks import carrier, dial, invites
@@ -237,6 +239,24 @@ def test_a_candidate_says_what_the_grammar_says(more: str) -> None:
         assert "mid" not in told_to_it
     found = [line for line in known.splitlines() if line.startswith("a=candidate")]
     assert found == ["a=candidate:1 1 udp 2122260223 10.0.1.50 40000 typ host"]
+
+
+def test_what_a_newer_edge_wrote_of_a_browser_is_passed_over() -> None:
+    side = AudioSide().with_web_facts({"ufrag": "u", "setup": "active", "of_tomorrow": 1})
+    assert (side.ufrag, side.setup) == ("u", "active")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "history"),
+    [("history", "<sip:+4999@x>;index=1"), ("none", "<sip:+4999@x?Privacy=history>;index=1"),
+     ("none", "<sip:+4999@x?Privacy%3Dhistory>;index=1")],
+)  # fmt: skip
+def test_a_history_that_is_nobodys_business_stays_here(privacy: str, history: str) -> None:
+    kept = {"privacy": privacy, "history": history}
+    for trusted in (True, False):
+        trunk = TrunkValue(trunk="t", address="10.0.1.71", history=True, trusted=trusted)
+        names = [name for name, _ in shown_to_trunk("+4930", kept, trunk, "x")[1]]
+        assert ("History-Info" in names) is trusted
 
 
 PIECES = st.one_of(

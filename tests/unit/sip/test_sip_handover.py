@@ -516,3 +516,29 @@ def test_a_2xx_that_was_not_acknowledged_is_from_another_address(
     b.agent.accept_reinvite(leg, sdp(b.name, 3), world.now)
     world.transfer()
     assert new.take(ReinviteAnswered)
+
+
+@pytest.mark.parametrize("point", ["calling", "early", "confirmed"])
+@pytest.mark.parametrize("side", ["caller", "callee"])
+def test_a_leg_of_a_transport_that_is_off_is_taken_and_can_be_ended(
+    trio: tuple[World, Party, Party], side: str, point: str
+) -> None:
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    if point != "calling":
+        b.agent.ring(leg, world.now)
+        world.transfer()
+    if point == "confirmed":
+        b.agent.answer(leg, sdp("10.0.0.2"), world.now)
+        world.transfer()
+    party = a if side == "caller" else b
+    (key,) = party.agent.legs()
+    gone = json.dumps(party.agent.export_leg(key)).replace('"listener": "main"', '"listener": "tls"')
+    assert '"tls"' in gone
+    party.agent = party.start()
+    party.agent.import_leg(key, json.loads(gone), world.now)
+    party.agent.hangup(key, world.now)
+    world.advance(100)
+    assert party.agent.leg_state(key) == "ended"
