@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from ari_ha.machines.edge_context import EdgeContext
 
+BYTES_PER_MESSAGE = 1_024
+"""What is longer counts as several: one read of a connection may hold hundreds of messages, one message what
+hundreds of others take to read and to keep."""
 HEAD_BYTES = 2_048
 """A scanner's name is looked for in this much of a message."""
 
@@ -48,9 +51,10 @@ class Doorkeeper:
             return self._silence("banned")
         source.tokens = min(rate * limits.burst_s, source.tokens + rate * (now - source.at))
         source.at = now
-        if source.tokens < 1:
+        cost = 1 + len(data) // BYTES_PER_MESSAGE
+        if source.tokens < cost:
             return self._silence("rate")
-        source.tokens -= 1
+        source.tokens -= cost
         return known or self._polite(data, host, source)
 
     def _polite(self, data: bytes, host: str, source: Source) -> bool:

@@ -104,8 +104,9 @@ class Protection:
     """What the public side does about sources that ask too much of it."""
 
     messages_per_second: float = 50.0
-    """Per unknown source address; further messages are dropped. A phone needs a handful,
-    many phones behind one address are known after their first registration."""
+    """Per unknown source address, each KiB of a longer one or of a connection counting as one more; further
+    ones are dropped. A phone needs a handful, many phones behind one address are known after their first
+    registration."""
     known_messages_per_second: float = 20_000.0
     """The same for hosts of trunks and of registered phones."""
     burst_s: float = 4.0

@@ -35,6 +35,8 @@ WITHIN_DIALOG = frozenset(("reinvite", "refresh", "bye", "info", "request"))
 response is sent again, and its own time is over with the request's."""
 _SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
 """Fields that may be there once only (section 7.3.1): two of them mean two readers see two messages."""
+IN_DIALOG_SHARE = 4
+"""A fourth as many server transactions again as there may be at once, for requests within calls alone."""
 _ONLY_IN_DIALOG = frozenset(("BYE", "UPDATE", "PRACK"))
 
 
@@ -188,13 +190,18 @@ class Dispatch:
             stack.reply_statelessly(request, via, flow, 420, [("Unsupported", ", ".join(bad))])
         elif request.method != "INVITE" and request.has("Replaces"):
             stack.reply_statelessly(request, via, flow, 400)  # RFC 3891 section 3
-        elif len(stack.servers) >= stack.settings.transactions_max:
+        elif len(stack.servers) >= self._transactions_max(request):
             stack.reply_statelessly(request, via, flow, 503, [("Retry-After", "5")])
         elif not request.to_tag and not self._may_hop(request):
             stack.reply_statelessly(request, via, flow, 483)
         else:
             return False
         return True
+
+    def _transactions_max(self, request: Request) -> int:
+        """Whoever fills the table with calls that are none must not keep those there are from being ended."""
+        most = self.stack.settings.transactions_max
+        return most + most // IN_DIALOG_SHARE if request.to_tag and self._leg_of(request) else most
 
     @staticmethod
     def _may_hop(request: Request) -> bool:

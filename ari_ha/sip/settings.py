@@ -48,7 +48,7 @@ class EndpointSettings:
     legs_max: int = 20_000
     """Legs held at once; an INVITE beyond it gets 503."""
     transactions_max: int = 100_000
-    """Server transactions held at once; a request beyond it gets a stateless 503."""
+    """Server transactions held at once, within calls a fourth more; a request beyond gets a stateless 503."""
     streams_max: int = 10_000
     """TCP connections framed at once; bytes of further ones are dropped and the stream reported broken."""
     stray_answers_max: int = 256

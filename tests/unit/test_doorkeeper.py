@@ -104,3 +104,16 @@ def test_sources_are_remembered_up_to_a_limit() -> None:
     for n in range(LIMITS.sources_max + 50):
         world.edge.doorkeeper.admits(b"\r\n", f"h{n}")
     assert len(world.edge.doorkeeper._sources) == LIMITS.sources_max
+
+
+def test_what_one_read_of_a_connection_holds_is_counted_by_its_length() -> None:
+    world = EdgeWorld()
+    flow = Flow("public-tcp", "tcp", STRANGER, 40_000, "c1")
+    budget = int(LIMITS.messages_per_second * LIMITS.burst_s)
+    read = b"".join(request("REGISTER", n) for n in range(200))
+    before = len(world.sip_log)
+    for _ in range(50):
+        world.post(SipBytes(data=read, flow=flow))
+    answered = len(world.sip_log) - before
+    assert 200 <= answered < 5 * budget, "each KiB is at least one message; before: 200 for every read"
+    assert send(world, request("REGISTER", 9_001), "192.0.2.67") == 1

@@ -514,3 +514,23 @@ def test_limits_refuse_new_calls_only() -> None:
     world.transfer()
     failed = a.take(LegFailed)
     assert (failed.leg, failed.status) == ("c", 503) and ("Retry-After", "5") in failed.headers
+
+
+def test_a_full_table_keeps_no_call_from_being_ended() -> None:
+    from ari_ha.sip.settings import EndpointSettings
+
+    world = World()
+    a, b = world.party("10.0.0.1"), world.party("10.0.0.2", settings=EndpointSettings(transactions_max=8))
+    connect(world, a, b, "a")
+    world.advance(40)
+    stranger = world.party("10.0.0.3")
+    for n in range(12):
+        stranger.agent.request(
+            f"r{n}", "MESSAGE", flow=stranger.flow(b), target="sip:10.0.0.2", from_="<sip:s>", to="<sip:b>",
+            now=world.now,
+        )  # fmt: skip
+    world.transfer()
+    assert b.agent.counters["refused.503"] == 4
+    a.agent.hangup("a", world.now)
+    world.transfer()
+    assert a.take(LegEnded).cause == "local" and b.take(LegEnded).cause == "bye"
