@@ -272,7 +272,7 @@ class Calls:
         leg = call.legs.get(tag)
         if leg is None or self._context.sip.leg_state(leg.key) == "ended":
             return sdp
-        host, heard = address_of(sdp), self._context.sip.leg_flow(leg.key).host
+        host, heard = address_of(sdp), self._context.sip.leg_flow(leg.key)
         itself = {
             f"\r\nm=audio {side.port} " for side in (*call.legs.values(), *call.halves.values()) if side.port
         }

@@ -235,8 +235,12 @@ class EdgeContext:
                 del self._armed[name]
                 armed[1]()
 
-    def takes_media(self, host: str, heard: str) -> bool:
-        """Whether audio may go to an address that somebody heard from ``heard`` named. To our own relay
-        it may: a carrier may bring a call of ours back to us and stay out of its audio."""
-        own = (self.config.public_host, self.config.public_listens)
-        return takes_media(host, heard, () if host in own else self.inner_hosts)
+    def takes_media(self, host: str, heard: Flow) -> bool:
+        """Whether audio may go to an address that somebody heard by this flow named. To our own relay it
+        may: a carrier may bring a call of ours back to us and stay out of its audio. Whom another pair's
+        edge speaks for is not where that edge is."""
+        if host in (self.config.public_host, self.config.public_listens):
+            return takes_media(host, heard.host)
+        if heard.listener == HOP and host in self.inner_hosts:
+            return False
+        return takes_media(host, heard.host, self.inner_hosts)

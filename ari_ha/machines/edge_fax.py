@@ -155,7 +155,7 @@ class Fax:
 
     def _teach(self, call: EdgeCall, leg: PhoneLeg, session: SessionDescription, image: Media) -> None:
         sdp, context = _far(session, image), self._context
-        if not context.takes_media(address_of(sdp), context.sip.leg_flow(leg.key).host):
+        if not context.takes_media(address_of(sdp), context.sip.leg_flow(leg.key)):
             context.count("edge_media_addresses_refused")
             sdp = without_address(sdp)
         body: dict[str, object] = {"from-tag": TAG.format(leg.leg), "sdp": sdp}

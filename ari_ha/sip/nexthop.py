@@ -148,4 +148,5 @@ def takes_media(host: str, source: str, inner: Container[str] = ()) -> bool:
         return True  # hold (RFC 3264 section 8.4), or ICE
     if address.is_multicast or address.is_reserved or address in _THIS_NETWORK:
         return False
-    return not address.is_loopback or _scope(_address(source)) == _scope(address)
+    speaker = _address(source)
+    return not address.is_loopback or (speaker is not None and speaker.is_loopback)

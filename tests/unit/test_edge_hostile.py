@@ -203,6 +203,7 @@ def test_nor_to_whoever_is_called_and_says_so(address: str) -> None:
 )
 def test_audio_is_sent_to_anybody_elses_address(address: str) -> None:
     assert takes_media(address, "10.0.1.50", {"10.0.2.31"})
+    assert not takes_media("127.0.0.1", "") and not takes_media("127.0.0.1", "2001:db8::5")
     assert takes_media("127.0.0.60", "127.0.0.50", {"127.0.0.1"}), "all on one host"
 
 

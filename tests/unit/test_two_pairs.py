@@ -387,6 +387,17 @@ def test_strangers_send_nothing_through_us(two):
     assert len(two.a.edge.calls.by_id) == 1
 
 
+def test_another_pairs_phone_does_not_have_audio_sent_to_its_edge(two):
+    """It is heard from there, but it is not there."""
+    talk = ringing(two)
+    own = talk.phone.sdp().replace(PHONE, "10.0.2.21")
+    assert "c=IN IP4 10.0.2.21" in own
+    talk.phone.sip.answer(talk.leg, own, two.a.now)
+    two.a.settle()
+    told = [c.body["sdp"] for c in two.a.ng if c.body.get("from-tag") == "a1" and "sdp" in c.body]
+    assert told and all("c=IN IP4 0.0.0.0\r\n" in text for text in told)
+
+
 # --- a second call of a phone ------------------------------------------------------
 
 
