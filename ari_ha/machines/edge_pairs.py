@@ -120,7 +120,7 @@ class Pairs:
         """Begins to pass requests on."""
         self._phones = phones
         if self._context.sip.has_listener(HOP):
-            self._context.sip.proxy.serve(self._key, self._onward, HEADER_PREFIX)
+            self._context.sip.proxy.serve(self._key, self._onward, HEADER_PREFIX, self._connected)
 
     def start(self) -> None:
         """The calls have been read back: those that go through other pairs may have to go through another
@@ -230,7 +230,8 @@ class Pairs:
         if flow.listener != HOP:
             # with a route of ours a phone or a carrier speaks within a call, and begins nothing
             refuse = 0 if request.to_tag else 403
-            return Onward(self._edge_at(request.uri), routes, token, refuse)
+            sender = (party.aor, party.ident) if party.aor else ()
+            return Onward(self._edge_at(request.uri), routes, token, refuse, sender=sender)
         if (
             request.method == "INVITE"
             and not request.to_tag
@@ -266,9 +267,11 @@ class Pairs:
         at = self._at(pair) if pair else None
         if at is None:
             return None
-        ours = self._sealed(Party(self._context.config.vip, flow, aor, contact_hash(binding.contact)))
+        ident = contact_hash(binding.contact)
+        ours = self._sealed(Party(self._context.config.vip, flow, aor, ident))
         theirs = self._sealed(Party(pair, Flow(HOP, "udp", *at), aor))
-        return Onward(Flow(HOP, "udp", *at), record=ours, add=f"<sip:{theirs}@{at[0]}:{at[1]};lr>")
+        add = f"<sip:{theirs}@{at[0]}:{at[1]};lr>"
+        return Onward(Flow(HOP, "udp", *at), record=ours, add=add, sender=(aor, ident))
 
     def _talks_at(self, aor: str) -> str:
         """The other pair in whose call a phone talks; empty: in none."""
@@ -314,6 +317,19 @@ class Pairs:
         binding = self._phones.contact(party.aor, party.ident)
         if binding is None or binding.pair != party.pair:
             return party.flow
+        return Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
+
+    def _connected(self, flow: Flow, aor: str, ident: str) -> Flow:
+        """Where a phone's request came from; the connection it has registered over since, from the same
+        address, where that one is gone."""
+        binding = self._phones.contact(aor, ident)
+        if not flow.reliable or self._context.sip.connected(flow):
+            return flow
+        if binding is None or binding.pair != self._context.config.vip:
+            return flow
+        same = (binding.host, binding.transport) == (flow.host, flow.transport)
+        if not same or binding.conn in ("", flow.conn):
+            return flow
         return Flow(binding.listener, binding.transport, binding.host, binding.port, binding.conn)
 
     def _edge_at(self, uri: str) -> Flow | None:

@@ -56,11 +56,15 @@ class Dispatch:
         self.incoming = incoming
         self.modify = modify
         self.streams: dict[tuple[str, str], StreamFramer] = {}
+        self.framed: set[tuple[str, str]] = set()
+        """Connections that frame by themselves, and were heard"""
 
     # bytes
 
     def receive(self, data: bytes, flow: Flow, now: float) -> None:
         """One message. Whatever is in it, nothing is raised."""
+        if flow.conn and flow.framed:
+            self.framed.add((flow.listener, flow.conn))
         if not data.strip(b"\r\n\0 "):
             self.stack.count("keep-alives")
             if flow.reliable and data == PING:
@@ -129,6 +133,7 @@ class Dispatch:
         """A connection is gone: requests on it nobody has reacted to yet have failed. Answers to others may
         still come over a connection the far side opens (section 18.2.2)."""
         self.streams.pop((flow.listener, flow.conn or f"{flow.host}:{flow.port}"), None)
+        self.framed.discard((flow.listener, flow.conn))
         for leg in self.core.legs.values():
             if flow.conn and leg.flow.conn == flow.conn:
                 leg.flow = replace(flow, conn="")

@@ -26,7 +26,7 @@ from ari_ha.sip.dialog import Dialog, without_tag
 from ari_ha.sip.dispatch import Dispatch
 from ari_ha.sip.events import LocalError, SipEvent
 from ari_ha.sip.fields import canonical
-from ari_ha.sip.flow import Flow, Listener
+from ari_ha.sip.flow import Flow, Listener, same_path
 from ari_ha.sip.handover import Handover
 from ari_ha.sip.incoming import Incoming
 from ari_ha.sip.leg import Leg, export_record
@@ -90,6 +90,11 @@ class Endpoint:
         """A TCP connection is gone."""
         self._stack.now = now
         self._dispatch.stream_closed(flow, now)
+
+    def connected(self, flow: Flow) -> bool:
+        """Whether its connection was heard, and is not closed."""
+        key = (flow.listener, flow.conn)
+        return key in self._dispatch.streams or key in self._dispatch.framed
 
     def transport_error(self, flow: Flow, reason: str, now: float) -> None:
         """What was sent to a flow was refused, or could not be sent."""
@@ -365,9 +370,13 @@ class Endpoint:
         return self._known(leg).flow
 
     def move_flow(self, leg: str, flow: Flow) -> None:
-        """The far side of a leg is reached by another flow from now on."""
+        """The far side of a leg is reached by another flow from now on, also by the answer it may not have
+        heard (section 18.2.2: where the connection is gone, by another one)."""
         self._stack.listener(flow)
-        self._known(leg).flow = flow
+        found = self._known(leg)
+        if found.inc is not None and same_path(found.inc.txn.flow, found.flow):
+            found.inc.txn.flow = flow
+        found.flow = flow
 
     def _known(self, leg: str) -> Leg:
         found = self._core.legs.get(leg)

@@ -71,6 +71,8 @@ class Onward:
     """A status it is answered with instead"""
     add: str = ""
     """A Route value put before all others"""
+    sender: tuple[str, ...] = ()
+    """Who sent it, in two words for whom `Proxy.serve` was told to ask"""
 
 
 class Proxy:
@@ -80,11 +82,19 @@ class Proxy:
         self._stack = stack
         self._key, self._private = b"", ""
         self._route: Callable[[Request, Flow], Onward | None] = lambda request, flow: None
+        self._now_at: Callable[[Flow, str, str], Flow] = lambda flow, one, two: flow
 
-    def serve(self, key: bytes, route: Callable[[Request, Flow], Onward | None], private: str) -> None:
+    def serve(
+        self,
+        key: bytes,
+        route: Callable[[Request, Flow], Onward | None],
+        private: str,
+        now_at: Callable[[Flow, str, str], Flow],
+    ) -> None:
         """From now on ``route`` is asked about every request; None: it is for us. Header fields whose
-        lower-case name begins with ``private`` are taken away."""
-        self._key, self._route, self._private = key, route, private
+        lower-case name begins with ``private`` are taken away. ``now_at`` is asked where the sender of a
+        request is when it is answered: his connection may be another one by then (section 18.2.2)."""
+        self._key, self._route, self._private, self._now_at = key, route, private, now_at
 
     def takes(self, message: Message, flow: Flow) -> bool:
         """Whether the message was another's; then it is dealt with. Raises SipParseError."""
@@ -116,7 +126,7 @@ class Proxy:
         named = "|".join(stack.server_key(request, via, ""))
         branch = COOKIE + hashlib.sha256(named.encode("utf-8", "replace")).hexdigest()[:BRANCH_HEX_CHARS]
         back = stack.reply_flow(via, came)
-        way = "\n".join((back.listener, back.transport, back.host, str(back.port), back.conn))
+        way = "\n".join((back.listener, back.transport, back.host, str(back.port), back.conn, *onward.sender))
         vias = [f"{stack.via(to, branch)};{PARAM}={sealed(self._key, way, branch)}"]
         vias += stack.reply_vias(request, via, came)
         headers = [("Via", value) for value in vias]
@@ -144,14 +154,16 @@ class Proxy:
         if not said or not self._stack.is_ours(via):
             return False
         parts = (opened(self._key, said, via.branch) or "").split("\n")
-        if len(parts) != 5 or parts[0] not in self._stack.listeners:
+        if len(parts) not in (5, 7) or parts[0] not in self._stack.listeners:
             self._stack.drop("hop-unsealed")
             return True
-        listener, transport, host, port, conn = parts
+        listener, transport, host, port, conn, *sender = parts
+        to = Flow(listener, transport, host, int(port), conn)
+        to = self._now_at(to, *sender) if sender else to
         headers = [("Via", value) for value in response.values("Via")[1:]]
         named = [(canonical(item[0]), item) for item in response.headers]
         headers += [item for key, item in named if key != "via" and not key.startswith(self._private)]
         passed = Response(response.status, response.reason, headers, response.body)
         self._stack.count("hop.responses")
-        self._stack.transmit(passed.serialise(), Flow(listener, transport, host, int(port), conn))
+        self._stack.transmit(passed.serialise(), to)
         return True

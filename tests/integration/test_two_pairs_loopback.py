@@ -12,7 +12,7 @@ import pytest
 
 from ari_ha.adapters.sip import SipSockets
 from ari_ha.core.machine import Effect
-from ari_ha.core.ports.sip import CloseSip, SendSip
+from ari_ha.core.ports.sip import CloseSip, SendSip, SipBytes
 from ari_ha.farend.farends import CARRIER, FarEnds
 from ari_ha.farend.settings import FarEndSettings
 from ari_ha.machines.edge_config import EdgeConfig
@@ -43,6 +43,8 @@ class SocketEdge(PairEdge):
     """Its nodes are in memory, everybody else is at the end of a socket."""
 
     sockets: SipSockets | None = None
+    deaf_to = b"-"
+    """How messages begin that it does not hear"""
 
     def config(self) -> EdgeConfig:
         config = replace(super().config(), hop_port=HOP_PORT, public_port=PORT)
@@ -69,7 +71,8 @@ class SocketEdge(PairEdge):
         await self.open()
 
     def post(self, event: Any) -> None:
-        if not self.dead:
+        deaf = isinstance(event, SipBytes) and event.data.startswith(self.deaf_to)
+        if not self.dead and not deaf:
             self.now = asyncio.get_running_loop().time()
             super().post(event)
 
@@ -188,3 +191,19 @@ async def test_a_call_across_pairs(rig: Rig, aor: str, anew: str, by: str) -> No
         rig.a.say(rig.nodes[now.owner.name], frame)
     await until("the leg has ended", lambda: "a1" in rig.call(call.call).tombstones)
     await until("the phone's call too", lambda: phone.state == "ended")
+
+
+async def test_an_ack_that_died_with_an_edge_is_asked_for_over_the_next_connection(rig: Rig) -> None:
+    call, _, phone = await rig.talking(TCP)
+    registration = rig.ends.drivers[TCP].agent.registration
+    assert registration is not None
+    before = registration.successes
+    rig.b.deaf_to = b"ACK "
+    await rig.hold(call.call, TCP, phone, True)
+    await rig.b.kill()
+    rig.b.deaf_to = b"-"
+    assert not rig.a.edge.context.sip.steady(call.legs["a1"].key)
+    await rig.b.begin_anew()
+    await until("connected again", lambda: registration.successes > before)
+    await until("acknowledged", lambda: rig.a.edge.context.sip.steady(call.legs["a1"].key))
+    await rig.hold(call.call, TCP, phone, False)

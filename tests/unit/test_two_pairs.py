@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ari_ha.core.ports.link import LinkDown
-from ari_ha.core.ports.sip import SendSip, SipBytes
+from ari_ha.core.ports.sip import SendSip, SipBytes, SipFlowClosed
 from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
 from ari_ha.sip.auth import Credentials
@@ -312,6 +312,9 @@ def test_a_phone_on_a_connection(two):
     passed: list[bytes] = []
     receive = two.a.post
     two.a.post = lambda event: (passed.append(getattr(event, "data", b"")), receive(event))
+    back: list[bytes] = []
+    hear = two.b.post
+    two.b.post = lambda event: (back.append(getattr(event, "data", b"")), hear(event))
     connection = Flow("public-tcp", "tcp", PHONE, 5099, "life.8")
     two.b.post(SipBytes(data="\r\n".join(lines).encode(), flow=connection))
     assert any(data.startswith(b"BYE") for data in passed)
@@ -319,6 +322,12 @@ def test_a_phone_on_a_connection(two):
     (answer,) = [effect for effect in sent if effect.flow.conn == "life.8"]
     assert answer.data.count(b"Via:") == 1 and b"received=10.0.1.60" in answer.data
     assert b"flow=" not in answer.data
+    # once more when that one is gone, and the phone has registered over another
+    again = next(data for data in back if data.startswith(b"SIP/2.0"))
+    two.b.post(SipFlowClosed(flow=connection, reason="closed"))
+    two.b.post(SipBytes(data=again, flow=Flow("edge-hop", "udp", "10.0.2.11", 5076)))
+    answers = [e.flow.conn for e in sent if e.data.startswith(b"SIP/2.0") and e.flow.conn]
+    assert answers == ["life.8", "life.7"]
 
 
 def test_a_phone_in_a_call_of_its_own_pair_is_busy(two):

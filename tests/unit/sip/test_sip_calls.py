@@ -17,6 +17,7 @@ from ari_ha.sip.events import (
     LocalError,
     SecondAnswer,
 )
+from ari_ha.sip.flow import Flow
 from ari_ha.sip.message import Response, parse_message
 
 
@@ -534,3 +535,17 @@ def test_a_full_table_keeps_no_call_from_being_ended() -> None:
     a.agent.hangup("a", world.now)
     world.transfer()
     assert a.take(LegEnded).cause == "local" and b.take(LegEnded).cause == "bye"
+
+
+def test_an_answer_goes_over_the_connection_there_is_now() -> None:
+    world = World()
+    a, b = world.party("10.0.0.1", transport="tcp"), world.party("10.0.0.2", transport="tcp")
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    gone = b.agent.leg_flow(leg)
+    b.agent.stream_closed(gone, world.now)
+    now = Flow("main", "tcp", "10.0.0.1", 40_000, "new")
+    b.agent.move_flow(leg, now)
+    b.agent.answer(leg, sdp("10.0.0.2"), world.now)
+    assert [flow for data, flow in b.agent.output() if data.startswith(b"SIP/2.0 200")] == [now]
