@@ -59,6 +59,11 @@ class Acd:
 
     # --- the world ---------------------------------------------------------------------
 
+    @property
+    def seen(self) -> bool:
+        """Whether agents and queues have been read from the store."""
+        return self._desk.view.seen("agents", "queues")
+
     @staticmethod
     def owns(effect: Effect) -> bool:
         """Whether the outcome of ``effect`` belongs to `outcome`."""

@@ -160,6 +160,8 @@ class NodeMachine:
     def _store(self, event: StoreSnapshot | StoreChanged) -> None:
         self.core.store_event(event)
         self.core.acd.store(event)
+        if isinstance(event, StoreSnapshot):
+            self.core.resumes.agents_came()
         self.presence.store(event)
 
     def _reach(self, event: StoreReach) -> None:

@@ -56,7 +56,9 @@ class NodeCore:
         self.calls: dict[str, NodeCall] = {}
         self.by_channel: dict[str, tuple[str, str]] = {}
         """channel -> (call, leg)"""
-        self.resumes = Resumes(self.context, self.records, self._resumed, self._refused)
+        self.resumes = Resumes(
+            self.context, self.records, self._resumed, self._refused, lambda: self.acd.seen
+        )  # fmt: skip
         self.acd = AcdDesk(
             self.context,
             Acd(

@@ -74,6 +74,8 @@ class Arriving:
     channels: dict[str, Channel] = field(default_factory=dict)
     record: RecordValue | None = None
     record_known: bool = False
+    agents_known: bool = False
+    """Agents and queues have been read from the store, or nobody waits for that any more"""
     edge_known: bool = False
     retired: list[str] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -82,7 +84,8 @@ class Arriving:
     @property
     def complete(self) -> bool:
         """Whether all that is waited for is here."""
-        return self.record_known and self.edge_known and all(leg in self.channels for leg in self.facts)
+        known = self.record_known and self.agents_known and self.edge_known
+        return known and all(leg in self.channels for leg in self.facts)
 
 
 class Resumes:
@@ -95,11 +98,13 @@ class Resumes:
         records: Records,
         done: Callable[[Arriving], None],
         refused: Callable[[Arriving, str], None],
+        agents_seen: Callable[[], bool],
     ) -> None:
         self._context = context
         self._records = records
         self._done = done
         self._refused = refused
+        self._agents_seen = agents_seen
         self.by_call: dict[str, Arriving] = {}
 
     def takeover(self, token: LegToken, epoch: Epoch, channel: Channel) -> Arriving:
@@ -137,20 +142,22 @@ class Resumes:
 
     def _find_record(self, arriving: Arriving) -> None:
         """Mirror first; a linearizable read when it is not there, or does not know a leg
-        that lives; not for long."""
+        that lives; not for long. Without agents a phone that rings would be taken for nobody's:
+        an app that has just started waits until it has read them."""
         context, records = self._context, self._records
+        limit_s = context.timings.record_limit_s
         record = records.record(arriving.call)
         fresh = record is not None and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
+        arriving.agents_known = self._agents_seen() or (not context.store_ok and arriving.kind == TAKEOVER)
         if arriving.kind == ADOPTION:
             arriving.record, arriving.record_known = record, record is not None or records.seen
         elif fresh or not context.store_ok:
             arriving.record, arriving.record_known = record, True
         else:
-            limit_s = context.timings.record_limit_s
             key = context.keys.record(arriving.call)
             context.read(f"resume/{arriving.call}", key, lambda o: self._read(arriving, o), limit_s)
-            name = f"resume-record/{arriving.call}"
-            context.after(name, limit_s, lambda: self._no_record(arriving))
+        if arriving.kind == TAKEOVER and not (arriving.record_known and arriving.agents_known):
+            context.after(f"resume-record/{arriving.call}", limit_s, lambda: self._no_record(arriving))
 
     def _read(self, arriving: Arriving, outcome: Outcome) -> None:
         if arriving.record_known:
@@ -167,7 +174,15 @@ class Resumes:
         if not arriving.record_known:
             arriving.record = self._records.record(arriving.call)
             arriving.record_known = True
-            self.look(arriving)
+        arriving.agents_known = True
+        self.look(arriving)
+
+    def agents_came(self) -> None:
+        """Agents and queues may be there now."""
+        if self.by_call and self._agents_seen():
+            for arriving in list(self.by_call.values()):
+                arriving.agents_known = True
+                self.look(arriving)
 
     def record_came(self, call: str) -> None:
         """The mirror has (or is known not to have) the record now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ari_ha.core.ids import Epoch
@@ -428,11 +428,15 @@ class Bench:
         self.store.up = False
         self.post(StoreReach(reachable=False, why="away"))
 
-    def store_back(self) -> None:
+    def store_back(self, families: Sequence[str] = FAMILIES) -> None:
         self.store.up = True
         self.post(StoreReach(reachable=True))
-        self.post(*(self.store.snapshot(family) for family in FAMILIES))
+        self.read(*families)
         self.post(LeaseState(held=True, until=self.now + 10, lease=1))
+
+    def read(self, *families: str) -> None:
+        """These families of keys have been read."""
+        self.post(*(self.store.snapshot(family) for family in families))
 
     def link(self, calls: dict[str, link.CallAtEdge] | None = None) -> None:
         """The edge's link comes up."""
@@ -449,14 +453,15 @@ class Bench:
         """The edge says something."""
         self.post(LinkReceived(peer=EDGE, frame=frame))
 
-    def restart_app(self) -> None:
-        """The app is killed and starts again; Asterisk and the store stay."""
+    def restart_app(self, families: Sequence[str] = FAMILIES) -> None:
+        """The app is killed and starts again; Asterisk and the store stay. Of the store it has read
+        ``families``."""
         self.link_up = False
         self.asterisk.fail.clear()
         self.machine = self._machine()
         self.post(WallClock(utc_s=UTC0 + self.now))
         if self.store.up:
-            self.store_back()
+            self.store_back(families)
         self.post(self.asterisk.snapshot())
 
     def asterisk_dies(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from ari_ha.core.machine import Event, Outcome, Refused
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs
 from ari_ha.core.ports.link import LinkReceived, LinkUp
+from ari_ha.machines.node import FAMILIES
 from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent, AttemptValue, LegValue, RecordValue
@@ -301,6 +302,34 @@ def test_an_app_that_restarts_drops_nothing() -> None:
     assert bench.agent() == before
     bench.gone("k1", "a1")
     assert bench.said(link.EndLeg, leg="c")
+
+
+def test_an_app_that_has_not_read_its_agents_yet_lets_phones_ring() -> None:
+    """Its calls may be there first: a phone that rings is somebody's all the same."""
+    bench = Bench()
+    bench.trunk()
+    (ringing,) = bench.dialled()
+    bench.ring(ringing)
+    before = bench.agent()
+    late = ("agents", "queues")
+    bench.restart_app([family for family in FAMILIES if family not in late])
+    legs = {"c": link.LegAtEdge("answered"), "a1": link.LegAtEdge("ringing")}
+    bench.link({"k1": link.CallAtEdge("7.1", legs, head="c")})
+    bench.read(*late)
+    assert ringing in bench.asterisk.channels and not bench.said(link.EndLeg)
+    assert bench.agent() == before
+    bench.pick_up(ringing)
+    assert bench.agent().work == "talking"
+
+
+def test_an_app_that_cannot_read_its_agents_goes_on_without() -> None:
+    bench = Bench()
+    customer, agent = bench.talk()
+    bench.restart_app(["calls"])
+    legs = {"c": link.LegAtEdge("answered"), "a1": link.LegAtEdge("answered")}
+    bench.link({"k1": link.CallAtEdge("7.1", legs)})
+    bench.sleep(3)
+    assert bench.hears(customer) == bench.hears(agent) == "people"
 
 
 def test_a_ring_refused_while_the_app_was_away_is_not_repeated() -> None:
