@@ -19,6 +19,7 @@ from ari_ha.core.machine import Done, Effect, Refused, Unreachable
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.sip import CloseSip, SendSip
 from ari_ha.farend.rtp import DIGIT, PACKET_MS, VOICE, classify, digit_packet, set_voice, voice_buffer
+from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 from ari_ha.wire import link, ng
@@ -97,6 +98,12 @@ class LiveEdge(EdgeWorld):
 
     def _callers_sdp(self, port: int = 0, direction: str = "sendrecv") -> str:
         return build_audio_sdp(7, 1, *self._ear.getsockname(), [(8, "PCMA/8000")], 101, direction)
+
+    def machine(self) -> EdgeMachine:
+        machine = super().machine()
+        # SIP comes from addresses in memory, audio from loopback, which they could not have named
+        machine.context.takes_media = lambda host, heard: True  # type: ignore[method-assign]
+        return machine
 
     def boot(self) -> None:
         self.now = time.monotonic()

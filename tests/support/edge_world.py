@@ -164,9 +164,12 @@ class EdgeWorld:
             trunks={"carrier1": {"hosts": [CARRIER[0]], "dids": ["6000", "6001"]}},
         )  # fmt: skip
 
+    def machine(self) -> EdgeMachine:
+        return EdgeMachine(self.config(), self.new_id)
+
     def boot(self) -> None:
         """A new edge process: reads etcd and begins to serve."""
-        self.edge = EdgeMachine(self.config(), self.new_id)
+        self.edge = self.machine()
         self.post(WallClock(utc_s=1_800_000_000 + self.now))
         self.post(StoreReach(reachable=self.etcd))
         if self.etcd:
