@@ -213,6 +213,8 @@ class Dialling:
         self.on_party_failed(call, leg, status)
         if leads is None or not leads.alive or not (talked or leads.waits):
             return
+        if any(o.refer.get("into") == leg.consult for o in call.living()):
+            return  # he has brought in whom he consulted: see `Transfers.complete`
         if not [o for o in call.conversation(leg.consult) if o is not leads and not o.aside]:
             self._calls.end_leg(call, leads, "edge", "16" if talked else "", 0 if talked else status)
 

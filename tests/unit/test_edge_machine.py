@@ -11,12 +11,12 @@ from ari_ha.wire import link
 from tests.support.edge_world import EdgeWorld, kill
 
 
-def talking(world: EdgeWorld, state: str = "hitless"):
+def talking(world: EdgeWorld, state: str = "hitless", attempt: str = "t1"):
     """A call between the carrier and agent 1001, served by a node, in ``state``."""
     phone = world.register("1001")
     caller, call = world.call_in()
     node = world.nodes[call.owner.name]
-    world.dial(node, call, "a1", "1001")
+    world.dial(node, call, "a1", "1001", attempt)
     ringing = phone.of(sip.InviteReceived)[-1]
     phone.sip.ring(ringing.leg, world.now)
     phone.sip.answer(ringing.leg, phone.sdp(), world.now)

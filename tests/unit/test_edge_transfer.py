@@ -50,9 +50,9 @@ def consult(world: EdgeWorld, phone: Any, number: str = "1002") -> str:
     return key
 
 
-def consulting(world: EdgeWorld) -> tuple[str, Any, Any, Any, str, str, str]:
-    """Carrier and 1001 talk; 1001 holds and talks to 1002."""
-    caller, call, node, phone, leg = talking(world)
+def consulting(world: EdgeWorld, attempt: str = "t1") -> tuple[str, Any, Any, Any, str, str, str]:
+    """Carrier and 1001 talk; 1001 holds and talks to 1002. Without ``attempt`` 1001 was called by his number."""
+    caller, call, node, phone, leg = talking(world, attempt=attempt)
     for other in world.nodes.values():
         other.auto_answer_new = False
     colleague = world.register("1002")
@@ -278,11 +278,12 @@ def test_an_older_record_parts_nobody(world):
     assert set(call.legs) == {"c", "a2"} and call.legs["a2"].state == "up"
 
 
+@pytest.mark.parametrize("attempt", ["t1", ""])
 @pytest.mark.parametrize("detected", [False, True])
 @pytest.mark.parametrize("asks_in", ["a1", "k1"])
-def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected, asks_in):
+def test_an_attended_transfer_whose_asker_hangs_up_in_the_gap(world, detected, asks_in, attempt):
     """He was told 202: the caller and the consulted one are connected by the edge itself."""
-    _, call, node, phone, leg, second, _ = consulting(world)
+    _, call, node, phone, leg, second, _ = consulting(world, attempt)
     for other in world.nodes.values():
         other.auto_bridge = False
     node.gone = True
