@@ -300,8 +300,8 @@ class Channels:
 
     def _consult_leg(self, call: NodeCall, entry: Entry) -> None:
         """The second dialog of a phone in this call. It is answered when its party is."""
-        leg = call.transfers.consult_channel(entry.token.leg)
-        if not leg.alive or leg.channel is not None or call.quiet():
+        leg = None if call.quiet() else call.transfers.consult_channel(entry.token.leg)
+        if leg is None or not leg.alive or leg.channel is not None:
             self._turn_away(entry, "stale")
             return
         call.channel_came(leg, Channel(entry.channel.id))

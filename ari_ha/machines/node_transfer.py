@@ -83,6 +83,8 @@ class Transfers:
 
     def heard(self, frame: Asked) -> None:
         """What a phone asked for, or did, as its edge says."""
+        if self._call.quiet():
+            return  # the dialplan has the caller, or nobody has: there is nobody to be brought to him
         match frame:
             case link.TransferAsked():
                 self.asked(frame)

@@ -684,6 +684,26 @@ def test_a_consultation_that_a_restarted_app_is_told_of_before_it_has_the_call(g
     assert bool(bench.dialled()) != given_up
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_whoever_consults_while_a_restarted_app_waits_for_the_record_in_vain(gone: bool) -> None:
+    """The dialplan has him then: a second line is none of its business, and one that is over of nobody's."""
+    bench = Bench()
+    talk(bench)
+    bench.store.up = False
+    bench.restart_app()
+    bench.link(calls={"k1": link.CallAtEdge(epoch=E, legs={"c": link.LegAtEdge(state="answered")})})
+    bench.frame(link.ConsultAsked("k1", "k1", E, "c", "1002"))
+    if gone:
+        bench.frame(link.LegGone("k1", "k1", E, cause="16", by="edge"))
+    bench.sleep(4)
+    call = bench.machine.core.calls["k1"]
+    assert call.stage == "dialplan" and [leg.leg for leg in call.living()] == ["c"]
+    token = bench.token("k1", "k2", kind="agent", user="1001", did="1002")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
+    bench.post(AriEvent(event=start))
+    assert start.channel.id not in bench.asterisk.channels and not bench.dialled()
+
+
 def test_the_caller_hung_up_while_the_call_moved() -> None:
     bench = Bench()
     consulting(bench)
