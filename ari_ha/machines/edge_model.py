@@ -494,6 +494,7 @@ class EdgeCall:
             "lines": {leg.leg: leg.of for leg in self.living() if leg.of},
             "targets": {leg.leg: leg.target for leg in self.living() if leg.target and not leg.attempt},
             "turned_down": self.turned_down,
+            "asking": [leg.leg for leg in self.living() if leg.refer],
         }
 
     def two_talking(self, consult: str = "") -> bool:

@@ -270,7 +270,7 @@ class Links:
         arriving.ended |= fact.ended
         arriving.head, arriving.sides = fact.head, dict(fact.sides)
         arriving.lines, arriving.targets = dict(fact.lines), dict(fact.targets)
-        arriving.turned_down = fact.turned_down
+        arriving.turned_down, arriving.asking = fact.turned_down, fact.asking
         arriving.edge_known = True
         self._core.resumes.look(arriving)
 

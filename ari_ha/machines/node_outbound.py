@@ -110,7 +110,7 @@ class Outbound:
                     self.answered(leg)
             elif value.leg in arriving.ended or value.state != "trying":
                 self._gone(value)
-            else:
+            elif not call.transfers.not_wanted(value.leg):
                 leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=value.consult))
                 call.note("dialling, which the last node had not done yet", leg=leg.leg, target=leg.target)
                 call.save(lambda leg=leg: self._dial(leg))  # type: ignore[misc]

@@ -33,7 +33,7 @@ from ari_ha.machines.node_model import (
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
-from ari_ha.machines.node_transfer import CUSTOMER, Asked, open_transfer
+from ari_ha.machines.node_transfer import CUSTOMER, Asked
 from ari_ha.wire.keyspace import LegValue, RecordValue
 from ari_ha.wire.token import LegToken
 
@@ -67,6 +67,8 @@ class Arriving:
     """The edge's word on legs the record does not know"""
     turned_down: str = ""
     """The last attempt that a phone ended: the record may not know it"""
+    asking: list[str] | None = None
+    """Legs whose phones wait for a transfer; None: their edge has not said"""
     caller: str = ""
     did: str = ""
     verb: tuple[str, ...] = ()
@@ -119,7 +121,7 @@ class Resumes:
                 caller=token.caller, did=token.did, edge_known=True, retired=retired,
                 head=token.head, sides=dict(token.sides), lines=dict(token.lines),
                 targets=dict(token.targets), trunk=token.trunk, turned_down=token.turned_down,
-                pair=token.pair,
+                asking=token.asking, pair=token.pair,
             )  # fmt: skip
             self._begin(arriving, self._context.timings.resume_limit_s)
         arriving.channels[token.leg] = channel
@@ -251,6 +253,8 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.supervision.closed = any(is_supervisor(leg) for leg in arriving.ended)
     config = parts.queue(record.queue) if record.queue else None
     call.head, call.transfers.now = record.head, record.transfer
+    if arriving.asking is not None:
+        call.transfers.asking(arriving.asking, [*arriving.facts])
     call.music = config.moh if config else call.music
     call.media_policy = THROUGH if record.want_media == THROUGH and arriving.record else HITLESS
     call.retired = list(arriving.retired)
@@ -349,7 +353,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
                 unwilling.append(value.attempt)
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
-    if open_transfer(record):
+    if call.transfers.open:
         lost, left, unwilling = [], [], []
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
@@ -365,7 +369,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = dialling
     elif (head := call.legs.get(call.head)) is not None and head.of and head.state == RINGING:
         stage = DIALING  # the main conversation ended meanwhile, and the side one is not answered yet
-    elif any(not leg.consult for leg in agents_up) or open_transfer(record):
+    elif any(not leg.consult for leg in agents_up) or call.transfers.open:
         stage = TALKING
     elif head is not None and any(_is_party(leg) for leg in call.living() if leg is not head):
         stage = DIALING if head.state == RINGING else TALKING  # somebody rings for him

@@ -8,7 +8,7 @@ asked, rung back, or first in the queue he came from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -483,6 +483,17 @@ class Transfers:
 
     # --- taken up ------------------------------------------------------------------
 
+    def asking(self, legs: Collection[str], alive: Collection[str]) -> None:
+        """``legs``: whose phones wait for a transfer, as their edge says. Where whoever asked is there and
+        does not wait, the one of the record has failed; nobody is called for it any more."""
+        t = self.now
+        if t is not None and t.leg in alive and t.leg not in legs and t.party not in alive:
+            self._set(state=OVER)
+
+    def not_wanted(self, leg: str) -> bool:
+        """Whether the leg was to be dialled for a transfer that is over."""
+        return self.now is not None and self.now.state == OVER and self.now.party == leg
+
     def lead_on(self, record: RecordValue, at_edge: str) -> None:
         """Being rebuilt: the caller, or the only one who talked to him, hung up while the call
         moved. The side conversation is the main one now; a caller who is left is sent home.
@@ -556,8 +567,3 @@ class Transfers:
         call.end_leg(head, NORMAL, "the other side hung up")
         if not self.side_goes_on(head):
             call.over("the other side left meanwhile")
-
-
-def open_transfer(record: RecordValue | None) -> bool:
-    """Whether a transfer is under way."""
-    return record is not None and record.transfer is not None and record.transfer.state != OVER

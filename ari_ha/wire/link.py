@@ -67,6 +67,8 @@ class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whom legs were dialled to that no queue chose: ``device:`` or ``number:``."""
     turned_down: str = ""
     """The last attempt that a phone ended."""
+    asking: list[str] | None = None
+    """Legs whose phones asked for a transfer and have not heard how it went; None: it does not say."""
 
 
 # --- both directions ------------------------------------------------------------------

@@ -34,7 +34,8 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     legs that people ended: leg -> who. ``head``, ``sides``, ``lines`` and ``targets``
     are for legs the record does not know: whose end ends the call, who consults with
     whom (leg -> leg that leads it), of which leg's phone a leg is the second line, and
-    whom a leg was dialled to. ``turned_down``: the last attempt that a phone ended.
+    whom a leg was dialled to. ``turned_down``: the last attempt that a phone ended. ``asking``: legs whose
+    phones asked for a transfer and have not heard how it went; None: the edge does not say.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     lines: dict[str, str] = {}
     targets: dict[str, str] = {}
     turned_down: str = ""
+    asking: list[str] | None = None
     pair: str = ""
     """Whose call it is: the edge's pair, known to the node without etcd"""
 

@@ -259,6 +259,7 @@ KEPT_FULL = {
     "an answer that was written down and not passed on": 20639,
     "who was consulted transfers, and hangs up in the gap": 30093,
     "a second line of somebody whom the dialplan has": 30037,
+    "a transfer that has failed, and the record of that is lost": 30165,
     "a conference of somebody who waits in a queue": 20393,
     "a caller goes before his node has read etcd": 20115,
     "the same, and an agent consults": 20550,

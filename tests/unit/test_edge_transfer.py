@@ -51,7 +51,7 @@ def consult(world: EdgeWorld, phone: Any, number: str = "1002") -> str:
 
 
 def consulting(world: EdgeWorld, attempt: str = "t1") -> tuple[str, Any, Any, Any, str, str, str]:
-    """Carrier and 1001 talk; 1001 holds and talks to 1002. Without ``attempt`` 1001 was called by his number."""
+    """Carrier and 1001 talk; 1001 holds and talks to 1002. No ``attempt``: he was called by his number."""
     caller, call, node, phone, leg = talking(world, attempt=attempt)
     for other in world.nodes.values():
         other.auto_answer_new = False
@@ -326,7 +326,8 @@ def test_the_end_of_the_main_conversation_says_who_leads_the_call(world):
 
 def test_a_takeover_says_who_belongs_to_whom(world):
     """A survivor's record may be older than the consultation."""
-    _, call, node, *_ = consulting(world)
+    _, call, node, phone, leg, *_ = consulting(world)
+    refer(world, phone, leg, "<sip:1003@test>")
     kill(world, node.name)
     world.run(1)
     tokens = [t for n in world.nodes.values() for t in n.tokens.values() if t.kind == "resume"]
@@ -334,6 +335,7 @@ def test_a_takeover_says_who_belongs_to_whom(world):
         ("c", ("k1", "k1"), ("a2", "k1"), ("k1", "a1"))
     }
     assert {t.targets["a2"] for t in tokens} == {"device:1002"}
+    assert [t.asking for t in tokens] == [["a1"]] * 4
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -334,6 +334,31 @@ def test_taken_up_before_the_target_was_dialled() -> None:
     assert bench.dialled() == ["k1.a2.7.2"]
 
 
+@pytest.mark.parametrize("asking", [None, [], ["a1"]])
+def test_taken_up_with_a_record_older_than_the_end_of_a_transfer(asking: list[str] | None) -> None:
+    """The node was without etcd when the target refused, and the phone was told: it is not dialled for it
+    again. An edge that does not say whose phones wait is one of an older version."""
+    bench = Bench()
+    talk(bench)
+    bench.asterisk_dies()
+    record = bench.record()
+    assert record is not None
+    transfer = TransferValue(transfer="t9", leg="a1", number="1002", party="a2")
+    legs = {**record.legs, "a2": LegValue(leg="a2", role="party", state="trying", target="device:1002")}
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, transfer=transfer, legs=legs))
+    bench.store_back()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, head="c", asking=asking)
+    assert len(bench.dialled()) == (asking != [])
+    if asking == []:
+        assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+        bench.sleep(1)
+        assert not bench.said(link.EndLeg, epoch="7.2")
+        bench.frame(link.TransferAsked("k1", "a1", "7.2", "t10", "1002", ""))
+        assert len(bench.dialled()) == 1, "he may ask anew"
+
+
 def test_the_asker_hung_up_in_the_gap() -> None:
     bench = Bench()
     talk(bench)
