@@ -406,6 +406,8 @@ class EdgeMachine:
         if event.reachable != context.store_ok:
             text = "etcd answers" if event.reachable else "etcd away: calls go on, writes wait"
             context.note("edge", text, level="info" if event.reachable else "warning", why=event.why)
+            if event.reachable:
+                self.drains.store_back()
         context.store_ok = event.reachable
         if event.reachable:
             self.role.announce()

@@ -24,6 +24,8 @@ DRAIN = "drained"
 ASKED = "asked for by an operator"
 RATE_MAX_PER_S = 100.0
 RATE_MIN_PER_S = 0.1
+WRITTEN_AFTER_S = 3.0
+"""After etcd was away: apps hear of it a moment later than we, and write what they have kept."""
 LOOK_EVERY_S = 0.25
 """While calls are left that cannot be moved yet: nobody has answered them, or the hour is bad."""
 
@@ -38,6 +40,7 @@ class Drains:
         self._takeover = takeover
         self._asked: dict[str, DrainValue] = {}
         self._begun: set[str] = set()
+        self._not_before = 0.0
         self._held: set[str] = set()
         """Drains of which it has been said that they wait"""
         self._serving = False
@@ -122,7 +125,14 @@ class Drains:
         """Why nobody is moved on purpose at the moment; empty: nothing is in the way."""
         if not self._context.store_ok:
             return "etcd takes no writes"
+        if self._context.now < self._not_before:
+            return "etcd has just come back"
         return "" if self._context.media_ok else "the media relay is away"
+
+    def store_back(self) -> None:
+        """etcd takes writes again."""
+        if self._serving:
+            self._not_before = self._context.now + WRITTEN_AFTER_S
 
     def _say_held(self, name: str, why: str) -> None:
         if name not in self._held:
