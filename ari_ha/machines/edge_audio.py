@@ -154,6 +154,21 @@ def narrowed(text: str, side: AudioSide) -> str:
     return secured(plain, web.lines("passive" if side.setup == "active" else "active"))
 
 
+def where_it_was(known: str, before: str | None) -> str:
+    """What `narrowed` made of an SRTP party that holds by naming no address (RFC 2543, 0.0.0.0), with the
+    address it had: rtpengine forgets how often numbers have gone round when a far end moves (26.0.1)."""
+    nowhere = "c=IN IP4 0.0.0.0\r\n"
+    if " RTP/SAVP " not in known or nowhere not in known or not before or nowhere in before:
+        return known
+    here, there = SessionDescription.parse(known).audio(), SessionDescription.parse(before)
+    audio = there.audio()
+    if here is None or audio is None:
+        return known
+    kept = known.replace(nowhere, f"c=IN IP4 {audio.connection or there.connection}\r\n")
+    kept = kept.replace(f"m=audio {here.port} ", f"m=audio {audio.port} ")
+    return kept.replace("a=sendrecv\r\n", "a=sendonly\r\n").replace("a=recvonly\r\n", "a=inactive\r\n")
+
+
 def answer_lines(offer: str) -> list[str]:
     """What `PhoneLeg.media_lines` is for this offer. Raises SdpError."""
     lines, taken = [], False

@@ -11,6 +11,7 @@ from functools import partial
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.core.machine import LANE_STOPPED, Done, Outcome, Refused, Unknown, Unreachable
+from ari_ha.machines.edge_audio import where_it_was
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_ended import ended_call
 from ari_ha.machines.edge_model import DIGITS_KEPT_MAX, EdgeCall, NodeLeg, PhoneLeg
@@ -290,7 +291,7 @@ class Calls:
         leg = call.legs.get(tag)
         if leg and leg.side.web and leg.elsewhere:
             return
-        call.media.far_end(tag, sdp)
+        call.media.far_end(tag, where_it_was(sdp, call.media.remote.get(tag)))
         self.apply_media(call)
 
     def _interface(self, call: EdgeCall, tag: str) -> str:

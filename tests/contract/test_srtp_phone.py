@@ -164,6 +164,24 @@ async def test_both_die_as_a_host_does(relay: Relay, talk: Talk) -> None:
     await until("the phone hears a digit", lambda: talk.phone.voice.digits_heard() == "9")
 
 
+@pytest.mark.parametrize("address", [HOST, "0.0.0.0"])
+async def test_it_holds_and_is_back_on_an_older_call(relay: Relay, address: str) -> None:
+    """Nothing has died. 0.0.0.0 is a hold, too (RFC 2543)."""
+    async with begin(relay, SPARE) as talk:
+        leg, held = talk.leg, talk.phone.voice.sdp("sendonly").replace(f"IP4 {HOST}", f"IP4 {address}")
+        key = talk.phone.of(events.InviteReceived)[0].leg
+        talk.phone.sip.reinvite(key, held, time.monotonic())
+        talk.edge.settle()
+        await until("it is on hold", lambda: leg.held and talk.phone.of(events.ReinviteAnswered))
+        since = time.monotonic()
+        await until("it hears nothing", lambda: talk.silence(since)[0] > 0.5)
+        talk.phone.sip.reinvite(key, talk.phone.voice.sdp(), time.monotonic())
+        talk.edge.settle()
+        await until("it is back", lambda: not leg.held)
+        await talk.both_hear()
+        assert talk.asked == 0
+
+
 async def test_on_a_younger_call_little_is_missing(relay: Relay) -> None:
     async with begin(relay, SPARE, older=False) as talk:
         await asyncio.to_thread(relay.dies)

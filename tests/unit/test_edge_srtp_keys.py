@@ -192,6 +192,24 @@ def test_who_holds_goes_on_holding() -> None:
     assert world.asked[-1][3] == "recvonly"
 
 
+@pytest.mark.parametrize(("said", "kept"), [("sendrecv", "sendonly"), ("inactive", "inactive")])
+def test_who_holds_by_naming_no_address_is_where_he_was(said: str, kept: str) -> None:
+    """For rtpengine, which otherwise forgets how often his numbers have gone round."""
+    world = World()
+    call, _ = world.call()
+    tag = world.rtpengine.calls[call.call].tags["c"]
+    assert (tag.remote, tag.direction) == (("10.0.1.50", 40_000), "sendrecv")
+    world.carrier.sip.reinvite("k", secure(direction=said).replace("10.0.1.50", "0.0.0.0"), world.now)
+    world.settle()
+    world.run(1.2)
+    assert call.legs["c"].held and (tag.remote, tag.direction) == (("10.0.1.50", 40_000), kept)
+    world.carrier.sip.reinvite("k", secure(), world.now)
+    world.settle()
+    world.run(1.2)
+    assert not call.legs["c"].held
+    assert (tag.remote, tag.direction) == (("10.0.1.50", 40_000), "sendrecv")
+
+
 def test_a_phone_that_rings_and_a_caller_who_waits_are_not_asked() -> None:
     """Nothing was encrypted for them yet."""
     world = World()
