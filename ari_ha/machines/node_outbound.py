@@ -111,7 +111,8 @@ class Outbound:
             elif value.leg in arriving.ended or value.state != "trying":
                 self._gone(value)
             elif not call.transfers.not_wanted(value.leg):
-                leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=value.consult))
+                consult = value.consult if value.consult != call.head else ""  # leads the call meanwhile
+                leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=consult))
                 call.note("dialling, which the last node had not done yet", leg=leg.leg, target=leg.target)
                 call.save(lambda leg=leg: self._dial(leg))  # type: ignore[misc]
 

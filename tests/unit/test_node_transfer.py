@@ -744,6 +744,26 @@ def test_the_caller_hung_up_while_the_call_moved() -> None:
     assert bench.said(link.EndLeg, leg="k1") and {bench.agent(a).work for a in ("1001", "1002")} == {"idle"}
 
 
+def test_the_caller_hung_up_before_the_consulted_one_was_called() -> None:
+    """The survivor calls him for whoever leads the call now, once, though the edge asks for it again."""
+    bench = Bench()
+    talk(bench)
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
+    assert len(bench.dialled()) == 1
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"c": "phone", "a1": "edge"}
+    lines = {"head": "k1", "lines": {"k1": "a1"}}
+    second = bench.resume("k1", "7.2", {"k1": "ringing"}, ended=ended, **lines)["k1"]
+    bench.frame(link.ConsultAsked("k1", "k1", "7.2", "a1", "1002"))
+    (party,) = bench.dialled()
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", "7.2"))
+    assert bench.hears(second) == bench.hears(party) == "people"
+
+
 def test_a_second_line_of_a_call_that_is_not_here() -> None:
     """It has moved on, or is over: the edge hears a refusal."""
     bench = Bench()
