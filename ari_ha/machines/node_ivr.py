@@ -8,6 +8,7 @@ step's ``unsure``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,6 +32,8 @@ PROMPT_LIMIT_S = 300.0
 LOOKUP_TRIES_MAX = 3
 SENDS_MAX = 3
 """A harmless request whose outcome stays unknown is sent so often."""
+NEXT_NODE_LIMIT_S = 2.0
+"""A step left to the node the call moves to has failed when the call is here still."""
 LOOKUP_PAUSE_S = 0.5
 VARIABLES_MAX = 32
 VALUE_MAX_CHARS = 256
@@ -349,14 +352,19 @@ class CallIvr:
         self._call.save()
         self.resume()
 
-    def _begin(self, begun: int, steps: int, step: IvrStep) -> None:
+    def _begin(self, begun: int, steps: int, step: IvrStep, last: bool = False) -> None:
         """The intent is stored: now the act. Where it could not be stored only a harmless
         one is carried out: after a takeover nobody would know of it."""
-        menu = self._menu()
+        menu, call = self._menu(), self._call
         if menu is None or begun != self._begun or not self._asked(steps):
             return
         if not step.idempotent and not self._intended(steps):
-            self._call.note("not asked for: the intent is not stored", level="warning")
+            if self._moving() and not last:
+                call.note("left to the node the call moves to", steps=steps)
+                later = partial(self._begin, begun, steps, step, last=True)
+                self._parts.context.after(f"ivr/{call.call}", NEXT_NODE_LIMIT_S, later)
+                return
+            call.note("not asked for: the intent is not stored", level="warning")
             self._go_on(menu, "failed")
             return
         self._request(steps, step)
@@ -378,6 +386,11 @@ class CallIvr:
         place = stored.ivr if stored is not None else None
         ours = stored is not None and stored.epoch == str(self._call.epoch)
         return ours and place is not None and place.steps == steps and bool(place.step)
+
+    def _moving(self) -> bool:
+        """Whether the next node has taken the call up already: it moves on purpose, and is heard from here
+        until its edge says so."""
+        return self._parts.records.newest(self._call.call) > self._call.epoch
 
     def _requested(self, steps: int, outcome: Outcome) -> None:
         menu = self._menu()

@@ -7,10 +7,11 @@ import pytest
 
 from ari_ha.core.machine import Done, Outcome, Refused, Unknown, Unreachable
 from ari_ha.core.ports.ari import AriEvent
+from ari_ha.core.ports.store import StoreChanged
 from ari_ha.core.ports.web import WebAnswer
 from ari_ha.wire import ari, link
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep, complaints, step_at
-from ari_ha.wire.keyspace import RecordValue, decode
+from ari_ha.wire.keyspace import OwnerValue, RecordValue, decode
 from tests.support.node_bench import LOST, Bench
 
 SUPPORT = IvrStep(do="queue", to="support", variables={"HA_PRIORITY": "7", "HA_SKILLS": "german"})
@@ -169,6 +170,32 @@ def test_nothing_with_effects_is_done_whose_intent_is_not_stored() -> None:
     bench.type(channel, "3")
     assert not bench.requests
     assert bench.said_menus()[-1] == "sound:hello,sound:choose", "taken as failed: certainly not done"
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_step_is_left_to_the_node_the_call_moves_to(moves: bool) -> None:
+    """It moves on purpose, and the next node has written its record already: to take the step as failed
+    would lead the caller where he is fetched back from at once."""
+    bench = IvrBench()
+    channel = bench.enter()
+    record = bench.record()
+    assert record is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, epoch="7.2", node="ast2#x"))
+    here = f"ast1#{bench.asterisk.incarnation}"
+    owner = OwnerValue(
+        call="k1", node=here, epoch="7.2", edge="edge1", vip="v1", moving=True, moving_from=here
+    )
+    kv = bench.store.put(bench.keys.owner("k1"), owner)
+    bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    said = len(bench.said_menus())
+    bench.type(channel, "3")
+    assert not bench.requests and len(bench.said_menus()) == said and channel in bench.asterisk.channels
+    if moves:
+        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
+        assert "k1" not in bench.machine.core.calls and not bench.requests
+    else:
+        bench.sleep(2.1)
+        assert bench.said_menus()[-1] == "sound:hello,sound:choose" and not bench.requests
 
 
 def test_another_node_goes_on_in_the_menu_with_the_digits_typed() -> None:
