@@ -269,6 +269,7 @@ KEPT_FULL = {
     "both people of a call consult": 20155,
     "handed over by a record that still rings": 21224,
     "the edge dies while a phone's ringing is being written down": 10190,
+    "a step of an IVR while its call is drained": 40291,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 
