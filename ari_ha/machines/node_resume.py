@@ -143,13 +143,15 @@ class Resumes:
         self._find_record(arriving)
 
     def _find_record(self, arriving: Arriving) -> None:
-        """Mirror first; a linearizable read when it is not there, or does not know a leg
-        that lives; not for long. Without agents a phone that rings would be taken for nobody's:
-        an app that has just started waits until it has read them."""
+        """Mirror first; a linearizable read when it is not there, does not know a leg that lives, or has the
+        caller in an IVR, of which a step may be done that the mirror does not know; not for long. Without
+        agents a phone that rings would be taken for nobody's: an app that has just started waits until it
+        has read them."""
         context, records = self._context, self._records
         limit_s = context.timings.record_limit_s
         record = records.record(arriving.call)
-        fresh = record is not None and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
+        fresh = record is not None and record.stage != IVR
+        fresh = fresh and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
         arriving.agents_known = self._agents_seen() or (not context.store_ok and arriving.kind == TAKEOVER)
         if arriving.kind == ADOPTION:
             arriving.record, arriving.record_known = record, record is not None or records.seen

@@ -369,6 +369,23 @@ def test_a_step_the_last_node_began_at_the_last_moment_is_not_begun_again() -> N
     assert bench.said_menus()[-1] == "sound:thanks"
 
 
+def test_a_caller_who_has_left_the_menu_since_our_mirror_was_read_is_not_in_it_again() -> None:
+    """The step that led him out was done, and is not done again."""
+    bench = IvrBench()
+    bench.enter()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    stored = bench.record()
+    assert stored is not None and stored.ivr is not None
+    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="")
+    newer = msgspec.structs.replace(stored, ivr=theirs, node="ast2#x", stage="queued", queue="support")
+    bench.store.put(bench.keys.record("k1"), newer)
+    bench.resume("k1", "7.2", {"c": "up"})
+    assert bench.machine.core.calls["k1"].stage == "queued" and not bench.requests
+    assert len(bench.said_menus()) == 1, "no prompt again"
+
+
 def test_a_step_begun_by_the_last_node_stays_written_while_it_is_looked_up() -> None:
     """The next node, should this one die too, must know of it."""
     bench = IvrBench()
