@@ -43,7 +43,7 @@ class Links:
     def _say_again(self, call: NodeCall) -> None:
         """What the edge may have missed while there was no link."""
         for leg in call.legs.values():
-            if leg.announced and leg.channel is not None:
+            if leg.announced:  # its channel may be gone: the edge, which has not heard why, keeps the phone
                 cause = call.ending.get(leg.leg, "16")
                 frame = link.EndLeg(
                     call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, reason="said again"

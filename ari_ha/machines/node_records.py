@@ -39,6 +39,8 @@ class _Pen:
     revision: int
     latest: RecordValue | None = None
     """What is to be written; None when the store has it."""
+    writing: RecordValue | None = None
+    """What is on its way to the store"""
     busy: bool = False
     closing: bool = False
     gone: bool = False
@@ -65,6 +67,8 @@ class Records:
         self._pens: dict[str, _Pen] = {}
         self._deleted: dict[str, int] = {}
         """Records deleted lately, and at which revision."""
+        self._unwritten: dict[str, RecordValue] = {}
+        """Of calls we serve no more: the last value, which the store may not have"""
         self.seen = False
         """A snapshot of ``calls/`` has come."""
         self.on_superseded: Callable[[str, Epoch, str], None] = lambda call, epoch, node: None
@@ -78,6 +82,14 @@ class Records:
         """The record as last seen in the store."""
         stored = self._stored.get(call)
         return stored.value if stored else None
+
+    def latest(self, call: str) -> RecordValue | None:
+        """The record as last seen in the store, or as we knew it ourselves when we served the call last and
+        could not write it any more."""
+        stored, ours = self.record(call), self._unwritten.get(call)
+        if ours is None or (stored is not None and epoch_of(stored.epoch) > epoch_of(ours.epoch)):
+            return stored
+        return ours
 
     def owner(self, call: str) -> OwnerValue | None:
         """Who serves the call, as its edge wrote it."""
@@ -111,6 +123,7 @@ class Records:
         self._take(event.key, event.value)
         match self._context.keys.split(event.key):
             case ("calls", call, "record") if event.value is None:
+                self._unwritten.pop(call, None)
                 self._deleted[call] = event.revision
                 while len(self._deleted) > DELETIONS_KEPT_MAX:
                     del self._deleted[next(iter(self._deleted))]
@@ -140,6 +153,7 @@ class Records:
     def _take_owner(self, call: str, kv: KeyValue | None) -> None:
         if kv is None:
             self._owners.pop(call, None)
+            self._unwritten.pop(call, None)
             self.on_owner(call, None)
             return
         try:
@@ -172,16 +186,24 @@ class Records:
         self._pens[call] = _Pen(stored.revision if stored else 0)
 
     def close(self, call: str, discard: bool = False) -> None:
-        """The call is over here: its last value is still written. ``discard``: another
-        node serves it, nothing may be written any more."""
+        """The call is over here: its last value is still written. ``discard``: it is served under another
+        epoch, or elsewhere, and nothing may be written any more; should it come back to us before the store
+        knows more, what we knew is not lost."""
         pen = self._pens.get(call)
         if pen is None:
             return
         pen.closing = True
         if discard:
+            self._keep(call, pen)
             pen.latest = None
         self._release(pen)
         self._close_if_idle(call, pen)
+
+    def _keep(self, call: str, pen: _Pen) -> None:
+        if (value := pen.latest or pen.writing) is not None and not pen.gone:
+            self._unwritten[call] = value
+            while len(self._unwritten) > self._context.config.dirty_max:
+                del self._unwritten[next(iter(self._unwritten))]
 
     def _close_if_idle(self, call: str, pen: _Pen) -> None:
         if pen.closing and pen.latest is None and not pen.busy and self._pens.get(call) is pen:
@@ -196,6 +218,7 @@ class Records:
             if then:
                 then()
             return
+        self._unwritten.pop(call, None)
         pen.latest = value
         if then:
             if self._context.store_ok:
@@ -236,11 +259,12 @@ class Records:
         if self._pens.get(call) is not pen:
             return
         value, pen.latest, pen.busy = pen.latest, None, True
+        pen.writing = value
         acts, pen.acts = pen.acts, []
         key, data = context.keys.record(call), self._raw(call, value)
 
         def written(outcome: Outcome) -> None:
-            pen.busy = False
+            pen.busy, pen.writing = False, None
             self._written(call, pen, value, outcome)
             for act in acts:
                 act()
@@ -306,8 +330,11 @@ class Records:
             act()
 
     def flush(self) -> None:
-        """The store is reachable again."""
+        """The store is reachable again: what waits, also after a write that failed, is written at once."""
         for call, pen in list(self._pens.items()):
+            if self._context.armed(f"record/{call}"):
+                self._context.cancel(f"record/{call}")
+                pen.busy = False
             self._write(call, pen)
 
     def release_all(self) -> None:
@@ -323,10 +350,11 @@ class Records:
         pen = self._pens.get(call)
         if pen is None or pen.gone:
             return (), ()
+        self._unwritten.pop(call, None)
         pen.latest = value
         if pen.busy or not self._context.store_ok:
             return (), ()
-        pen.latest, pen.busy = None, True
+        pen.latest, pen.writing, pen.busy = None, value, True
         key = self._context.keys.record(call)
         return (Put(key, self._raw(call, value)),), (Compare(key, pen.revision),)
 
@@ -335,7 +363,7 @@ class Records:
         pen = self._pens.get(call)
         if pen is None:
             return
-        pen.busy = False
+        pen.busy, pen.writing = False, None
         if revision:
             pen.revision = max(pen.revision, revision)
             key = self._context.keys.record(call)

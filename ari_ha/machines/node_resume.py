@@ -149,7 +149,7 @@ class Resumes:
         has read them."""
         context, records = self._context, self._records
         limit_s = context.timings.record_limit_s
-        record = records.record(arriving.call)
+        record = records.latest(arriving.call)
         fresh = record is not None and record.stage != IVR
         fresh = fresh and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
         arriving.agents_known = self._agents_seen() or (not context.store_ok and arriving.kind == TAKEOVER)
@@ -170,13 +170,13 @@ class Resumes:
             for kv in outcome.value:
                 if kv.key == self._context.keys.record(arriving.call):
                     self._records.learn(arriving.call, kv)
-        arriving.record = self._records.record(arriving.call)
+        arriving.record = self._records.latest(arriving.call)
         arriving.record_known = True
         self.look(arriving)
 
     def _no_record(self, arriving: Arriving) -> None:
         if not arriving.record_known:
-            arriving.record = self._records.record(arriving.call)
+            arriving.record = self._records.latest(arriving.call)
             arriving.record_known = True
         arriving.agents_known = True
         self.look(arriving)
@@ -192,7 +192,7 @@ class Resumes:
         """The mirror has (or is known not to have) the record now."""
         arriving = self.by_call.get(call)
         if arriving is not None and not arriving.record_known:
-            arriving.record, arriving.record_known = self._records.record(call), True
+            arriving.record, arriving.record_known = self._records.latest(call), True
             self.look(arriving)
 
     def records_seen(self) -> None:
@@ -213,7 +213,7 @@ class Resumes:
         missing = sorted(leg for leg in arriving.facts if leg not in arriving.channels)
         if arriving.kind == ADOPTION and not (arriving.edge_known and missing):
             # nobody can say more: what is in Asterisk is what there is
-            arriving.record = arriving.record or self._records.record(arriving.call)
+            arriving.record = arriving.record or self._records.latest(arriving.call)
             for leg in [leg for leg in arriving.facts if leg not in arriving.channels]:
                 del arriving.facts[leg]
             self._done(arriving)
@@ -445,9 +445,13 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
 
 
 def _end_leftovers(call: NodeCall) -> None:
-    """Ends that were announced and not seen to happen are announced again; and of
+    """Ends that were announced and not seen to happen are announced again, after who belongs to whom:
+    with a line that a transfer ends its edge would end whomever it had on it before. And of
     several phones that ring for one caller the one tried last goes on."""
-    for leg in [leg for leg in call.living() if leg.leg in call.ending]:
+    leftovers = [leg for leg in call.living() if leg.leg in call.ending]
+    if leftovers:
+        call.transfers.say_conversations()
+    for leg in leftovers:
         call.end_leg(leg, call.ending[leg.leg], "announced before")
         call.parts.acd.conversation_ended(call.call, leg.agent, "transfer")
         if leg.attempt in call.attempts:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ASKED, RINGS, BACK, OVER = "asked", "ringing", "back", "over"
 STATUS_OF_KIND = {"busy": 486, "reject": 603, "no-answer": 480, "unreachable": 480, "canceled": 487}
+REQUEST_PENDING = 491
+"""RFC 3261 §21.4.27"""
 CUSTOMER = "customer"
 MAIN_LETTERS = (PRIMARY_LEG, AGENT_LEG)
 """First letters of legs that may be of the main conversation"""
@@ -73,7 +75,8 @@ class Transfers:
                 )
             )
 
-    def _say_conversations(self) -> None:
+    def say_conversations(self) -> None:
+        """Tells the edge who belongs to whom."""
         call = self._call
         consult = {leg.leg: leg.consult for leg in call.living() if leg.consult}
         call.say(link.Conversations(call=call.call, epoch=str(call.epoch), head=call.head, consult=consult))
@@ -238,6 +241,7 @@ class Transfers:
                 self._say(200)
             return
         if self.open:
+            self._refuse(frame)
             return
         self.now = TransferValue(
             transfer=frame.transfer, leg=frame.leg, number=frame.number, other=frame.other
@@ -250,6 +254,17 @@ class Transfers:
         call.note("transfer", leg=frame.leg, number=frame.number, other=frame.other)
         self._parts.context.count("node_transfers", kind="attended" if frame.other else "blind")
         call.save(self._act)
+
+    def _refuse(self, frame: link.TransferAsked) -> None:
+        """Another is under way in the call: whoever asks must not take silence for yes, and hang up."""
+        call = self._call
+        call.note("transfer refused: another is under way", leg=frame.leg, number=frame.number)
+        call.say(
+            link.TransferIs(
+                call=call.call, leg=frame.leg, epoch=str(call.epoch), transfer=frame.transfer,
+                status=REQUEST_PENDING,
+            )
+        )  # fmt: skip
 
     def _device(self, leg: Leg) -> str:
         agent = self._parts.acd.acd.agents().get(leg.agent)
@@ -305,7 +320,7 @@ class Transfers:
         party.consult = into
         self._set(party=party.leg, state=OVER if party.state == UP else RINGS, left=True)
         self._new_head({leg.leg for leg in legs})
-        self._say_conversations()
+        self.say_conversations()
         self._say(200)
         for leg in [leg for leg in legs if leg.alive]:
             call.end_leg(leg, NORMAL, "transferred")
@@ -349,7 +364,7 @@ class Transfers:
         self._say(200)
         leg = call.legs.get(t.leg)
         self._new_head({t.leg})
-        self._say_conversations()
+        self.say_conversations()
         if leg is not None and leg.alive:
             call.end_leg(leg, NORMAL, "transferred")
             if leg.attempt in call.attempts:
@@ -475,7 +490,7 @@ class Transfers:
         call.note("conference", legs=",".join(leg.leg for leg in call.living()), instead_of=leaves.leg)
         self._parts.context.count("node_conferences")
         self._parts.acd.conversation_state(call.call, stays.agent, "consult-end")
-        self._say_conversations()
+        self.say_conversations()
         call.end_leg(leaves, NORMAL, "conference")
         call.save()
         call.touch()

@@ -372,7 +372,8 @@ PLANTED = {
         ("only people end calls",), full=True,
     ),
     "ghost-agent": Planted(
-        "an agent stays busy after his call", _ghost_agent, ("app-kill", "host-crash"), ("no ghost agents",)
+        "an agent stays busy after his call", _ghost_agent, ("app-kill", "host-crash"), ("no ghost agents",),
+        full=True,
     ),
     "changed-intent": Planted(
         "a takeover sends the agent on a break", _on_resumed(_changed_intent), ("asterisk-kill",),
@@ -388,7 +389,7 @@ PLANTED = {
     ),
     "third-forgotten": Planted(
         "of three people two are left after a takeover", _on_resumed(_third_forgotten),
-        ("asterisk-kill", "drain"),
+        ("asterisk-kill",),
         ("people hear each other", "nobody is left alone"), full=True,
         aimed=0.6,
     ),

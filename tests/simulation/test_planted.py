@@ -9,7 +9,7 @@ import pytest
 from ari_ha.simulation.planted import PLANTED, Planted
 from ari_ha.simulation.run import run_seed
 
-SEEDS_MAX = 40
+SEEDS_MAX = 100
 
 
 def first_found(planted: Planted) -> int | None:

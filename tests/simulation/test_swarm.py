@@ -270,6 +270,8 @@ KEPT_FULL = {
     "handed over by a record that still rings": 21224,
     "the edge dies while a phone's ringing is being written down": 10190,
     "a step of an IVR while its call is drained": 40291,
+    "released by a node that could tell nobody": 30503,
+    "a transfer of which only the node that did it knows": 7209,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

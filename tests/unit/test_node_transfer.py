@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from ari_ha.core.ports.ari import AriEvent
+from ari_ha.core.ports.store import StoreReach
 from ari_ha.wire import ari, link
 from ari_ha.wire.keyspace import AttemptOfAgent, AttemptValue, LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
@@ -185,6 +186,93 @@ def test_taken_up_while_one_who_waits_in_a_queue_consults() -> None:
     assert bench.hears(channels["a1"]) == "music"
     assert bench.agent("1002").work == "idle", "as before"
     assert not [note for note in bench.notes if note.text.startswith("waits again")], "his place is his"
+
+
+@pytest.mark.parametrize("asterisk_too", [False, True])
+def test_a_node_that_takes_up_its_own_call_knows_what_it_could_not_write(asterisk_too: bool) -> None:
+    """The transfer was carried out without etcd, and its edge, which had begun to move the call, did not
+    hear of it: it is not undone, and nobody is counted twice. Before with the lines it ends, the edge hears
+    who belongs to whom: it would end whoever is on them."""
+    bench = Bench()
+    consulting(bench)
+    bench.store_away()
+    bench.link_up = False
+    asks(bench, other="k1")
+    bench.link_up = True
+    if asterisk_too:
+        bench.asterisk_dies()
+        bench.asterisk_back()
+    bench.sent.clear()
+    facts = {"c": "up", "a1": "held", "k1": "up", "a2": "up"}
+    channels = bench.resume("k1", "7.2", facts, head="c", sides={"k1": "k1", "a2": "k1"}, lines={"k1": "a1"})
+    told = [f for f in bench.sent if isinstance(f, link.Conversations | link.EndLeg)]
+    assert isinstance(told[0], link.Conversations) and "a2" not in told[0].consult
+    assert {f.leg for f in told[1:]} == {"a1", "k1"}
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+    bench.store_back()
+    assert bench.agent("1001").work in ("acw", "idle") and bench.agent("1001").handled == 1
+    record = bench.record()
+    assert record is not None and record.epoch == "7.2" and set(record.ending) == {"a1", "k1"}
+
+
+def test_what_another_node_wrote_under_a_newer_epoch_is_newer_than_what_we_could_not_write() -> None:
+    bench = Bench()
+    consulting(bench)
+    before = bench.record()
+    bench.store_away()
+    bench.link_up = False
+    asks(bench, other="k1")
+    bench.link_up = True
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    assert before is not None
+    theirs = msgspec.structs.replace(before, epoch="7.2", node="ast2#life1")
+    bench.store.put(bench.keys.record("k1"), theirs)
+    bench.store_back()
+    facts = {"c": "up", "a1": "held", "k1": "up", "a2": "up"}
+    bench.resume("k1", "7.3", facts, head="c", sides={"k1": "k1", "a2": "k1"}, lines={"k1": "a1"})
+    assert not bench.said(link.EndLeg, epoch="7.3")
+
+
+def test_a_record_that_could_not_be_written_is_written_when_the_store_is_back() -> None:
+    """At once: whoever takes the call up a moment later goes by it."""
+    bench = Bench()
+    consulting(bench)
+    bench.store.up = False  # nobody has said so yet
+    asks(bench, other="k1")
+    bench.store.up = True
+    bench.post(StoreReach(reachable=False, why="away"))
+    bench.post(StoreReach(reachable=True))
+    record = bench.record()
+    assert record is not None and record.transfer is not None
+
+
+def test_an_end_is_said_again_on_a_new_link_also_when_its_channel_is_gone() -> None:
+    """Without a link and without etcd whoever asked was released by the end of his channel alone: the edge
+    keeps his phone, and makes the leg again, unless it hears why in time."""
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    (party,) = bench.dialled()
+    bench.store_away()
+    bench.link_down()
+    bench.post(*bench.asterisk.up(party))
+    assert bench.channels_of("k1", "a1", E) == [] and not bench.said(link.EndLeg)
+    fact = link.CallAtEdge(
+        epoch=E, legs={"c": link.LegAtEdge(state="up"), "a1": link.LegAtEdge(state="up")}, head="c"
+    )
+    bench.link({"k1": fact})
+    assert bench.said(link.EndLeg, leg="a1", epoch=E)
+
+
+def test_of_two_who_ask_at_once_the_second_is_refused() -> None:
+    """Silence would be taken for yes: he would hang up, and leave two people alone."""
+    bench = Bench()
+    consulting(bench)
+    asks(bench, "+4930")
+    bench.frame(link.TransferAsked("k1", "c", E, "t10", "1002", ""))
+    assert [(f.transfer, f.status) for f in bench.said(link.TransferIs)] == [("t10", 491)]
+    assert bench.machine.core.calls["k1"].transfers.now.transfer == "t9"
 
 
 @pytest.mark.parametrize("told", [False, True])
