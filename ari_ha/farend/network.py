@@ -10,6 +10,10 @@ from ari_ha.farend.useragent import UserAgent
 from ari_ha.sip import Flow
 
 RECONNECT_S, CONNECT_LIMIT_S = 1.0, 3.0
+KEEP_ALIVE_S = 5.0
+"""A TCP connection that said nothing for so long is asked, by CRLF CRLF (RFC 5626 section 4.4.1)."""
+UNANSWERED_MAX = 2
+"""Questions without an answer: then the connection is dead."""
 DATAGRAM_BUFFER_BYTES = 1_048_576
 
 
@@ -154,13 +158,22 @@ class TcpDriver(Driver):
             self.flush()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
+        asked = 0
         while True:
             try:
-                data = await reader.read(65_536)
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    data = await reader.read(65_536)
+            except TimeoutError:
+                if asked == UNANSWERED_MAX or self._writer is None:
+                    return
+                self._writer.write(b"\r\n\r\n")
+                asked += 1
+                continue
             except OSError:
                 return
             if not data:
                 return
+            asked = 0
             self.agent.receive_stream(data, self._flow, self.now)
             self.flush()
 

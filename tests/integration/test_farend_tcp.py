@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable
 from itertools import count
 
+import pytest
+
+from ari_ha.farend import network
 from ari_ha.farend.farends import FarEnds
 from ari_ha.farend.settings import FarEndSettings
 from ari_ha.sip import Endpoint, Flow, Listener, events
 
 LIMIT_S = 8.0
+KEEP_ALIVE_S = 0.1
 
 
 class Registrar:
@@ -25,6 +29,8 @@ class Registrar:
         self.writers: dict[str, asyncio.StreamWriter] = {}
         self.flow: Flow | None = None
         self.registrations = 0
+        self.deaf = ""
+        """A connection whose words are not heard any more"""
         self.seen: list[events.SipEvent] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,8 +39,9 @@ class Registrar:
         host, port = writer.get_extra_info("peername")
         flow = Flow("tcp", "tcp", host, port, conn)
         while data := await reader.read(65_536):
-            self.endpoint.receive_stream(data, flow, time.monotonic())
-            self.react(flow)
+            if conn != self.deaf:
+                self.endpoint.receive_stream(data, flow, time.monotonic())
+                self.react(flow)
 
     def react(self, flow: Flow) -> None:
         for event in self.endpoint.events():
@@ -54,7 +61,8 @@ async def until(what: str, look: Callable[[], object]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_phone_over_tcp() -> None:
+async def test_a_phone_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "KEEP_ALIVE_S", KEEP_ALIVE_S)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -95,6 +103,11 @@ async def test_a_phone_over_tcp() -> None:
         registrar.writers["c1"].close()
         await until("registered again over a new connection", lambda: registrar.registrations == 2)
         assert registrar.flow.conn == "c2"
+        await asyncio.sleep(5 * KEEP_ALIVE_S)  # many questions, all answered
+        assert registrar.registrations == 2
+        registrar.deaf = "c2"
+        await until("the silent connection is given up", lambda: registrar.registrations == 3)
+        assert registrar.flow.conn == "c3"
     finally:
         ends.close()
         server.close()
