@@ -64,6 +64,11 @@ class Acd:
         """Whether agents and queues have been read from the store."""
         return self._desk.view.seen("agents", "queues")
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether something is kept that could not be written."""
+        return bool(self._desk.view.dirty)
+
     @staticmethod
     def owns(effect: Effect) -> bool:
         """Whether the outcome of ``effect`` belongs to `outcome`."""

@@ -331,7 +331,7 @@ class EdgeMachine:
             case link.NodeHello():
                 self.watch.hello(node, frame.incarnation, frame.features)
             case link.NodeState():
-                self.watch.app_state(node, frame.ready, frame.reason, frame.cordoned, frame.asterisk)
+                self.watch.app_state(node, frame)
                 if frame.ready:
                     self.takeover.stay(node, APP_AWAY)
                     self.transfers.node_ready(node)
@@ -406,8 +406,6 @@ class EdgeMachine:
         if event.reachable != context.store_ok:
             text = "etcd answers" if event.reachable else "etcd away: calls go on, writes wait"
             context.note("edge", text, level="info" if event.reachable else "warning", why=event.why)
-            if event.reachable:
-                self.drains.store_back()
         context.store_ok = event.reachable
         if event.reachable:
             self.role.announce()

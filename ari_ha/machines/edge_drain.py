@@ -4,8 +4,9 @@ bounded rate, make before break, and gives it no new ones while the key is there
 The wish is only in etcd, so an edge process killed in the middle goes on where it was,
 and every edge acts on its own calls.
 
-Nobody is moved on purpose while etcd takes no writes or the media relay is away: what the app knows would
-be lost on the way, because its next node goes by the record, and nobody could listen for that node."""
+Nobody is moved on purpose while etcd takes no writes, while the app of his node knows something of him that
+etcd has not confirmed, or while the media relay is away: what the app knows would be lost on the way, because
+his next node goes by the record, and nobody could listen for that node."""
 
 from __future__ import annotations
 
@@ -24,8 +25,6 @@ DRAIN = "drained"
 ASKED = "asked for by an operator"
 RATE_MAX_PER_S = 100.0
 RATE_MIN_PER_S = 0.1
-WRITTEN_AFTER_S = 3.0
-"""After etcd was away: apps hear of it a moment later than we, and write what they have kept."""
 LOOK_EVERY_S = 0.25
 """While calls are left that cannot be moved yet: nobody has answered them, or the hour is bad."""
 
@@ -40,7 +39,6 @@ class Drains:
         self._takeover = takeover
         self._asked: dict[str, DrainValue] = {}
         self._begun: set[str] = set()
-        self._not_before = 0.0
         self._held: set[str] = set()
         """Drains of which it has been said that they wait"""
         self._serving = False
@@ -107,10 +105,10 @@ class Drains:
         if wait_s > 0:
             context.at(f"drain/{name}", context.now + wait_s, lambda: self._next(name))
             return
-        movable = [call for call in self._calls.of_node(name) if self._movable(call)]
-        if movable and (why := self._not_now()):
-            self._say_held(name, why)
-            movable = []
+        reasons = [(c, self._not_now(c)) for c in self._calls.of_node(name) if self._movable(c)]
+        movable = [call for call, why in reasons if not why]
+        if reasons and not movable:
+            self._say_held(name, reasons[0][1])
         elif movable:
             self._held.discard(name)
             if name not in self._begun:
@@ -121,18 +119,14 @@ class Drains:
         pause_s = 1.0 / rate if movable else LOOK_EVERY_S
         context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
 
-    def _not_now(self) -> str:
-        """Why nobody is moved on purpose at the moment; empty: nothing is in the way."""
+    def _not_now(self, call: EdgeCall) -> str:
+        """Why the call is not moved on purpose at the moment; empty: nothing is in the way."""
         if not self._context.store_ok:
             return "etcd takes no writes"
-        if self._context.now < self._not_before:
-            return "etcd has just come back"
+        node = self._watch.nodes.get(call.owner.name) if call.owner else None
+        if node is not None and (node.store_away or call.call in node.unwritten):
+            return "etcd has not confirmed what its node knows"
         return "" if self._context.media_ok else "the media relay is away"
-
-    def store_back(self) -> None:
-        """etcd takes writes again."""
-        if self._serving:
-            self._not_before = self._context.now + WRITTEN_AFTER_S
 
     def _say_held(self, name: str, why: str) -> None:
         if name not in self._held:
@@ -154,8 +148,8 @@ class Drains:
             return 404, {"error": "no such call at this edge"}
         if not self._movable(call):
             return 409, {"error": "it is on its way already, or nobody has answered it yet"}
-        if why := self._not_now():
-            return 409, {"error": f"{why}: nobody is moved on purpose meanwhile"}
+        if why := self._not_now(call):
+            return 409, {"error": f"{why}: it is not moved on purpose meanwhile"}
         own = call.owner.name if call.owner else ""
         taking = {node.config.name for node in self._watch.taking()} - {own}
         if not taking or (to and to not in taking):

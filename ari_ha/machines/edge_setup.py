@@ -268,9 +268,9 @@ class Setup:
         taking = [n for n in self._watch.taking() if n.config.name not in leave_out]
         now, loads = self._context.now, self._calls.loads()
 
-        def burden(node: WatchedNode) -> tuple[bool, int, str]:
-            name = node.config.name
-            return node.suspect_until > now, loads[name], name
+        def burden(node: WatchedNode) -> tuple[bool, bool, int, str]:
+            name = node.config.name  # without etcd a node knows what it knew when it lost it
+            return node.suspect_until > now, node.store_away, loads[name], name
 
         return min(taking, key=burden, default=None)
 
@@ -282,6 +282,10 @@ class Setup:
     def taking(self, name: str) -> WatchedNode | None:
         """This node, if calls may be given to it now."""
         return next((node for node in self._watch.taking() if node.config.name == name), None)
+
+    def without_store(self) -> set[str]:
+        """Nodes whose apps do not reach etcd, or have not written yet what they kept meanwhile."""
+        return {node.config.name for node in self._watch.usable() if node.store_away}
 
     def node_of(self, call: EdgeCall) -> WatchedNode | None:
         """The node that serves the call; None while it is lost or on its way."""

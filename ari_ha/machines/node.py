@@ -169,6 +169,8 @@ class NodeMachine:
             level = "info" if event.reachable else "warning"
             text = "the store answers" if event.reachable else "the store is away: calls go on without it"
             self.context.note("node", text, level=level, why=event.why, no_leader=event.no_leader)
+        if event.reachable and not self.context.store_ok:
+            self.context.store_since = self.context.now
         self.context.store_ok = event.reachable
         self.core.acd.store(event)
         if event.reachable:

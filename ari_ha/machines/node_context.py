@@ -69,6 +69,8 @@ class NodeContext:
         self._utc = Utc()
         self.ari_state = AriState()
         self.store_ok = False
+        self.store_since = 0.0
+        """Since when the store is reachable"""
         self.links: dict[str, EdgeLink] = {}
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}

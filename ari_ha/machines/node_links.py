@@ -83,7 +83,13 @@ class Links:
         return link.NodeState(
             ready=self.ready, reason=self.reason, calls=len(self._core.calls),
             cordoned=self._core.closed or self._core.refusing, asterisk=state.word,
+            store_away=self.store_away, unwritten=sorted(self._core.records.late),
         )  # fmt: skip
+
+    @property
+    def store_away(self) -> bool:
+        """We do not reach the store, or have not written what we kept meanwhile."""
+        return not self._context.store_ok or self._core.acd.acd.unwritten
 
     @property
     def ready(self) -> bool:

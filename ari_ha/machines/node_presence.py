@@ -29,6 +29,7 @@ class Presence:
         self._written_at = 0.0
         self._busy = False
         self._said: tuple[object, ...] = ()
+        self._unwritten: tuple[bool, frozenset[str]] = (False, frozenset())
         self._mine = core.context.keys.node(core.config.node)
         self._first = True
         self._drains_seen = False
@@ -86,7 +87,11 @@ class Presence:
         """Called at the end of every event: tells edges and the store what changed."""
         value = self.value()
         core = self._core
+        unwritten = (self._links.store_away, frozenset(core.records.late))
         said = (value.ready, value.reason, core.cordoned, core.draining, core.refusing, value.incarnation)
+        if said == self._said and unwritten != self._unwritten:
+            self._links.state_to()
+        self._unwritten = unwritten
         if said != self._said:
             self._said = said
             self._links.state_to()

@@ -18,6 +18,8 @@ from ari_ha.wire.keyspace import BadValue, OwnerValue, RecordValue, decode, enco
 from ari_ha.wire.unknown_fields import merge_unknown
 
 RETRY_S = 0.5
+LATE_S = 0.1
+"""A write not confirmed by then is counted as unwritten: edges do not move its call on purpose."""
 DELETIONS_KEPT_MAX = 1_000
 
 Act = Callable[[], None]
@@ -69,6 +71,8 @@ class Records:
         """Records deleted lately, and at which revision."""
         self._unwritten: dict[str, RecordValue] = {}
         """Of calls we serve no more: the last value, which the store may not have"""
+        self.late: set[str] = set()
+        """Calls whose newest record the store has not confirmed in time"""
         self.seen = False
         """A snapshot of ``calls/`` has come."""
         self.on_superseded: Callable[[str, Epoch, str], None] = lambda call, epoch, node: None
@@ -196,8 +200,9 @@ class Records:
         if discard:
             self._keep(call, pen)
             pen.latest = None
+            self._confirmed(call)
         self._release(pen)
-        self._close_if_idle(call, pen)
+        self._settle(call, pen)
 
     def _keep(self, call: str, pen: _Pen) -> None:
         if (value := pen.latest or pen.writing) is not None and not pen.gone:
@@ -205,10 +210,21 @@ class Records:
             while len(self._unwritten) > self._context.config.dirty_max:
                 del self._unwritten[next(iter(self._unwritten))]
 
-    def _close_if_idle(self, call: str, pen: _Pen) -> None:
-        if pen.closing and pen.latest is None and not pen.busy and self._pens.get(call) is pen:
+    def _settle(self, call: str, pen: _Pen) -> None:
+        if pen.latest is not None or pen.busy or self._pens.get(call) is not pen:
+            return
+        self._confirmed(call)
+        if pen.closing:
             del self._pens[call]
             self._context.cancel(f"record/{call}")
+
+    def _sent(self, call: str) -> None:
+        if call not in self.late:
+            self._context.after(f"late/{call}", LATE_S, lambda: self.late.add(call))
+
+    def _confirmed(self, call: str) -> None:
+        self.late.discard(call)
+        self._context.cancel(f"late/{call}")
 
     def put(self, call: str, value: RecordValue, then: Act | None = None) -> None:
         """Writes ``value``. ``then`` runs once: when it is stored, or the store is away
@@ -225,6 +241,8 @@ class Records:
                 self._wait(call, pen, then)
             else:
                 then()
+        if not self._context.store_ok:
+            self.late.add(call)
         self._write(call, pen)
         self._bound()
 
@@ -269,8 +287,9 @@ class Records:
             for act in acts:
                 act()
             self._write(call, pen)
-            self._close_if_idle(call, pen)
+            self._settle(call, pen)
 
+        self._sent(call)
         context.txn(f"record/{call}", written, compares=(Compare(key, pen.revision),), puts=(Put(key, data),))
 
     def _written(self, call: str, pen: _Pen, value: RecordValue, outcome: Outcome) -> None:
@@ -292,7 +311,7 @@ class Records:
     def _again(self, call: str, pen: _Pen) -> None:
         pen.busy = False
         self._write(call, pen)
-        self._close_if_idle(call, pen)
+        self._settle(call, pen)
 
     def _refused(self, call: str, pen: _Pen, value: RecordValue, current: tuple[KeyValue, ...]) -> None:
         """Somebody else wrote it: the edge ended the call, a survivor took it, or our
@@ -320,6 +339,7 @@ class Records:
     def _lost(self, call: str, pen: _Pen) -> None:
         pen.gone = True
         pen.latest = None
+        self._confirmed(call)
         self._release(pen)
         self.on_gone(call)
 
@@ -355,6 +375,7 @@ class Records:
         if pen.busy or not self._context.store_ok:
             return (), ()
         pen.latest, pen.writing, pen.busy = None, value, True
+        self._sent(call)
         key = self._context.keys.record(call)
         return (Put(key, self._raw(call, value)),), (Compare(key, pen.revision),)
 
@@ -371,7 +392,7 @@ class Records:
         elif pen.latest is None:
             pen.latest = value
         self._write(call, pen)
-        self._close_if_idle(call, pen)
+        self._settle(call, pen)
 
     def refused_by_acd(self, call: str, current: tuple[KeyValue, ...]) -> None:
         """Our compare inside the ACD's transaction failed."""

@@ -40,6 +40,8 @@ from ari_ha.wire.token import LegToken
 HELD = "held"
 TAKEOVER, ADOPTION = "takeover", "adoption"
 ANSWERED = "answered"
+MIRROR_BEHIND_S = 3.0
+"""After the store was away its watch may be behind for so long."""
 OPEN_STATES = ("intent", RINGING, ANSWERED, LOST)
 """States of an attempt that is not over."""
 
@@ -144,13 +146,15 @@ class Resumes:
 
     def _find_record(self, arriving: Arriving) -> None:
         """Mirror first; a linearizable read when it is not there, does not know a leg that lives, or has the
-        caller in an IVR, of which a step may be done that the mirror does not know; not for long. Without
+        caller in an IVR, of which a step may be done that the mirror does not know, and while the mirror
+        may not have caught up with the store; not for long. Without
         agents a phone that rings would be taken for nobody's: an app that has just started waits until it
         has read them."""
         context, records = self._context, self._records
         limit_s = context.timings.record_limit_s
         record = records.latest(arriving.call)
-        fresh = record is not None and record.stage != IVR
+        caught_up = context.now - context.store_since > MIRROR_BEHIND_S
+        fresh = record is not None and record.stage != IVR and caught_up
         fresh = fresh and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
         arriving.agents_known = self._agents_seen() or (not context.store_ok and arriving.kind == TAKEOVER)
         if arriving.kind == ADOPTION:

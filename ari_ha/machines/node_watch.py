@@ -35,6 +35,10 @@ class WatchedNode:
     app_ready: bool = False
     app_reason: str = ""
     asterisk_silent_by_app: bool = False
+    store_away: bool = False
+    """Its app does not reach etcd, or has not written yet what it kept meanwhile."""
+    unwritten: frozenset[str] = frozenset()
+    """Calls of which etcd does not have what its app knows."""
     cordoned: bool = False
     draining: bool = False
     link_up: bool = False
@@ -168,11 +172,14 @@ class NodeWatch:
             node.app_ready = False
             self.lose(node, f"asterisk gone (app: {reason})", certain=True)
 
-    def app_state(self, name: str, ready: bool, reason: str, cordoned: bool, asterisk: str) -> None:
-        """The app's readiness."""
+    def app_state(self, name: str, frame: link.NodeState) -> None:
+        """The app's readiness, and what of it etcd does not have."""
         node = self.nodes.get(name)
         if not node:
             return
+        ready, reason, cordoned, asterisk = frame.ready, frame.reason, frame.cordoned, frame.asterisk
+        node.store_away = frame.store_away
+        node.unwritten = frozenset(frame.unwritten)
         was = (node.app_ready, node.cordoned)
         node.app_ready, node.app_reason, node.cordoned = ready, reason, cordoned
         node.asterisk_silent_by_app = asterisk in ("silent", "gone")
@@ -209,6 +216,7 @@ class NodeWatch:
         if not node:
             return
         node.link_up, node.app_ready = False, False
+        node.store_away, node.unwritten = False, frozenset()
         node.link_silent = not clean
         node.link_down_at = self._context.now
         self._context.note(f"node/{name}", "link down", level="warning", clean=clean, reason=reason)

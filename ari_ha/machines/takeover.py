@@ -194,7 +194,9 @@ class Takeover:
     def _survivor(self, call: EdgeCall) -> WatchedNode | None:
         """Another node than the one it leaves on purpose, and than those that failed to
         take it up; once all have failed, any of them again."""
-        own = {call.owner.name} if call.owner and not call.lost else set()
+        own: set[str] = set()
+        if call.owner and not call.lost:  # nobody moves on purpose to a node that cannot read of it
+            own = {call.owner.name, *self._setup.without_store()}
         if call.prefer and call.prefer not in own | call.refused_by:
             wanted = self._setup.taking(call.prefer)
             if wanted:

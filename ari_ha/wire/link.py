@@ -108,6 +108,10 @@ class NodeState(Frame, frozen=True):
     cordoned: bool = False
     calls: int = 0
     asterisk: str = ""
+    store_away: bool = False
+    """It does not reach etcd, or has not written yet what it kept meanwhile."""
+    unwritten: list[str] = msgspec.field(default_factory=list)
+    """Calls of which etcd has not confirmed the newest record for a while."""
 
 
 class NodeCalls(Frame, frozen=True):

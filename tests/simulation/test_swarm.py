@@ -271,6 +271,8 @@ KEPT_FULL = {
     "the edge dies while a phone's ringing is being written down": 10190,
     "a step of an IVR while its call is drained": 40291,
     "released by a node that could tell nobody": 30503,
+    "drained while only its node has lost etcd": 40046,
+    "moved to a node that has lost etcd": 50301,
     "a transfer of which only the node that did it knows": 7209,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""

@@ -225,11 +225,49 @@ def test_nobody_is_moved_while_etcd_or_the_relay_is_away(world, away):
     world.run(3)
     assert call.owner.name == node.name and not call.moves and ask(world, call.call).status == 409
     world.post(away(reachable=True))
-    if away is StoreReach:  # apps write what they have kept
-        world.run(2)
-        assert call.owner.name == node.name
     world.run(1.5)
     assert call.owner.name != node.name
+
+
+@pytest.mark.parametrize("word", ["store_away", "unwritten"])
+def test_a_call_of_which_its_app_knows_more_than_etcd_stays_until_that_is_written(world, word):
+    """Its next node goes by the record, and would have the caller where he was before."""
+    _, call, node, _, _ = talking(world)
+    knows_more = {"store_away": True} if word == "store_away" else {"unwritten": [call.call]}
+    world.say(node, link.NodeState(ready=True, asterisk="up", **knows_more))
+    drain(world, node.name)
+    world.run(3)
+    reply = ask(world, call.call)
+    assert call.owner.name == node.name and not call.moves and reply.status == 409
+    world.say(node, link.NodeState(ready=True, asterisk="up", unwritten=["another"]))
+    world.run(0.5)
+    assert call.owner.name != node.name
+
+
+def test_nobody_is_moved_on_purpose_to_a_node_without_etcd(world):
+    """It would go by what it knew of him when it lost etcd."""
+    _, call, node, _, _ = talking(world)
+    others = [other for other in world.nodes.values() if other is not node]
+    for other in others:
+        world.say(other, link.NodeState(ready=True, asterisk="up", store_away=True))
+    drain(world, node.name)
+    world.run(3)
+    assert call.owner.name == node.name and not call.lost and not call.moves
+    world.say(others[-1], link.NodeState(ready=True, asterisk="up"))
+    world.run(1)
+    assert call.owner.name == others[-1].name
+
+
+def test_a_lost_call_goes_to_a_node_without_etcd_only_where_there_is_no_other(world):
+    _, call, node, _, _ = talking(world)
+    first, second = (other for other in world.nodes.values() if other is not node)
+    world.say(first, link.NodeState(ready=True, asterisk="up", store_away=True))
+    kill(world, node.name)
+    world.run(1)
+    assert call.owner.name == second.name
+    kill(world, second.name)
+    world.run(1)
+    assert call.owner.name == first.name
 
 
 # --- nobody hears a hole ------------------------------------------------------------------

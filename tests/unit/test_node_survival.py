@@ -8,10 +8,20 @@ import pytest
 from ari_ha.core.machine import Event, Outcome, Refused
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs
 from ari_ha.core.ports.link import LinkReceived, LinkUp
+from ari_ha.core.ports.store import StoreChanged, StoreReach
 from ari_ha.machines.node import FAMILIES
 from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import AgentValue, AttemptOfAgent, AttemptValue, LegValue, RecordValue
+from ari_ha.wire.keyspace import (
+    AgentValue,
+    AttemptOfAgent,
+    AttemptValue,
+    BindingValue,
+    LegValue,
+    OwnerValue,
+    RecordValue,
+    UserValue,
+)
 from tests.support.node_bench import EDGE, LOST, UTC0, Bench
 
 
@@ -422,6 +432,82 @@ def test_calls_the_edge_does_not_know_are_dropped_after_a_while() -> None:
     assert bench.machine.core.calls
     bench.sleep(2)
     assert not bench.machine.core.calls and not bench.asterisk.channels
+
+
+def test_edges_are_told_of_calls_that_etcd_does_not_have_as_we_do() -> None:
+    bench = Bench()
+    bench.talk()
+    bench.sleep(1)
+    assert not bench.said(link.NodeState)[-1].unwritten
+    bench.store.up = False  # and nobody has noticed
+    bench.frame(link.LegHeld("k1", "a1", "7.1", True))
+    bench.sleep(0.2)
+    assert bench.said(link.NodeState)[-1].unwritten == ["k1"]
+    bench.store.up = True
+    bench.sleep(1)
+    state = bench.said(link.NodeState)[-1]
+    assert not state.unwritten and not state.store_away and bench.record().legs["a1"].state == "held"
+
+
+def test_no_agent_is_tried_for_a_caller_who_leaves_on_purpose() -> None:
+    """The next node has him by now, and would take the agent back; and so on, as long as the move takes."""
+    bench = Bench(agents=())
+    bench.trunk()
+    assert bench.waiting() == ["k1"]
+
+    def owned(moving: bool) -> None:
+        owner = OwnerValue(call="k1", node="ast1#life1", epoch="7.2", edge=EDGE, vip="v1", moving=moving)
+        kv = bench.store.put(bench.keys.owner("k1"), owner)
+        bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+
+    owned(moving=True)
+    agent = AgentValue(
+        agent="1001", intent="available", device="1001", logged_in=1.0, idle_since=1.0, queues={"support": 0}
+    )
+    for key, value in (
+        (bench.keys.user("1001"), UserValue(user="1001", aor="1001", agent="1001")),
+        (bench.keys.binding("1001", "h"), BindingValue(aor="1001", contact="sip:x", host="h", port=5060)),
+        (bench.keys.agent("1001"), agent),
+    ):
+        kv = bench.store.put(key, value)
+        bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    bench.sleep(1)
+    assert not bench.dialled() and bench.agent("1001").work == "idle"
+    owned(moving=False)
+    bench.sleep(0.1)
+    assert len(bench.dialled()) == 1
+
+
+def test_edges_are_told_that_etcd_is_away_until_what_was_kept_is_written() -> None:
+    bench = Bench()
+    bench.talk()
+    bench.store_away()
+    assert bench.said(link.NodeState)[-1].store_away
+    bench.gone("k1", "a1")
+    bench.store.up = True
+    bench.post(StoreReach(reachable=True))
+    bench.sleep(0.5)
+    assert bench.agent().handled == 1
+    state = bench.said(link.NodeState)[-1]
+    assert not state.store_away and not state.unwritten
+
+
+def test_a_mirror_that_may_be_behind_is_not_taken_for_the_record() -> None:
+    """etcd has just come back, and its watch has not told yet what happened meanwhile."""
+    bench = Bench()
+    bench.talk()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    stored = bench.record()
+    assert stored is not None and stored.stage == "talking"
+    newer = msgspec.structs.replace(stored, node="ast2#x", epoch="7.2", variables={"CUSTOMER": "7"})
+    bench.store.put(bench.keys.record("k1"), newer)
+    bench.store_away()
+    bench.store.up = True
+    bench.post(StoreReach(reachable=True))
+    bench.own("k1", epoch="7.3")
+    bench.resume("k1", "7.3", {"c": "up", "a1": "up"})
+    assert bench.machine.core.calls["k1"].variables == {"CUSTOMER": "7"}
 
 
 def test_a_dead_asterisk_is_announced_and_nothing_else_happens() -> None:
