@@ -484,8 +484,11 @@ class Calls:
         before = call.grouping()
         if head in call.legs and call.legs[head].alive:
             call.head = head
+        # a line that rings leads its own conversation: unnamed, the node had not heard of it yet
+        lines = [o for o in call.living() if o.consult == o.leg != call.head and o.leg not in consult]
+        rings = {o.leg for o in lines if o.state != "up"}
         for leg in call.living():
-            named = consult.get(leg.leg, "")
+            named = consult.get(leg.leg, leg.consult if leg.consult in rings else "")
             leg.consult = "" if named == call.head else named
         self.apply_media(call)
         self.touch(call)

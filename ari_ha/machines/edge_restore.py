@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch, NodeId
 from ari_ha.machines.edge_audio import narrowed
 from ari_ha.machines.edge_calls import Calls
@@ -166,7 +168,8 @@ def _assume_media(call: EdgeCall) -> None:
     """rtpengine kept what it had: probably the stored state. Everything else the call
     may have had is taken away, everything wanted is said again."""
     tags = {half.leg: half.tag for half in call.halves.values()}
-    graph = set()
+    # people may have been brought together just now, and their conversations before that are not known
+    graph = set(permutations((leg.leg for leg in call.up()), 2))
     for consult in ("", *call.consults()):
         up = [leg.leg for leg in call.conversation(consult) if leg.state == "up"]
         for state in (call.media.state, HITLESS, THROUGH, DIRECT):

@@ -351,6 +351,9 @@ class Channels:
         if entry.epoch < max(self._newest(token.call)) or (known is not None and entry.epoch == known.epoch):
             self._turn_away(entry, "stale")
             return
+        if known is None and core.records.ended(token.call):
+            self._turn_away(entry, "ended")
+            return
         retired = core.supersede(token.call) if known is not None else []
         channel = Channel(entry.channel.id, up=entry.channel.state == UP_STATE)
         channel.answered = channel.up

@@ -105,6 +105,11 @@ class Records:
         record, owner = self.record(call), self.owner(call)
         return max(epoch_of(value.epoch) if value else NO_EPOCH for value in (record, owner))
 
+    def ended(self, call: str) -> bool:
+        """Whether the edge has ended the call, as the store has told lately: an INVITE for it is nobody's,
+        whatever its epoch."""
+        return call in self._deleted and self.record(call) is None and self.owner(call) is None
+
     def all_records(self) -> dict[str, RecordValue]:
         """Every record in the mirror."""
         return {call: stored.value for call, stored in self._stored.items()}

@@ -320,7 +320,8 @@ class StoreClient:
     def _committed(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
         if self._stalled:
             return
-        if not self._alive or self.reachable is not True or not self._connected():
+        # what comes after something missed waits for it: a watch leaves nothing out
+        if self._missed or not self._alive or self.reachable is not True or not self._connected():
             self._missed = True
             return
         for change in changes:

@@ -121,7 +121,8 @@ class NodeLink:
                 to.deliver(LinkReceived(peer=sender.name, frame=decoded))
 
         if not self._connected():
-            self._held_back[to.name].append(arrive)
+            # to an edge that has taken another's name meanwhile it is lost with this connection
+            self._held_back.setdefault(to.name, deque()).append(arrive)
             return
         delay_s = self.network.stream_delay(sender.host, to.host)
         when = max(self.world.now + delay_s, self._last.get(to.name, 0.0))

@@ -96,10 +96,11 @@ class People:
 
     def everybody_over(self) -> bool:
         """Nobody is on any phone."""
-        cluster = self.cluster
-        return not any(
-            talk.alive for phones in (cluster.carrier, cluster.phones) for talk in phones.talks.values()
-        )
+        return not any(talk.alive for talk in self.circles.everybody())
+
+    def last_over_s(self) -> float:
+        """When the last of them hung up, or was hung up on."""
+        return max((talk.ended_s for talk in self.circles.everybody()), default=0.0)
 
     def send_home(self, within_s: float) -> None:
         """Everybody still on a phone hangs up within that time."""

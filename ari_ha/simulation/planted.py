@@ -389,9 +389,9 @@ PLANTED = {
     ),
     "third-forgotten": Planted(
         "of three people two are left after a takeover", _on_resumed(_third_forgotten),
-        ("asterisk-kill",),
+        ("drain",),
         ("people hear each other", "nobody is left alone"), full=True,
-        aimed=0.6,
+        pause_s=1.0, aimed=0.9,
     ),
     "lost-place": Planted(
         "a takeover puts a waiting caller behind the others", _lost_place, ("asterisk-kill",),

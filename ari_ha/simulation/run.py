@@ -134,7 +134,7 @@ def _run(
     people.send_home(GO_HOME_S)
     world.run_until(world.now + GO_HOME_S + STALE_S)
     people.send_home(0.1)
-    if not people.everybody_over():
+    if not people.everybody_over() or people.last_over_s() > world.now - STALE_S + GO_HOME_S:
         # somebody called, or was rung, after the others had been sent home
         world.run_until(world.now + STALE_S)
     checkers.final()

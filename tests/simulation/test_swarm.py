@@ -273,6 +273,12 @@ KEPT_FULL = {
     "released by a node that could tell nobody": 30503,
     "drained while only its node has lost etcd": 40046,
     "moved to a node that has lost etcd": 50301,
+    "an INVITE of a move given up, when the call is over": 50360,
+    "a frame to an edge that has become the other one": 50655,
+    "a watch that was cut off for a moment": 52423,
+    "the edge dies while three are brought together": 52215,
+    "a second line that the app had not heard of": 52217,
+    "the last call ends just before everything is looked at": 50828,
     "a transfer of which only the node that did it knows": 7209,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""

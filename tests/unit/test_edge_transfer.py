@@ -35,15 +35,16 @@ def fragments(phone: Any) -> list[str]:
     return [request.body.decode().split("\r\n")[0] for request in requests]
 
 
-def consult(world: EdgeWorld, phone: Any, number: str = "1002") -> str:
+def consult(world: EdgeWorld, phone: Any, number: str = "1002", user: str = "1001") -> str:
     """The phone holds nobody and calls somebody else: the key of its second dialog."""
     arguments: dict[str, Any] = {
         "flow": Flow("l", "udp", *EDGE_PUBLIC), "target": f"sip:{number}@{EDGE_PUBLIC[0]}",
-        "from_": "<sip:1001@test>", "to": f"<sip:{number}@test>", "sdp": phone.sdp(42_000), "now": world.now,
+        "from_": f"<sip:{user}@test>", "to": f"<sip:{number}@test>", "sdp": phone.sdp(42_000),
+        "now": world.now,
     }  # fmt: skip
     phone.sip.invite(world.new_id(), **arguments)
     world.settle()
-    header = digest_header(phone.of(sip.LegFailed)[-1], "1001", "pw", "INVITE", str(arguments["target"]))
+    header = digest_header(phone.of(sip.LegFailed)[-1], user, "pw", "INVITE", str(arguments["target"]))
     key = world.new_id()
     phone.sip.invite(key, headers=(("Authorization", header),), **arguments)
     world.settle()
@@ -241,6 +242,51 @@ def test_three_people_in_the_gap(world):
     assert call.media.state == "direct"
     heard = {listener: speaker for listener, speaker in world.hears[call.call]}
     assert heard["c"] in ("a2", "k1") and set(heard) == {"c", "a2", "k1"}, "nobody sits in silence"
+
+
+def test_an_edge_that_restarts_while_three_are_brought_together_leaves_no_voice_twice(world):
+    """Two of them heard each other before, and its relay had not taken that away yet."""
+    _, call, node, _, _, _, _ = consulting(world)
+    epoch = str(call.epoch)
+    refuse, world.ng_refuse = world.ng_refuse, lambda command: command.command == "unsubscribe"
+    world.say(node, link.Conversations(call=call.call, epoch=epoch, head="c", consult={}))
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=epoch, cause="16"))
+    world.say(node, link.WantMedia(call=call.call, epoch=epoch, state="through", request=9))
+    world.settle()
+    assert ("k1", "a2") in world.hears[call.call]
+    world.ng_refuse = refuse
+    world.boot()
+    world.run(0.5)
+    people = {"c", "k1", "a2"}
+    assert not [hears for hears in world.hears[call.call] if people.issuperset(hears)]
+
+
+def test_who_belongs_to_whom_was_said_before_a_second_line_was_heard_of(world):
+    """1002, who has just been brought into the call, calls somebody at that moment: that line stays his."""
+    caller, call, node, _, _, _, _ = consulting(world)
+    epoch, colleague = str(call.epoch), world.phones["1002"]
+    outside = consult(world, colleague, "+4940", user="1002")
+    assert call.legs["k2"].of == "a2"
+    world.say(node, link.Conversations(call=call.call, epoch=epoch, head="c", consult={}))
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=epoch, cause="16"))
+    assert (call.legs["k1"].consult, call.legs["k2"].consult) == ("", "k2")
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    assert call.legs["k2"].alive and outside not in [e.leg for e in colleague.of(sip.LegFailed)]
+
+
+def test_whoever_rings_for_a_second_line_is_brought_into_the_call(world):
+    _, call, node, phone, _ = talking(world)
+    for other in world.nodes.values():
+        other.auto_answer_new = False
+    world.register("1002")
+    consult(world, phone)
+    dial(world, call, "a2", "device:1002", consult="k1")
+    epoch = str(call.epoch)
+    world.say(node, link.Conversations(call=call.call, epoch=epoch, head="c", consult={"k1": "k1"}))
+    for name in ("a1", "k1"):
+        world.say(node, link.EndLeg(call=call.call, leg=name, epoch=epoch, cause="16"))
+    assert call.legs["a2"].alive and call.legs["a2"].consult == ""
 
 
 def test_consulting_is_continued_by_a_restarted_edge(world):

@@ -492,6 +492,20 @@ def test_edges_are_told_that_etcd_is_away_until_what_was_kept_is_written() -> No
     assert not state.store_away and not state.unwritten
 
 
+def test_an_invite_of_a_move_given_up_arrives_when_the_call_is_over() -> None:
+    """An Asterisk that stood still reads it then: nobody is in a call, and no agent counts one."""
+    bench = Bench()
+    bench.talk()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.disown("k1")
+    before = bench.agent()
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    bench.sleep(1)
+    assert not bench.machine.core.calls and not bench.asterisk.channels
+    assert bench.agent().handled == before.handled and bench.record() is None
+
+
 def test_a_mirror_that_may_be_behind_is_not_taken_for_the_record() -> None:
     """etcd has just come back, and its watch has not told yet what happened meanwhile."""
     bench = Bench()

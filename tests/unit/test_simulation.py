@@ -34,7 +34,7 @@ from ari_ha.core.ports.store import (
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.circles import Circles
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
-from ari_ha.simulation.fake_store import Store, StoreClient
+from ari_ha.simulation.fake_store import HOST, Store, StoreClient
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
 from ari_ha.simulation.world import Clock, Network, World
@@ -224,6 +224,17 @@ class StoreBench(Bench):
         return self.machine.of(OutcomeOf)[-1].outcome
 
 
+def test_a_watch_leaves_nothing_out() -> None:
+    """Cut off for a moment, and something else happens before it has caught up."""
+    bench = StoreBench()
+    bench.network.cut_off("host", [HOST])
+    bench.store.put("/x/one", b"1")
+    bench.network.heal()
+    bench.store.put("/x/two", b"2")
+    bench.run(1.0)
+    assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/one", "/x/two"]
+
+
 def test_a_client_says_reach_snapshot_and_lease_and_then_every_change() -> None:
     bench = StoreBench()
     assert bench.machine.of(StoreReach) == [StoreReach(reachable=True)]
@@ -353,6 +364,19 @@ def test_a_short_cut_only_delays() -> None:
     bench.run(0.5)
     assert not bench.heard(bench.edge).of(LinkDown)
     assert len(bench.heard(bench.edge).of(LinkReceived)) == 1
+
+
+def test_what_is_said_to_an_edge_that_became_the_other_one_is_lost_with_the_connection() -> None:
+    bench = LinkBench()
+    bench.network.cut_off("ast1", ["edge1", "edge2"])
+    bench.edge.kill()
+    bench.edge.name = bench.edge.host = "edge2"
+    bench.edge.start()
+    bench.link.send(bench.app, link.NodeState(calls=1))
+    bench.run(2.0)
+    bench.network.heal()
+    bench.run(2.0)
+    assert bench.heard(bench.edge).of(LinkUp) and not bench.heard(bench.edge).of(LinkReceived)
 
 
 def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() -> None:
