@@ -140,6 +140,8 @@ class AtThePhones:
             return True
         if any(o.joining for o in everybody) and _is_left([o for o in everybody if o is not talk]):
             return True  # all may have been brought together, which no phone has heard of yet
+        if any(o.referred and not o.accepted and o.ended_by == "self" for o in everybody):
+            return True  # whoever asked hung up before it was accepted: perhaps nobody has heard of it
         if talk.call in self.apologised():
             return True
         if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):

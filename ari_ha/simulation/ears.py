@@ -46,9 +46,12 @@ class Ears:
         return speaker.leg in self.heard_by(listener)
 
     def call_of(self, talk: Talk) -> tuple[str, str] | None:
-        """The call and leg a person is on, by the media port of the edge."""
-        at = self._tag_of(talk)
-        return (at[1].ident, at[2].name) if at else None
+        """The call and leg a person is on, by the media port of the edge; also when rtpengine has the call
+        no more: the phone may hear late that it was answered."""
+        if talk.remote is None:
+            return None
+        given = (relay.given.get(talk.remote) for relay in self.relays)
+        return next((found for found in given if found is not None), None)
 
     def press(self, talk: Talk, digit: str) -> list[str]:
         """The person presses a key; returns the nodes whose Asterisk got it."""

@@ -48,6 +48,8 @@ class Talk:
     """A re-INVITE of ours is under way."""
     referred: str = ""
     """To whom this phone asked its far end to be transferred, until it hears that it failed"""
+    accepted: bool = False
+    """The far end has heard that (RFC 3515 §2.4.2: 202)."""
     attended: bool = False
     """Asked with Replaces: to whoever this phone consults"""
     main: Talk | None = None
@@ -186,8 +188,10 @@ class Phones(SipProcess):
             case sip.InDialogRequest():
                 self._told(event)
             case sip.ResponseReceived(key=key, status=status):
-                if key in self.talks and status >= 300:
-                    self._not_transferred(self.talks[key])
+                if key in self.talks:
+                    self.talks[key].accepted = status < 300
+                    if status >= 300:
+                        self._not_transferred(self.talks[key])
             case _:
                 talk = self.talks.get(getattr(event, "leg", ""))
                 if talk is not None:

@@ -73,6 +73,8 @@ class FakeRtpengine:
         self.calls: dict[str, MediaCall] = {}
         self.destroyed: list[tuple[str, str]] = []
         """(call, tag) whose media a command of ours destroyed"""
+        self.given: dict[tuple[str, int], tuple[str, str]] = {}
+        """Which call and tag a port is, or was, of; no port is given twice."""
         self._next_port = FIRST_PORT
         self._keys = 0
 
@@ -102,7 +104,7 @@ class FakeRtpengine:
         offered = list(body.get("codec", {}).get("offer", CODEC_NUMBERS))
         if not tag.ports:
             tag.payload = next((CODEC_NUMBERS[codec] for codec in offered if codec in CODEC_NUMBERS), 0)
-        self._place(tag, body)
+        self._place(call, tag, body)
         if body.get("transport-protocol") == "UDPTL":
             sdp = build_fax_sdp(tag.port, tag.host, tag.port)
             return Done({"result": "ok", "sdp": sdp.replace(" udptl t38", " udptl ")})
@@ -118,7 +120,7 @@ class FakeRtpengine:
             sdp = secured(sdp, ["setup:actpass", *self._web_lines(tag)])
         return Done({"result": "ok", "sdp": sdp})
 
-    def _place(self, tag: Tag, body: Mapping[str, Any]) -> None:
+    def _place(self, call: MediaCall, tag: Tag, body: Mapping[str, Any]) -> None:
         """Its port on the interface asked for. What comes to one it had before is still heard."""
         interface = str(body.get("interface", ""))
         if interface not in self.interfaces:
@@ -127,6 +129,7 @@ class FakeRtpengine:
             tag.ports[interface] = self._next_port
             self._next_port += 2
         tag.host, tag.port = self.interfaces[interface], tag.ports[interface]
+        self.given[tag.host, tag.port] = (call.ident, tag.name)
 
     def _new_key(self) -> str:
         self._keys += 1
@@ -151,7 +154,7 @@ class FakeRtpengine:
         if not isinstance(told, Done) or not tag.port:
             return told if tag.port else Refused("no media")
         if "interface" in body:
-            self._place(tag, body)
+            self._place(call, tag, body)
         audio = SessionDescription.parse(str(body["sdp"])).audio()
         theirs = usable_crypto(audio) if audio and audio.proto == SAVP else None
         if theirs and (tag.crypto is None or tag.crypto[:2] != (theirs.tag, theirs.suite)):

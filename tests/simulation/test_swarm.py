@@ -280,6 +280,8 @@ KEPT_FULL = {
     "a second line that the app had not heard of": 52217,
     "the last call ends just before everything is looked at": 50828,
     "a transfer of which only the node that did it knows": 7209,
+    "of both ends of a transfer the first begins the move anew": 51899,
+    "hung up before anybody could hear of his transfer": 52366,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

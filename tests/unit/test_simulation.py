@@ -33,7 +33,9 @@ from ari_ha.core.ports.store import (
 )
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.circles import Circles
+from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
+from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.simulation.fake_store import HOST, Store, StoreClient
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
@@ -422,3 +424,40 @@ def test_whoever_is_consulted_is_no_company_though_the_line_that_called_him_is_n
     party = Talk("party", "1002", phone, UP, started_s=5.0, answered_s=8.9)
     company = AtThePhones._company(caller, [caller, agent, party], [caller, agent, line, party])
     assert company == [agent]
+
+
+def test_what_call_a_phone_was_on_is_known_also_when_its_relay_has_it_no_more() -> None:
+    """A 200 OK that is repeated comes late, and its call is over by then."""
+    relay = FakeRtpengine({"public": "192.0.2.11"})
+    relay.command("create", {"call-id": "k1", "from-tag": "c"})
+    ((at, _),) = relay.given.items()
+    relay.command("delete", {"call-id": "k1"})
+    network = Network(World(1))
+    ears = Ears([relay], [], [], network, "edge1")
+    late = Talk("late", "customer", ("10.0.0.1", 4000), UP, remote=at)
+    assert ears.call_of(late) == ("k1", "c") and ears.heard_by(late) == []
+    assert ears.call_of(Talk("other", "customer", ("10.0.0.1", 4002), UP, remote=(at[0], at[1] + 2))) is None
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_whoever_hangs_up_before_his_transfer_was_heard_may_have_asked_nobody(accepted: bool) -> None:
+    """His REFER is lost, and he hangs up before it is repeated; after a 202 his caller is kept."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, ENDED, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
+    caller.ended_by, caller.ended_s = "far", 9.1
+    agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=2.0, ended_s=9.0)
+    agent.ended_by, agent.referred, agent.attended, agent.accepted = "self", "1002", True, accepted
+    side = Talk("side", "1001", phone, UP, call="k", started_s=4.0, answered_s=5.0, dialled="1002")
+    side.main, side.attended = agent, True
+    party = Talk("party", "1002", phone, UP, call="k", started_s=5.0, answered_s=5.0)
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={"caller": caller}), nodes=[], rehomed=[],
+        phones=SimpleNamespace(talks={talk.leg: talk for talk in (agent, side, party)}),
+    )  # fmt: skip
+    people: Any = SimpleNamespace(circles=Circles(cluster))
+    problems: list[str] = []
+    phones = AtThePhones(
+        cluster, people, lambda rule, text: problems.append(rule), lambda *a, **k: False, lambda *a: None
+    )
+    phones.over(caller)
+    assert problems == (["only people end calls"] if accepted else [])
