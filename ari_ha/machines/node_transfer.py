@@ -189,11 +189,19 @@ class Transfers:
             other.state = ENDED
             call.hang_up_later(other)
         call.head = consult
+        self._nobody_waits()
         for other in call.living():
             other.consult = "" if other.consult == consult else other.consult
         # whom he wanted to consult still rings: a call like any he makes
         call.stage = TALKING if leader.state == UP else DIALING
         call.save()
+
+    def _nobody_waits(self) -> None:
+        """Whoever was to be transferred is gone: where neither the target nor whoever asked is there, nobody
+        is called (back) for him."""
+        t, alive = self.now, {leg.leg for leg in self._call.living()}
+        if t is not None and self.open and not alive & {t.leg, t.party}:
+            self._set(state=OVER)
 
     def side_goes_on(self, head: Leg) -> bool:
         """Nobody is left in the main conversation but ``head``, whose end was announced: whether there
@@ -531,6 +539,8 @@ class Transfers:
                 if attempt.leg == leader.of:
                     attempt.leg, attempt.state, leader.attempt = leader.leg, "answered", attempt.attempt
         call.head = leader.leg
+        if head is None:
+            self._nobody_waits()
         for leg in [leg for leg in call.living() if leg.consult == leader.leg]:
             leg.consult = ""
 

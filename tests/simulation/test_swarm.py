@@ -276,6 +276,7 @@ KEPT_FULL = {
     "an INVITE of a move given up, when the call is over": 50360,
     "a frame to an edge that has become the other one": 50655,
     "a watch that was cut off for a moment": 52423,
+    "a transfer of somebody who has hung up": 60063,
     "the edge dies while three are brought together": 52215,
     "a second line that the app had not heard of": 52217,
     "the last call ends just before everything is looked at": 50828,

@@ -265,6 +265,43 @@ def test_an_end_is_said_again_on_a_new_link_also_when_its_channel_is_gone() -> N
     assert bench.said(link.EndLeg, leg="a1", epoch=E)
 
 
+@pytest.mark.parametrize("survivor", [False, True])
+def test_whoever_was_to_be_transferred_consults_and_hangs_up(survivor: bool) -> None:
+    """Nobody takes a transfer of nobody: whoever asked is not rung again, and the consultation goes on."""
+    bench = Bench()
+    agent_dials(bench, "1002")
+    (agent,) = bench.dialled()
+    bench.pick_up(agent)
+    asks(bench, "+4930")
+    (target,) = bench.dialled()
+    bench.ring(target)
+    assert bench.said(link.EndLeg, leg="a1")
+    bench.frame(link.ConsultAsked("k1", "k1", E, "c", "+4940"))
+    token = bench.token("k1", "k1", kind="agent", user="1001")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    (party,) = [channel for channel in bench.dialled() if channel != target]
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    record = bench.record()
+    if survivor:  # the record is older than the end
+        bench.asterisk_dies()
+        bench.asterisk_back()
+        assert record is not None and record.transfer is not None and record.transfer.party == "a2"
+        bench.own("k1", epoch="7.2")
+        ended = {"a1": "app", "c": "phone", "a2": "edge"}
+        facts = {"k1": "up", "a3": "up"}
+        channels = bench.resume("k1", "7.2", facts, ended=ended, head="k1", lines={"k1": "c"})
+        bench.sleep(1)
+        assert bench.hears(channels["k1"]) == bench.hears(channels["a3"]) == "people"
+    else:
+        bench.gone("k1", "c")
+        bench.gone("k1", "a2", by="edge")
+        bench.sleep(1)
+        assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert not bench.dialled() and not bench.machine.core.calls["k1"].transfers.open
+
+
 def test_of_two_who_ask_at_once_the_second_is_refused() -> None:
     """Silence would be taken for yes: he would hang up, and leave two people alone."""
     bench = Bench()
