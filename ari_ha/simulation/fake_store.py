@@ -235,6 +235,10 @@ class StoreClient:
         network, host = self.store.network, self.process.host
         return self.store.available and not network.cut(host, HOST) and not network.cut(HOST, host)
 
+    def _open(self) -> bool:
+        """Whether its watches are."""
+        return self._alive and self.reachable is True and self._connected()
+
     # -- is anybody there
 
     def _look(self) -> None:
@@ -250,8 +254,7 @@ class StoreClient:
             if back:
                 self._reach(StoreReach(reachable=True))
             # an absence too short to notice: a watch resumes where it was, and renewals go on
-            if back or self._missed:
-                self._missed = False
+            if back or (self._missed and not self._stalled):
                 self._catch_up()
             if back or self._unrenewed:
                 self._renew()
@@ -295,6 +298,7 @@ class StoreClient:
     def _catch_up(self) -> None:
         """Brings every mirror to now: the changes it missed, or the whole prefix."""
         store = self.store
+        self._missed = False
         for prefix in self.prefixes:
             position = self._position.get(prefix, 0)
             self._position[prefix] = store.revision
@@ -314,14 +318,12 @@ class StoreClient:
         """It goes on where it was, or with everything when that is compacted."""
         if self._stalled:
             self._stalled = False
-            if self._alive and self.reachable is True and self._connected():
+            if self._open():
                 self._catch_up()
 
     def _committed(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
-        if self._stalled:
-            return
         # what comes after something missed waits for it: a watch leaves nothing out
-        if self._missed or not self._alive or self.reachable is not True or not self._connected():
+        if self._stalled or self._missed or not self._open():
             self._missed = True
             return
         for change in changes:

@@ -237,6 +237,20 @@ def test_a_watch_leaves_nothing_out() -> None:
     assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/one", "/x/two"]
 
 
+def test_a_watch_that_was_silent_and_is_cut_off_when_it_goes_on_leaves_nothing_out() -> None:
+    bench = StoreBench()
+    bench.client.stall()
+    bench.store.put("/x/one", b"1")
+    bench.run(0.5)
+    assert not bench.machine.of(StoreChanged)
+    bench.network.cut_off("host", [HOST])
+    bench.client.resume()
+    bench.network.heal()
+    bench.store.put("/x/two", b"2")
+    bench.run(1.0)
+    assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/one", "/x/two"]
+
+
 def test_a_client_says_reach_snapshot_and_lease_and_then_every_change() -> None:
     bench = StoreBench()
     assert bench.machine.of(StoreReach) == [StoreReach(reachable=True)]
