@@ -21,6 +21,9 @@ from ari_ha.wire import link
 
 BYES_OF_A_STOP = 3
 """Calls with an unannounced BYE within the grace: one app decision ends one call's legs."""
+SAID_TOGETHER_S = 0.02
+"""What the next node says in one breath, as both ends of a transfer, is heard before a move begins anew:
+under the epoch after that it would be a stale word."""
 MOVED_KEPT_MAX = 4_000
 """Calls remembered per node that left it; the oldest are forgotten first."""
 
@@ -268,7 +271,7 @@ class Takeover:
 
     def _again(self, call: EdgeCall) -> None:
         """The facts changed while the call was moving: begin again with true ones."""
-        self._retry(call, "its legs or conversations changed meanwhile", pause=0.0)
+        self._retry(call, "its legs or conversations changed meanwhile", pause=SAID_TOGETHER_S)
         call.refused_by.clear()
 
     def _retry(self, call: EdgeCall, why: str, pause: float | None = None) -> None:

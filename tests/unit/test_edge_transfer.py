@@ -432,3 +432,20 @@ def test_a_second_line_that_begins_while_its_nodes_app_is_away_gets_there_when_i
     world.say(node, link.NodeState(ready=True, asterisk="up"))
     world.settle()
     assert call.halves["k1"] is half
+
+
+def test_both_ends_of_a_transfer_that_the_next_node_carries_out_while_it_takes_the_call_up(world):
+    """The first of them changes the facts of the move; the second comes with it."""
+    _, call, node, phone, leg, second, _ = consulting(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    kill(world, node.name)
+    refer(world, phone, leg, replaces(phone, second))
+    survivor, epoch = world.nodes[call.move.to.name], call.epoch
+    world.say(survivor, link.Conversations(call=call.call, epoch=str(epoch), head="c", consult={"k1": "k1"}))
+    for gone in ("a1", "k1"):
+        world.say(survivor, link.EndLeg(call=call.call, leg=gone, epoch=str(epoch), cause="16"))
+        world.tick()
+    world.run(0.5)
+    assert sorted(call.legs) == ["a2", "c"] and len(phone.of(sip.LegEnded)) == 2
+    assert call.move is not None and call.epoch.n == epoch.n + 1
