@@ -447,6 +447,11 @@ class Transfers:
         queue is known to where his number leads, but to nobody's phone; else he is sent home."""
         call = self._call
         head = call.legs[call.head]
+        if any(o.state == UP for o in self._others(head)):
+            call.note("nobody took the transfer: the others go on", kind=kind)  # of three, one has left
+            call.save()
+            call.touch()
+            return
         if call.queue:
             call.requeue("nobody took the transfer")
             return

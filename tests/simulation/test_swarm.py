@@ -283,6 +283,7 @@ KEPT_FULL = {
     "a transfer of which only the node that did it knows": 7209,
     "of both ends of a transfer the first begins the move anew": 51899,
     "hung up before anybody could hear of his transfer": 52366,
+    "of three one transfers and leaves, and nobody takes it": 70579,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -1081,6 +1081,26 @@ def test_the_caller_hung_up_before_the_edge_heard_of_the_conference() -> None:
     assert not bench.asterisk.channels
 
 
+def test_of_three_one_transfers_and_leaves_and_nobody_takes_it() -> None:
+    """The other two talk on: neither waits for an agent again."""
+    bench = Bench()
+    customer, _, second, _ = consulting(bench)
+    types(bench, second, "*3")
+    asks(bench, "+4940", leg="a2")
+    (target,) = bench.dialled()
+    bench.ring(target)
+    assert bench.said(link.EndLeg, leg="a2")
+    bench.gone("k1", "a3", by="failed", status=603)
+    (asker,) = bench.dialled()
+    assert bench.target(asker) == "device:1002", "whoever asked is rung again"
+    bench.gone("k1", "a4", by="failed", status=486)
+    assert bench.machine.core.calls["k1"].stage == "talking" and not bench.waiting()
+    assert bench.hears(customer) == bench.hears(second) == "people"
+    assert bench.agent("1001").work == "talking"
+    bench.gone("k1", "k1")
+    assert bench.said(link.EndLeg, leg="c")
+
+
 def test_a_conference_is_taken_up_with_all_three() -> None:
     bench = Bench()
     _, _, second, _ = consulting(bench)
