@@ -352,18 +352,24 @@ def test_paths_lead_into_steps() -> None:
     assert step_at(main, "choice:7") is None and step_at(main, "choice:3>odd") is None
 
 
-def test_a_step_the_last_node_began_at_the_last_moment_is_not_begun_again() -> None:
-    bench = IvrBench()
-    bench.web = lambda request: None if request.body else Done(WebAnswer(200))
-    channel = bench.enter()
+def written_meanwhile(bench: IvrBench, step: str, **changes: str) -> None:
+    """Our Asterisk dies and is back; the node before us (epoch 7.1) is alive enough to write one more step,
+    after our mirror was read."""
     bench.asterisk_dies()
     bench.asterisk_back()
     bench.own("k1", epoch="7.2")
-    # the node before us (epoch 7.1) is alive enough to write, after our mirror was read
     stored = bench.record()
     assert stored is not None and stored.ivr is not None
-    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="choice:3")
-    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(stored, ivr=theirs, node="ast2#x"))
+    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step=step)
+    newer = msgspec.structs.replace(stored, ivr=theirs, node="ast2#x", **changes)
+    bench.store.put(bench.keys.record("k1"), newer)
+
+
+def test_a_step_the_last_node_began_at_the_last_moment_is_not_begun_again() -> None:
+    bench = IvrBench()
+    bench.web = lambda request: None if request.body else Done(WebAnswer(200))
+    bench.enter()
+    written_meanwhile(bench, step="choice:3")
     channel = bench.resume("k1", "7.2", {"c": "up"})["c"]
     assert channel and [bool(r.body) for r in bench.requests] == [False], "looked up, not asked for again"
     assert bench.said_menus()[-1] == "sound:thanks"
@@ -373,14 +379,7 @@ def test_a_caller_who_has_left_the_menu_since_our_mirror_was_read_is_not_in_it_a
     """The step that led him out was done, and is not done again."""
     bench = IvrBench()
     bench.enter()
-    bench.asterisk_dies()
-    bench.asterisk_back()
-    bench.own("k1", epoch="7.2")
-    stored = bench.record()
-    assert stored is not None and stored.ivr is not None
-    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="")
-    newer = msgspec.structs.replace(stored, ivr=theirs, node="ast2#x", stage="queued", queue="support")
-    bench.store.put(bench.keys.record("k1"), newer)
+    written_meanwhile(bench, step="", stage="queued", queue="support")
     bench.resume("k1", "7.2", {"c": "up"})
     assert bench.machine.core.calls["k1"].stage == "queued" and not bench.requests
     assert len(bench.said_menus()) == 1, "no prompt again"
@@ -391,13 +390,7 @@ def test_a_step_begun_by_the_last_node_stays_written_while_it_is_looked_up() -> 
     bench = IvrBench()
     bench.web = lambda request: None
     bench.enter()
-    bench.asterisk_dies()
-    bench.asterisk_back()
-    bench.own("k1", epoch="7.2")
-    stored = bench.record()
-    assert stored is not None and stored.ivr is not None
-    theirs = msgspec.structs.replace(stored.ivr, steps=stored.ivr.steps + 1, step="choice:3")
-    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(stored, ivr=theirs, node="ast2#x"))
+    written_meanwhile(bench, step="choice:3")
     bench.resume("k1", "7.2", {"c": "up"})
     written = bench.record()
     assert written is not None and written.ivr is not None

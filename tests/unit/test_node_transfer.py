@@ -132,10 +132,9 @@ def test_into_a_queue() -> None:
     assert bench.agent("1001").work == "acw"
 
 
-def test_into_a_queue_while_one_consults() -> None:
-    """1001 hands 1002, whom he had called, over while that one consults: an answer to his second line
-    is none to his call, and he has a place like any caller."""
-    bench = bench_with_sales()
+def handed_over_while_he_consults(bench: Bench) -> tuple[str, str, str]:
+    """1001 calls 1002, and hands him into a queue while he calls somebody outside: the channels of 1002, of
+    his second line, and of whom that rings."""
     agent_dials(bench, "1002")
     (agent,) = bench.dialled()
     bench.pick_up(agent)
@@ -146,30 +145,30 @@ def test_into_a_queue_while_one_consults() -> None:
     bench.post(AriEvent(event=start))
     (party,) = bench.dialled()
     asks(bench, "6100", leg="c")
+    return agent, start.channel.id, party
+
+
+def test_into_a_queue_while_one_consults() -> None:
+    """1001 hands 1002, whom he had called, over while that one consults: an answer to his second line
+    is none to his call, and he has a place like any caller."""
+    bench = bench_with_sales()
+    agent, second, party = handed_over_while_he_consults(bench)
     assert bench.machine.core.calls["k1"].stage == "queued" and bench.waiting() == ["k1"]
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
     assert bench.machine.core.calls["k1"].stage == "queued" and bench.waiting() == ["k1"]
-    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.hears(second) == bench.hears(party) == "people"
     assert bench.hears(agent) == "music"
-    types(bench, start.channel.id, "*3")
+    types(bench, second, "*3")
     assert bench.waiting() == ["k1"] and not bench.said(link.EndLeg, leg="a1")
-    assert bench.hears(start.channel.id) == bench.hears(party) == "people", "nobody is there to be joined"
+    assert bench.hears(second) == bench.hears(party) == "people", "nobody is there to be joined"
     assert bench.hears(agent) == "music"
 
 
 def test_taken_up_while_one_who_waits_in_a_queue_consults() -> None:
     """He waits on, on his first line, and whom he consults is nobody whom the queue gave him."""
     bench = bench_with_sales()
-    agent_dials(bench, "1002")
-    (agent,) = bench.dialled()
-    bench.pick_up(agent)
-    bench.frame(link.LegHeld("k1", "a1", E, True))
-    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
-    token = bench.token("k1", "k1", kind="agent", user="1002")
-    bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")))
-    (party,) = bench.dialled()
-    asks(bench, "6100", leg="c")
+    *_, party = handed_over_while_he_consults(bench)
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
     bench.asterisk_dies()
