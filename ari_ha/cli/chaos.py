@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,19 +72,19 @@ def run(
     """Strike calls and report what their far ends noticed. Exit status 1 when a call did not survive."""
     from ari_ha.cli.chaos_judge import passed
     from ari_ha.cli.chaos_run import run_all
-    from ari_ha.cli.chaos_stage import Stage, StageError
+    from ari_ha.cli.chaos_stage import ENDS, Stage, StageError
     from ari_ha.cli.cluster import ClusterError
     from ari_ha.cli.lab import Lab, LabError
     from ari_ha.farend.client import FarEndError
 
-    ways = ends_of(ends or [])
     plan = plan_of(fault or [], state or [], calls, during)
+    ways = frozenset(words_of(ends or [], ENDS))
     quiet = json_file == "-"
     if why := Lab.available():
         fail(f"the lab cannot run here: {why}", quiet)
     try:
         stage = Stage(settings, (lambda _: None) if quiet else say)
-        stage.ends = frozenset(ways)
+        stage.ends = ways
         programs, where = versions(stage.lab.versions()), machine()
 
         def write(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -121,11 +121,9 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
     from ari_ha.cli.chaos_stage import CALLS_MAX
     from ari_ha.cli.lab import FAULTS
 
-    chosen_faults = [word for text in faults for word in text.split(",")] or list(PLAN_FAULTS)
-    chosen_states = [word for text in states for word in text.split(",")] or list(STATES)
-    for word, known in ((chosen_faults, FAULTS), (chosen_states, STATES), ([during], DURING)):
-        for unknown in set(word) - set(known):
-            fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
+    chosen_faults = words_of(faults, FAULTS) or list(PLAN_FAULTS)
+    chosen_states = words_of(states, STATES) or list(STATES)
+    words_of([during], DURING)
     if calls > CALLS_MAX:
         fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
     if during in ACTS_OF_AGENT and {*ALONE_STATES} & {*chosen_states}:
@@ -137,13 +135,11 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
     return [(fault, state) for fault in chosen_faults for state in chosen_states]
 
 
-def ends_of(texts: Sequence[str]) -> list[str]:
-    """The ways people speak; words separated by commas count as several."""
-    from ari_ha.cli.chaos_stage import ENDS
-
+def words_of(texts: Sequence[str], known: Collection[str]) -> list[str]:
+    """What was asked for; words separated by commas count as several. Exits with 2 at one not ``known``."""
     words = [word for text in texts for word in text.split(",")]
-    for unknown in set(words) - set(ENDS):
-        fail(f"{unknown!r} is not one of {', '.join(ENDS)}", status=2)
+    for unknown in set(words) - set(known):
+        fail(f"{unknown!r} is not one of {', '.join(filter(None, known))}", status=2)
     return words
 
 

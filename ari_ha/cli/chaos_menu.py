@@ -27,8 +27,6 @@ class Typed:
     """What nodes had heard before the fault"""
     edge: int = 0
     """The edge's revision then"""
-    since: float = 0.0
-    """When the fault struck"""
 
     def note(self, digits: Mapping[str, str]) -> None:
         """These digits were sent."""
@@ -43,13 +41,14 @@ class Typed:
         }
 
 
-def leave_menu(stage: Stage, verdicts: list[Verdict], typed: Typed) -> None:
-    """Everybody ends his entry, one after the other, and is in the queue then."""
+def leave_menu(stage: Stage, verdicts: Iterable[Verdict], typed: Typed, since: float) -> None:
+    """Everybody ends his entry, one after the other, and is in the queue then. ``since``: when the
+    fault struck."""
     same_edge = int(stage.edge_status()["edge_revision"]) == typed.edge
     for verdict in verdicts:
         pair = verdict.pair
         sent, before = typed.sent.get(pair.customer, ""), typed.before.get(pair.customer, "")
-        heard = all_digits(stage.edge_call(pair.call), before, typed.since)
+        heard = all_digits(stage.edge_call(pair.call), before, since)
         stage.far.digits({pair.customer: END_DIGIT})
         until("the menu leads to the queue", LEAVE_LIMIT_S, lambda pair=pair: _queued(stage, pair.call))  # type: ignore[misc]
         stage.refresh([pair])

@@ -450,8 +450,7 @@ class Run:
 
     def _choose(self, verdicts: Sequence[Verdict]) -> None:
         """The menu still knows what was typed; then as any caller who waits."""
-        self.typed.since = self.struck_at
-        leave_menu(self.stage, verdicts, self.typed)
+        leave_menu(self.stage, verdicts, self.typed, self.struck_at)
         self._serve(verdicts)
 
     def _unsupervise(self, verdicts: Sequence[Verdict]) -> None:

@@ -62,6 +62,21 @@ class Struck:
     mend: Callable[[], None] | None = None
 
 
+def wait_until(wrong: str, limit_s: float, look: Callable[[], bool], poll_s: float = 0.2) -> None:
+    """Looks until it is so. Raises LabError with the words of ``wrong`` at the limit."""
+    end = time.monotonic() + limit_s
+    while not look():
+        if time.monotonic() > end:
+            raise LabError(wrong)
+        time.sleep(poll_s)
+
+
+def running_edges(lab: Lab) -> list[str]:
+    """The edges of a lab with one pair that run now."""
+    running = lab.running()
+    return [edge for edge in PAIR if running.get(edge) == "running"]
+
+
 class Lab:
     """The lab's containers."""
 

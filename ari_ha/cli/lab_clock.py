@@ -34,22 +34,19 @@ def services(host: str) -> tuple[str, ...]:
 def give(lab: Lab, host: str) -> None:
     """The host's processes are started again with a clock of their own, which is right until it steps.
     Raises LabError."""
-    from ari_ha.cli.lab import LabError
+    from ari_ha.cli.lab import wait_until
 
     lab.run(host, "sh", "-c", f"cat > {OWN_CLOCK} && echo +0 > {AHEAD}", given=_WORDS)
     _again(lab, host)
-    end = time.monotonic() + START_LIMIT_S
-    while not has(lab, host):
-        if time.monotonic() > end:
-            raise LabError(f"{host}: its processes did not start with a clock of their own")
-        time.sleep(0.2)
+    wrong = f"{host}: its processes did not start with a clock of their own"
+    wait_until(wrong, START_LIMIT_S, lambda: has(lab, host))
 
 
 def give_edges(lab: Lab, _: str) -> None:
     """The same for every edge: whoever is active afterwards has one."""
-    from ari_ha.cli.lab import PAIR
+    from ari_ha.cli.lab import running_edges
 
-    for edge in [edge for edge in PAIR if lab.running().get(edge) == "running"]:
+    for edge in running_edges(lab):
         give(lab, edge)
 
 

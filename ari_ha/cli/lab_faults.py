@@ -83,15 +83,12 @@ def all_nodes_kill(lab: Lab, node: str) -> Struck:
 
 def relay_kill_twice(lab: Lab, edge: str) -> Struck:
     """The media relay dies, comes back, and dies again some seconds later."""
-    from ari_ha.cli.lab import LabError
+    from ari_ha.cli.lab import wait_until
 
     old = lab.pid(edge, "rtpengine")
     struck = lab.rtpengine_kill(edge)
-    end = time.monotonic() + RELAY_START_LIMIT_S
-    while lab.pid(edge, "rtpengine") in (0, old):
-        if time.monotonic() > end:
-            raise LabError(f"{edge}: rtpengine was not started again")
-        time.sleep(0.05)
+    wrong = f"{edge}: rtpengine was not started again"
+    wait_until(wrong, RELAY_START_LIMIT_S, lambda: lab.pid(edge, "rtpengine") not in (0, old), 0.05)
     time.sleep(BETWEEN_DEATHS_S)
     lab.rtpengine_kill(edge)
     return struck

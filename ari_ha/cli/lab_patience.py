@@ -3,7 +3,6 @@ computed as always, but no silence is ever long enough. What calls lose then, th
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,24 +32,21 @@ def words(service: str) -> str:
 
 def give_edges(lab: Lab, _: str) -> None:
     """Every edge and guard is started again with them. Raises LabError."""
-    from ari_ha.cli.lab import PAIR
+    from ari_ha.cli.lab import running_edges
 
-    for edge in [edge for edge in PAIR if lab.running().get(edge) == "running"]:
+    for edge in running_edges(lab):
         give(lab, edge)
 
 
 def give(lab: Lab, edge: str) -> None:
     """The edge's processes are started again with patience. Raises LabError when they do not come up so."""
-    from ari_ha.cli.lab import LabError
+    from ari_ha.cli.lab import wait_until
 
     for service in WORDS:
         lab.run(edge, "sh", "-c", f"cat > {PATIENT}-{service}", given=words(service))
     _again(lab, edge)
-    end = time.monotonic() + START_LIMIT_S
-    while not has(lab, edge):
-        if time.monotonic() > end:
-            raise LabError(f"{edge}: its processes did not start with other timings")
-        time.sleep(0.2)
+    wrong = f"{edge}: its processes did not start with other timings"
+    wait_until(wrong, START_LIMIT_S, lambda: has(lab, edge))
 
 
 def has(lab: Lab, edge: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,16 +129,13 @@ def runs_other(lab: Lab, host: str, service: str) -> bool:
 
 def app_version_change(lab: Lab, node: str) -> Struck:
     """The node's app is replaced by one of another version; mended by replacing that one again."""
-    from ari_ha.cli.lab import LabError, Struck
+    from ari_ha.cli.lab import Struck, wait_until
 
     at = run_other(lab, node, "app")
 
     def mend() -> None:
-        end = time.monotonic() + START_LIMIT_S
-        while not runs_other(lab, node, "app"):
-            if time.monotonic() > end:
-                raise LabError(f"{node}: the app of the other version does not run")
-            time.sleep(0.1)
+        wrong = f"{node}: the app of the other version does not run"
+        wait_until(wrong, START_LIMIT_S, lambda: runs_other(lab, node, "app"), 0.1)
         run_own(lab, node, "app")
 
     return Struck(at, mend)
