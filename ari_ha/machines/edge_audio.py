@@ -113,9 +113,8 @@ class AudioSide:
 
     def with_web_facts(self, facts: Mapping[str, Any]) -> AudioSide:
         """A copy with what `web_facts` wrote."""
-        known = {
-            name: facts[name] for name in WEB_FACTS if name in facts
-        }  # a newer edge may have written more
+        # a newer edge may have written more
+        known = {name: facts[name] for name in WEB_FACTS if name in facts}
         return replace(self, **known) if known else self
 
 

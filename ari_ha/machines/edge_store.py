@@ -204,7 +204,7 @@ class CallStore:
     def flush(self) -> None:
         """Writes what changed; called once at the end of every event."""
         context = self._context
-        if not context.store_ok or not context.edge_revision:
+        if not (self._dirty or self._deleted) or not context.store_ok or not context.edge_revision:
             return
         wait = self._writing | self._held
         room = ENDS_AT_ONCE_MAX - len(self._ending)

@@ -57,7 +57,7 @@ class NodeCore:
         self.by_channel: dict[str, tuple[str, str]] = {}
         """channel -> (call, leg)"""
         self.resumes = Resumes(
-            self.context, self.records, self._resumed, self._refused, lambda: self.acd.seen
+            self.context, self.records, self._resumed, self._refused, lambda: self.acd.acd.seen
         )  # fmt: skip
         self.acd = AcdDesk(
             self.context,

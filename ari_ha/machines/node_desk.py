@@ -32,11 +32,6 @@ class AcdDesk:
 
     # --- the world -----------------------------------------------------------------
 
-    @property
-    def seen(self) -> bool:
-        """Whether agents and queues have been read from the store."""
-        return self.acd.seen
-
     def store(self, event: StoreSnapshot | StoreChanged | StoreReach) -> None:
         """News of the store."""
         self._took(self.acd.store(event, *self._clocks))
