@@ -177,6 +177,9 @@ class NodeMachine:
             self.core.records.flush()
         else:
             self.core.records.release_all()
+        if not self.context.store_heard:
+            self.context.store_heard = True
+            self.core.resumes.store_heard()
 
     def _state_changed(self) -> None:
         """Readiness may have changed: `Presence.update` tells at the end of the event."""

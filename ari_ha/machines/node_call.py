@@ -520,7 +520,7 @@ class NodeCall(CallBase):
             self.parts.unindex(channel.id)
         if not leg.alive or self.stage == OVER:
             self.finish_if_empty()
-        elif self.stage == DIALPLAN and leg.leg == self.head:
+        elif self.stage == DIALPLAN and leg.leg == self.head and not (channel and channel.left):
             self.end_leg(leg, NORMAL, "the dialplan has ended")
             self.over("ended in the dialplan")
         elif channel is not None and channel.dialled and leg.state in ("trying", RINGING):

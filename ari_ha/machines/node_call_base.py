@@ -269,9 +269,14 @@ class CallBase:
         node.ari(f"call/{self.call}", "channels.continueInDialplan", where, self._continued_anyhow)
 
     def _continued_anyhow(self, outcome: Outcome) -> None:
-        """Of a channel that went before we were subscribed to it nobody tells its end."""
-        if isinstance(outcome, Refused) and outcome.code == 404 and self.stage == DIALPLAN:
-            self._self().channel_missing(self.head)
+        """Of a channel that went before we were subscribed to it nobody tells its end. It was not the
+        dialplan's, which never had it."""
+        leg = self.legs.get(self.head)
+        if leg is None or leg.channel is None or self.stage != DIALPLAN:
+            return
+        if isinstance(outcome, Refused) and outcome.code == 404:
+            leg.channel.left = True
+            self._self().channel_gone(leg, 0, 0)
 
     def check(self) -> None:
         """The call must not contradict itself."""

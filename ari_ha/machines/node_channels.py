@@ -81,8 +81,10 @@ class Channels:
                 self._state(channel)
             case ari.ChannelDestroyed(channel=channel, cause=cause, tech_cause=status):
                 self._destroyed(channel.id, status, cause)
-            case ari.ChannelHangupRequest(channel=channel, cause=cause):
+            case ari.ChannelHangupRequest(channel=channel, cause=cause, soft=soft):
                 self._hangups[channel.id] = cause
+                if not soft and (found := self._find(channel.id)) and found[1].channel:
+                    found[1].channel.left = True
             case ari.StasisEnd(channel=channel):
                 self._left_stasis(channel.id)
             case ari.ChannelEnteredBridge(bridge=bridge, channel=channel) if channel is not None:

@@ -69,6 +69,8 @@ class NodeContext:
         self._utc = Utc()
         self.ari_state = AriState()
         self.store_ok = False
+        self.store_heard = False
+        """Whether it is known if the store is reachable: not in the first moments of a process"""
         self.store_since = 0.0
         """Since when the store is reachable"""
         self.links: dict[str, EdgeLink] = {}

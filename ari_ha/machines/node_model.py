@@ -86,6 +86,8 @@ class Channel:
     bridge: str = ""
     music: str = NO_MUSIC
     dialled: bool = False
+    left: bool = False
+    """Its far end, which is the edge, hung it up: nothing in this Asterisk did."""
 
 
 @dataclass(slots=True)

@@ -147,21 +147,22 @@ class Resumes:
     def _find_record(self, arriving: Arriving) -> None:
         """Mirror first; a linearizable read when it is not there, does not know a leg that lives, or has the
         caller in an IVR, of which a step may be done that the mirror does not know, and while the mirror
-        may not have caught up with the store; not for long. Without
-        agents a phone that rings would be taken for nobody's: an app that has just started waits until it
-        has read them."""
+        may not have caught up with the store; not for long. An app that has just started waits until it
+        knows whether there is a store, and until it has read its agents: without them a phone that rings
+        would be taken for nobody's."""
         context, records = self._context, self._records
         limit_s = context.timings.record_limit_s
         record = records.latest(arriving.call)
         caught_up = context.now - context.store_since > MIRROR_BEHIND_S
         fresh = record is not None and record.stage != IVR and caught_up
         fresh = fresh and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
-        arriving.agents_known = self._agents_seen() or (not context.store_ok and arriving.kind == TAKEOVER)
+        away = context.store_heard and not context.store_ok
+        arriving.agents_known = self._agents_seen() or (away and arriving.kind == TAKEOVER)
         if arriving.kind == ADOPTION:
             arriving.record, arriving.record_known = record, record is not None or records.seen
-        elif fresh or not context.store_ok:
+        elif fresh or away:
             arriving.record, arriving.record_known = record, True
-        else:
+        elif context.store_ok:
             key = context.keys.record(arriving.call)
             context.read(f"resume/{arriving.call}", key, lambda o: self._read(arriving, o), limit_s)
         if arriving.kind == TAKEOVER and not (arriving.record_known and arriving.agents_known):
@@ -191,6 +192,12 @@ class Resumes:
             for arriving in list(self.by_call.values()):
                 arriving.agents_known = True
                 self.look(arriving)
+
+    def store_heard(self) -> None:
+        """It is known now whether the store is reachable."""
+        for arriving in [a for a in self.by_call.values() if a.kind == TAKEOVER and not a.record_known]:
+            self._find_record(arriving)
+            self.look(arriving)
 
     def record_came(self, call: str) -> None:
         """The mirror has (or is known not to have) the record now."""

@@ -224,6 +224,22 @@ async def test_a_channel_sent_on_with_nothing_left_is_hung_up(rig) -> None:
     assert await rig.channels() == []
 
 
+@pytest.mark.parametrize("who", ["dialplan", "edge"])
+async def test_who_ends_a_channel_that_the_dialplan_has_is_told(rig, who: str) -> None:
+    channel = await rig.incoming()
+    await rig.do("channels.answer", channelId=channel)
+    await rig.told(sip.LegAnswered, "leg")
+    source = f"channel:{channel}"
+    await rig.do("applications.subscribe", applicationName="ari-ha", eventSource=source)
+    where = {"channelId": channel, "context": "from-trunk", "extension": "6000", "label": "apology"}
+    assert isinstance(await rig.do("channels.continueInDialplan", **where), Done)
+    if who == "edge":
+        rig.edge.hangup("leg")
+    await rig.seen("ChannelDestroyed", channel)
+    requests = rig.named("ChannelHangupRequest", channel)
+    assert any(not request.soft for request in requests) == (who == "edge")
+
+
 async def test_a_channel_outside_the_app_takes_no_orders(bare) -> None:
     bare.edge.invite("leg")
     await bare.told(sip.LegRinging, "leg")

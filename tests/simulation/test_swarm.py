@@ -284,6 +284,7 @@ KEPT_FULL = {
     "of both ends of a transfer the first begins the move anew": 51899,
     "hung up before anybody could hear of his transfer": 52366,
     "of three one transfers and leaves, and nobody takes it": 70579,
+    "an INVITE of a move given up, when the app has just started": 100442,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

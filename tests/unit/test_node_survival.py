@@ -11,7 +11,7 @@ from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.core.ports.store import StoreChanged, StoreReach
 from ari_ha.machines.node import FAMILIES
 from ari_ha.machines.node_model import ChannelName, failure_kind, next_leg, parse_bridge_id
-from ari_ha.wire import link
+from ari_ha.wire import ari, link
 from ari_ha.wire.keyspace import (
     AgentValue,
     AttemptOfAgent,
@@ -213,8 +213,6 @@ def test_without_any_record_a_lone_caller_goes_where_his_number_leads() -> None:
     (customer,) = bench.asterisk.channels
     bench.asterisk.channels[customer]["app_data"] = "x"
     token = bench.token("k9", "c", "7.2", "resume", facts={"c": "up"})
-    from ari_ha.wire import ari
-
     again = ari.StasisStart(
         args=["trunk", token, "queue", "support"], channel=bench.asterisk.channel(customer)
     )
@@ -600,6 +598,7 @@ def test_a_node_that_starts_without_the_store_serves() -> None:
     bench.link()
     assert bench.said(link.NodeState)[-1].ready
     channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    bench.sleep(0.3)  # nobody has said yet that there is none
     assert bench.hears(channels["c"]) == "people"
 
 
@@ -740,5 +739,44 @@ def test_a_caller_who_went_before_the_dialplan_had_him_leaves_nothing() -> None:
 
     bench.asterisk.perform = gone  # type: ignore[method-assign]
     bench.resume("k1", "7.2", {"c": "up"}, head="c", trunk="carrier1")
-    bench.sleep(1.0)
-    assert not bench.machine.core.calls and bench.said(link.EndLeg, leg="c")
+    bench.sleep(4.0)
+    assert not bench.machine.core.calls and not bench.said(link.EndLeg), "the dialplan has ended nobody"
+
+
+@pytest.mark.parametrize("by_dialplan", [False, True])
+def test_only_the_dialplan_itself_ends_a_caller_it_has(by_dialplan: bool) -> None:
+    """Its edge hangs up where it has given the move up, and cannot say so without a link. Nothing may be
+    left in the record that ends him at the next node."""
+    bench = Bench(())
+    bench.own("k1", epoch="7.2")
+    channel = bench.resume("k1", "7.2", {"c": "up"}, head="c", trunk="carrier1")["c"]
+    assert bench.operations("channels.continueInDialplan")
+    bench.link_down()
+    shown = bench.asterisk.channel(channel)
+    bench.asterisk.channels.clear()
+    requests = [ari.ChannelHangupRequest(cause=32, soft=True, channel=shown)]
+    if not by_dialplan:
+        requests.insert(0, ari.ChannelHangupRequest(channel=shown))
+    bench.post(*[AriEvent(event=event) for event in (*requests, ari.ChannelDestroyed(channel=shown))])
+    record = bench.record()
+    assert record is not None and bool(record.ending) == by_dialplan
+    bench.sleep(4.0)
+    assert not bench.machine.core.calls
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_app_that_has_just_started_does_not_take_a_call_for_one_without_record(away: bool) -> None:
+    """It takes up a call before it knows whether there is a store."""
+    bench = Bench(())
+    moved(bench, "waiting")
+    bench.store.up = False
+    bench.restart_app()
+    bench.asterisk_back()
+    (channel,) = bench.resume("k1", "7.2", {"c": "up"}).values()
+    assert not bench.operations("channels.continueInDialplan")
+    if away:
+        bench.post(StoreReach(reachable=False, why="away"))
+        assert bench.operations("channels.continueInDialplan")
+        return
+    bench.store_back()
+    assert bench.hears(channel) == "music" and bench.waiting() == ["k1"]
