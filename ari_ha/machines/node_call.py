@@ -529,19 +529,23 @@ class NodeCall(CallBase):
             self._lost(leg, cause)
 
     def _dial_ended(self, leg: Leg, status: int, cause: int) -> None:
-        """An unanswered leg failed. The edge's own word, if there is one, says more."""
+        """An unanswered leg failed. The edge's own word, if there is one, says more; and while no edge is
+        there to say anything the phone may ring, or be answered: it is waited for."""
         if status < 400 and cause in (0, 16):
             self._lost(leg, cause)
             return
-        kind = failure_kind(status, cause, by_phone=False)
+        kind, context = failure_kind(status, cause, by_phone=False), self.parts.context
+        name, since, grace_s = f"lost/{self.call}/{leg.leg}", context.now, context.timings.refusal_grace_s
 
         def no_more_words() -> None:
-            if leg.alive:
+            has = self.parts.edge_has(self, leg.leg, since)
+            if leg.alive and has is None:
+                context.after(name, grace_s, no_more_words)
+            elif leg.alive and not has:
                 self.leg_failed(leg, kind)
                 self.touch()
 
-        name = f"lost/{self.call}/{leg.leg}"
-        self.parts.context.after(name, self.parts.context.timings.refusal_grace_s, no_more_words)
+        context.after(name, grace_s, no_more_words)
 
     def _lost(self, leg: Leg, cause: int) -> None:
         """Nobody announced this end: the edge keeps the phone and makes the leg again,

@@ -145,6 +145,16 @@ class NodeCore:
         names += [*listing, *(name for name in known if name in linked), *linked, *known]
         return list(dict.fromkeys(names))
 
+    def edge_has(self, call: NodeCall, leg: str, since: float) -> bool | None:
+        """Whether the call's edge has listed the leg since then; None: no edge is there that could say."""
+        owner, links = self.records.owner(call.call), self.context.links
+        peers = [owner.edge] if owner else self.edges_of(call)
+        said = [links[peer] for peer in peers if peer in links and links[peer].calls is not None]
+        if not said:
+            return None
+        lists = [edge.calls.calls for edge in said if edge.calls is not None and edge.calls_at >= since]
+        return any(leg in calls[call.call].legs for calls in lists if call.call in calls)
+
     def _sip_of(self, edge: str) -> str:
         said = self.context.links[edge].sip if edge in self.context.links else ""
         stored = self._edges.get(edge)

@@ -60,6 +60,10 @@ class Parts(Protocol):
         """Where a leg of the call is dialled: host:port of its edge; empty: no edge."""
         ...
 
+    def edge_has(self, call: NodeCall, leg: str, since: float) -> bool | None:
+        """Whether the call's edge has listed the leg since then; None: no edge is there that could say."""
+        ...
+
     def touch(self, call: NodeCall) -> None:
         """The call changed: it is settled at the end of this event."""
         ...

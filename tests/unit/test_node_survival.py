@@ -764,6 +764,25 @@ def test_only_the_dialplan_itself_ends_a_caller_it_has(by_dialplan: bool) -> Non
     assert not bench.machine.core.calls
 
 
+@pytest.mark.parametrize("rings", [False, True])
+def test_what_failed_while_no_edge_was_there_may_ring(rings: bool) -> None:
+    """The edge died with our INVITE; what it had done about that its next life says."""
+    bench = Bench(("1001",))
+    bench.trunk()
+    (agent,) = bench.dialled()
+    bench.link_down()
+    bench.post(*bench.asterisk.destroy(agent, 34, 503))
+    bench.sleep(2.0)
+    assert bench.agent().work == "reserved", "nobody knows yet"
+    legs = {"c": link.LegAtEdge("answered")} | ({"a1": link.LegAtEdge("ringing")} if rings else {})
+    bench.link({"k1": link.CallAtEdge("7.1", legs)})
+    bench.sleep(0.2)
+    assert (bench.agent().work == "reserved") == rings
+    if rings:
+        bench.frame(link.LegAnswered("k1", "a1", "7.1"))
+        assert bench.agent().work == "talking"
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_an_app_that_has_just_started_does_not_take_a_call_for_one_without_record(away: bool) -> None:
     """It takes up a call before it knows whether there is a store."""
