@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_COMMIT = "not noted"
 LAB_SETTINGS = ROOT / ".lab/operator/settings.json"
 
 
@@ -28,14 +30,16 @@ def chaos(words: Sequence[str], file: Path) -> bool:
 
 
 def origin(report: dict[str, Any]) -> dict[str, Any]:
-    """When, on what machine and with which versions a report was made."""
-    return {
+    """When, on what machine (how busy it was) and with which versions a report was made."""
+    machine, _, load = report["machine"].partition(", load ")
+    found = {
         "days": sorted({run["at"][:10] for run in report["runs"]}),
-        "machine": report["machine"].split(", load")[0],
+        "machine": machine,
         "versions": {
             name: text.split(": ")[-1].removeprefix("Asterisk ") for name, text in report["versions"].items()
         },
     }
+    return found | ({"load": float(load.split(",")[0])} if load else {})
 
 
 def kept(table: str, fresh: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
@@ -52,14 +56,30 @@ def kept(table: str, fresh: Mapping[str, dict[str, Any]] | None = None) -> dict[
 
 
 def conditions(entries: Iterable[Mapping[str, Any]]) -> str:
-    """When, on what machines and with which versions the entries of a table were measured."""
+    """When, on what machines, with which versions and commits the entries of a table were measured."""
     origins = [entry["origin"] for entry in entries]
     days = sorted({day for each in origins for day in each["days"]})
     machines = sorted({each["machine"] for each in origins})
-    versions = max(origins, key=lambda each: each["days"])["versions"]
+    loads = [each["load"] for each in origins if "load" in each]
+    names = list(dict.fromkeys(name for each in origins for name in each["versions"] if name != "commit"))
+    versions = ", ".join(f"{name} {' or '.join(_values(origins, name))}" for name in names)
     when = " to ".join(sorted({days[0], days[-1]}))
-    names = ", ".join(f"{name} {text}" for name, text in versions.items())
-    return f"Measured {when} on {' and '.join(machines)}; {names}."
+    span = " to ".join(dict.fromkeys(f"{load:.0f}" for load in (min(loads), max(loads)))) if loads else ""
+    busy = f", load {span} where it was noted" if loads else ""
+    return f"Measured {when} on {' and '.join(machines)}{busy}; {versions}; {_commits(origins)}."
+
+
+def _values(origins: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    return sorted({each["versions"][name] for each in origins if name in each["versions"]})
+
+
+def _commits(origins: Sequence[Mapping[str, Any]]) -> str:
+    """Of which commits, and how many entries each has where there are several."""
+    counts = Counter(each["versions"].get("commit", NO_COMMIT) for each in origins)
+    if len(counts) == 1:
+        return f"commit {next(iter(counts))}"
+    words = ", ".join(f"{commit} ({count})" for commit, count in sorted(counts.items()))
+    return f"of {len(counts)} commits (entries of each): {words}"
 
 
 def put(file: Path, mark: str, lines: Iterable[str]) -> None:

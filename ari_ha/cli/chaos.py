@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,9 @@ PLAN_FAULTS = (
 )
 """What runs when no fault is named; `lab.FAULTS` has these and more."""
 DEFAULT_CALLS = 10
+CHECKOUT = Path(__file__).parents[2]
+CODE = ("ari_ha", "sidecars", "asterisk-conf", "docker")
+"""What the lab runs."""
 
 
 def register(parent: typer.Typer) -> None:
@@ -151,9 +155,30 @@ def report(runs: Sequence[Mapping[str, Any]], versions: Mapping[str, str], machi
 
 
 def versions(outside: Mapping[str, str]) -> dict[str, str]:
+    """What was measured: our version and commit, and the versions of what is not ours."""
     from ari_ha import __version__
 
-    return {"ari-ha": __version__, "python": platform.python_version(), **outside}
+    ours = {"ari-ha": __version__}
+    if found := commit():
+        ours["commit"] = found
+    return {**ours, "python": platform.python_version(), **outside}
+
+
+def commit(checkout: Path = CHECKOUT) -> str:
+    """The checkout's commit, with ``-dirty`` where code that runs in the lab differs from it: a page that
+    was measured and written meanwhile makes no other program. Empty where there is no repository."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *words], capture_output=True, text=True, check=False
+        )
+
+    try:
+        found = git("rev-parse", "--short=10", "HEAD")
+        differs = git("diff", "--quiet", "HEAD", "--", *CODE).returncode
+    except FileNotFoundError:
+        return ""
+    return "" if found.returncode else found.stdout.strip() + ("-dirty" if differs else "")
 
 
 def machine() -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from typer import Typer
@@ -41,6 +44,30 @@ def test_what_makes_no_sense_is_refused_before_anything_is_touched(arguments: li
     chaos.register(app)
     result = CliRunner().invoke(app, ["chaos", "run", *arguments])
     assert result.exit_code == 2
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_the_report_names_the_commit_and_whether_the_code_differs_from_it(tmp_path: Path) -> None:
+    assert chaos.commit(tmp_path) == ""
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    code, page = tmp_path / "ari_ha/a.py", tmp_path / "docs/matrix.md"
+    for file in (code, page):
+        file.parent.mkdir()
+        file.write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = chaos.commit(tmp_path)
+    assert len(clean) == 10
+    page.write_text("two")
+    assert chaos.commit(tmp_path) == clean
+    code.write_text("two")
+    assert chaos.commit(tmp_path) == f"{clean}-dirty"
+    assert chaos.versions({})["python"]
 
 
 def test_every_fault_of_the_plan_exists() -> None:
