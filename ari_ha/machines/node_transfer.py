@@ -181,10 +181,10 @@ class Transfers:
         leader = call.legs[consult]
         main = call.legs.get(leader.of)
         if main is not None:
-            leader.agent, leader.attempt, main.agent = main.agent, main.attempt, ""
-            if leader.attempt in call.attempts:
-                call.attempts[leader.attempt].leg = leader.leg
+            leader.agent, main.agent = main.agent, ""
             self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
+            if main.attempt in call.attempts:
+                call.attempts[main.attempt].state = ENDED
         for other in [leg, *self._others(leg)]:
             other.state = ENDED
             call.hang_up_later(other)
@@ -540,9 +540,6 @@ class Transfers:
         main = record.legs.get(leader.of)
         if main is not None and leader.of not in call.legs:
             leader.agent = main.agent
-            for attempt in call.attempts.values():
-                if attempt.leg == leader.of:
-                    attempt.leg, attempt.state, leader.attempt = leader.leg, "answered", attempt.attempt
         call.head = leader.leg
         if head is None:
             self._nobody_waits()
@@ -556,6 +553,8 @@ class Transfers:
         head = call.legs.get(call.head)
         if head is not None and head.of and not head.consult:
             self._parts.acd.conversation_state(call.call, head.agent, "consult-end")
+            if head.state == RINGING:  # the queue may have him free: it did not know that he had answered
+                self._parts.acd.conversation_state(call.call, head.agent, "dial")
         for leg in [leg for leg in call.living() if leg.consult and leg.leg != leg.consult]:
             leader = call.legs.get(leg.consult)
             if leader is None or not leader.alive:

@@ -286,6 +286,7 @@ KEPT_FULL = {
     "of three one transfers and leaves, and nobody takes it": 70579,
     "an INVITE of a move given up, when the app has just started": 100442,
     "dialled through an edge that died, and the number rings": 200182,
+    "a second line leads the call, and its party rings": 100194,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

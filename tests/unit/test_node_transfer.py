@@ -888,6 +888,34 @@ def test_the_caller_hung_up_before_the_consulted_one_was_called() -> None:
     assert bench.hears(second) == bench.hears(party) == "people"
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_taken_up_while_a_second_line_leads_the_call_and_its_party_rings(answered: bool) -> None:
+    """The caller hung up while the call moved, and it moves again: his agent's line is no ring of the
+    queue's, though it rings, and is not ended when nobody has answered it for a while, or the queue knows
+    nothing of it."""
+    bench = Bench(ring_timeout_ms=30_000)
+    bench.trunk()
+    (agent,) = bench.dialled()
+    bench.ring(agent)
+    if answered:
+        bench.pick_up(agent)
+    for epoch, facts in (("7.2", {"k1": "ringing"}), ("7.3", {"k1": "ringing", "a2": "ringing"})):
+        bench.asterisk_dies()
+        bench.asterisk_back()
+        bench.own("k1", epoch=epoch)
+        ended = {"c": "phone", "a1": "edge"}
+        lines = {"head": "k1", "lines": {"k1": "a1"}}
+        channels = bench.resume("k1", epoch, facts, ended=ended, **lines)
+        bench.frame(link.ConsultAsked("k1", "k1", epoch, "a1", "1002"))
+    bench.sleep(8)
+    assert not bench.said(link.EndLeg)
+    bench.frame(link.LegAnswered("k1", "a2", "7.3"))
+    bench.frame(link.LegAnswered("k1", "k1", "7.3"))
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a2"]) == "people"
+    bench.sleep(0.5)
+    assert {bench.agent(a).work for a in ("1001", "1002")} == {"talking"}
+
+
 def test_a_second_line_of_a_call_that_is_not_here() -> None:
     """It has moved on, or is over: the edge hears a refusal."""
     bench = Bench()
