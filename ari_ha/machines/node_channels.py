@@ -329,7 +329,7 @@ class Channels:
         leg = call.add_leg(Leg(token.leg, role, state=UP))
         up = channel.state == UP_STATE
         leg.channel = Channel(channel.id, up=up, answered=up)
-        self._core.records.open(call.call)
+        self._core.records.open(call.call, call.epoch)
         self._core.begin(call)
         call.note(
             f"new {entry.kind} call", caller=facts.caller, did=facts.did, verb=",".join(entry.verb),

@@ -39,6 +39,8 @@ class _Pen:
     """Writing one record."""
 
     revision: int
+    """What the next write compares; never that of a record of a newer epoch, which is not overwritten"""
+    epoch: Epoch
     latest: RecordValue | None = None
     """What is to be written; None when the store has it."""
     writing: RecordValue | None = None
@@ -57,6 +59,11 @@ def epoch_of(text: str) -> Epoch:
         return Epoch.parse(text)
     except ValueError:
         return NO_EPOCH
+
+
+def _newer(stored: Stored, pen: _Pen) -> bool:
+    """Whether the store's record is of a decision after ours: somebody else serves the call."""
+    return epoch_of(stored.value.epoch) > pen.epoch
 
 
 class Records:
@@ -154,7 +161,7 @@ class Records:
         self.learn(call, kv)
         stored = self._stored.get(call)
         pen = self._pens.get(call)
-        if stored is None or pen is None or stored.revision < pen.revision:
+        if stored is None or pen is None or stored.revision < pen.revision or _newer(stored, pen):
             return
         pen.revision = stored.revision
         self.on_record(call)
@@ -189,10 +196,12 @@ class Records:
 
     # --- writing -------------------------------------------------------------------
 
-    def open(self, call: str) -> None:
-        """Begins to write this call's record."""
-        stored = self._stored.get(call)
-        self._pens[call] = _Pen(stored.revision if stored else 0)
+    def open(self, call: str, epoch: Epoch) -> None:
+        """Begins to write this call's record under ``epoch``."""
+        stored, pen = self._stored.get(call), _Pen(0, epoch)
+        if stored is not None and not _newer(stored, pen):
+            pen.revision = stored.revision
+        self._pens[call] = pen
 
     def close(self, call: str, discard: bool = False) -> None:
         """The call is over here: its last value is still written. ``discard``: it is served under another
@@ -333,11 +342,11 @@ class Records:
             return
         self.learn(call, kv)
         stored = self._stored.get(call)
-        pen.revision = max(pen.revision, kv.mod_revision)
-        if stored is not None and epoch_of(stored.value.epoch) > epoch_of(value.epoch):
+        if stored is not None and _newer(stored, pen):
             pen.gone = True
             self.on_superseded(call, epoch_of(stored.value.epoch), stored.value.node)
             return
+        pen.revision = max(pen.revision, kv.mod_revision)
         pen.latest = pen.latest or value
         self.on_record(call)  # may put a newer value, and begins to write it
 
@@ -406,7 +415,9 @@ class Records:
         kv = next((kv for kv in current if kv.key == key), None)
         if pen is not None and kv is not None:
             self.learn(call, kv)
-            pen.revision = max(pen.revision, kv.mod_revision)
+            stored = self._stored.get(call)
+            if stored is None or not _newer(stored, pen):
+                pen.revision = max(pen.revision, kv.mod_revision)
 
     def delete_stale(self, call: str) -> None:
         """Removes a record nobody serves."""

@@ -405,7 +405,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
     """Sets the rebuilt call going again."""
     past = compare(call, arriving)
     parts, context = call.parts, call.parts.context
-    parts.records.open(call.call)
+    parts.records.open(call.call, call.epoch)
     record = arriving.record
     call.note(
         "taken up", why=arriving.kind, epoch=call.epoch, stage=past.stage, facts=dict(arriving.facts),

@@ -287,6 +287,7 @@ KEPT_FULL = {
     "an INVITE of a move given up, when the app has just started": 100442,
     "dialled through an edge that died, and the number rings": 200182,
     "a second line leads the call, and its party rings": 100194,
+    "a record of a newer epoch is written over": 100541,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

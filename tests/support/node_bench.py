@@ -387,6 +387,8 @@ class Bench:
             else:
                 assert isinstance(effect, StoreTxn | StoreRead), effect
                 outcome, events = self.store.perform(effect)
+                if outcome is None:
+                    return
             queue.append(OutcomeOf(effect=effect, outcome=outcome))
             queue.extend(events)
             if not isinstance(outcome, Done):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ari_ha.core.machine import Event, Outcome, Refused
+from ari_ha.core.machine import Event, Outcome, OutcomeOf, Refused
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs
 from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.core.ports.store import StoreChanged, StoreReach
@@ -265,6 +265,39 @@ def test_a_moved_call_is_dropped_in_silence(how: str) -> None:
     assert not bench.said(link.EndLeg) and bench.agent().work in ("talking", "hold")
     if how != "record":
         assert bench.record() == record
+
+
+@pytest.mark.parametrize("how", ["tried again", "later", "with an agent"])
+def test_a_record_of_a_newer_epoch_is_not_overwritten(how: str) -> None:
+    """Whether its node tries a write again whose outcome it does not know, has heard of the newer record
+    before it writes, or hears of it as the answer to a match."""
+    bench = Bench(ring_timeout_ms=60_000)
+    if how == "with an agent":
+        bench.trunk()
+        (agent,) = bench.dialled()
+        bench.ring(agent)
+    else:
+        bench.talk()
+    record = bench.record()
+    assert record is not None
+    perform = bench.store.perform
+    unanswered = []
+    if how == "tried again":
+        bench.store.perform = lambda effect: (unanswered.append(effect), [])  # type: ignore[method-assign]
+        bench.frame(link.LegHeld("k1", "a1", "7.1", True))
+        bench.asterisk_dies()
+        bench.store.perform = perform  # type: ignore[method-assign]
+    taken = msgspec.structs.replace(record, epoch="7.2", node="ast2#y", legs={})
+    kv = bench.store.put(bench.keys.record("k1"), taken)
+    if how == "with an agent":
+        bench.pick_up(agent)
+    else:
+        bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    if how == "later":
+        bench.frame(link.LegHeld("k1", "a1", "7.1", True))
+    bench.post(*(OutcomeOf(effect=effect, outcome=LOST) for effect in unanswered))
+    bench.sleep(2)
+    assert bench.record() == taken and not bench.machine.core.calls
 
 
 def moved_on(bench: Bench, stage: str) -> None:
