@@ -8,6 +8,7 @@ work to whoever holds the call, counters add up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -60,17 +61,20 @@ def _calls_of(view: View, key: str) -> set[str]:
 
 
 def merge_group(
-    view: View, dirty: Mapping[str, Dirty], holds: Callable[[str], bool], utc: float
+    view: View, dirty: Mapping[str, Dirty], holds: Holds, utc: float, me: str
 ) -> tuple[dict[str, Value | None], tuple[str, ...]]:
     """The writes that bring the store up to date about ``dirty``, free of contradictions,
-    and the keys they depend on."""
+    and the keys they depend on. ``me``: this node, as places name it."""
     writes: dict[str, Value | None] = {}
+    reads: set[str] = set()
     for key, value in dirty.items():
         stored = view.stored(key)
+        if (place := _taken_up(view, value, me)) and isinstance(value.value, AgentValue):
+            reads.add(place)
+            value = replace(value, value=_as_it_was(value.base, value.value))
         merged = merge_dirty(value, stored.value if stored is not None else None, holds, utc)
         if not isinstance(merged, Not):
             writes[key] = merged[0]
-    reads: set[str] = set()
     for key in dirty:
         _release_ousted(view, key, writes, utc)
         reads.update(_free_ousted(view, key, writes))
@@ -79,6 +83,26 @@ def merge_group(
         if isinstance(place, WaitingValue) and place.attempt and not _has(view, place, writes):
             writes[key] = msgspec.structs.replace(place, attempt="", agent="")
     return writes, tuple(sorted(reads))
+
+
+def _taken_up(view: View, dirty: Dirty, me: str) -> str:
+    """The place of a caller whom another node took over, with the very phone of this agent ringing on: that
+    it came to nothing here was the move, and no word about the phone. Empty: there is none."""
+    base, mine = dirty.base, dirty.value
+    if not (isinstance(base, AgentValue) and isinstance(mine, AgentValue)) or mine.work in BUSY:
+        return ""
+    if base.attempt is None or base.work not in TRYING:
+        return ""
+    key = view.keys.waiting(base.attempt.queue, base.attempt.call)
+    stored = view.stored(key)
+    place = stored.value if stored is not None else None
+    rings_on = isinstance(place, WaitingValue) and place.attempt == base.attempt.attempt
+    return key if rings_on and place.node != me else ""
+
+
+def _as_it_was(base: AgentValue, mine: AgentValue) -> AgentValue:
+    """``mine`` without what became of the attempt in ``base``."""
+    return msgspec.structs.replace(mine, **_group(base, (*WORK, *COUNTERS)))
 
 
 def _after(view: View, key: str, writes: Mapping[str, Value | None]) -> Value | None:

@@ -319,7 +319,7 @@ class Writes:
         def decide() -> Plan | Not:
             planned.clear()
             planned.update({key: view.dirty[key] for key in group if key in view.dirty})
-            writes, reads = merge_group(view, planned, holds, self.desk.utc)
+            writes, reads = merge_group(view, planned, holds, self.desk.utc, str(self.desk.me))
             lines = self._merged_lines(planned, writes)
             if not writes and lines:  # what began and ended meanwhile leaves nothing else
                 writes[alone], lines = QueueLogValue(lines=list(lines)), ()

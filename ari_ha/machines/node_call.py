@@ -539,7 +539,9 @@ class NodeCall(CallBase):
 
         def no_more_words() -> None:
             has = self.parts.edge_has(self, leg.leg, since)
-            if leg.alive and has is None:
+            # a call that is taken away loses all of its legs: the phone rings on elsewhere
+            taken_away = any(other.state == UP and other.channel is None for other in self.legs.values())
+            if leg.alive and (has is None or taken_away):
                 context.after(name, grace_s, no_more_words)
             elif leg.alive and not has:
                 self.leg_failed(leg, kind)

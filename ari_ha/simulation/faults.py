@@ -31,6 +31,8 @@ HARD_KINDS = (
 REHOME_KINDS = ("edge-rehome", "relay-lost")
 """Faults after which phones are told where to send: the edge's host where no address moves, or
 an rtpengine that keeps its calls nowhere."""
+CUT_KINDS = ("node-unheard", "node-deaf")
+"""A node's network that carries one way only, for everything: edge and etcd."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
 PAIR_KINDS = ("edge-switch",)
@@ -38,7 +40,7 @@ PAIR_KINDS = ("edge-switch",)
 MORE_KINDS = ("node-loss", "etcd-full", "all-hosts", "edge-and-node")
 """Faults of the full plan."""
 FULL_KINDS = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *PAIR_KINDS, *MORE_KINDS)
-KNOWN_KINDS = (*FULL_KINDS, *REHOME_KINDS)
+KNOWN_KINDS = (*FULL_KINDS, *REHOME_KINDS, *CUT_KINDS)
 AIMED_AT = ("dials", "refers", "types", "holds", "answers")
 AIMED_WITHIN_S, AIMED_APART_S = (0.01, 1.0), 0.5
 """In the middle of it, or when it has just been done; not two at once"""
@@ -270,6 +272,18 @@ class Faults:
         else:
             network.cut_off(self.cluster.edge.host, [node.host], both_ways=False)
         self._later(0.2, 5.0, lambda: network.heal(node.host))
+
+    def _node_unheard(self, node: Node) -> None:
+        """It hears everybody, and nobody hears it."""
+        network = self.cluster.network
+        network.cut_off(node.host, [self.cluster.edge.host, ETCD], both_ways=False)
+        self._later(0.2, 6.0, lambda: network.heal(node.host))
+
+    def _node_deaf(self, node: Node) -> None:
+        network = self.cluster.network
+        for host in (self.cluster.edge.host, ETCD):
+            network.cut_off(host, [node.host], both_ways=False)
+        self._later(0.2, 6.0, lambda: network.heal(node.host))
 
     def _node_loss(self, node: Node) -> None:
         """A bad cable: some of what goes to and from the node is lost."""

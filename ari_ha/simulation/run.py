@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from ari_ha.simulation.checkers import Checkers, Problem
 from ari_ha.simulation.cluster import Cluster, Shape
 from ari_ha.simulation.coverage import Coverage, Covered
-from ari_ha.simulation.faults import FULL_KINDS, HARD_KINDS, KINDS, Faults, Odds, draw_odds
+from ari_ha.simulation.faults import FULL_KINDS, HARD_KINDS, KINDS, KNOWN_KINDS, Faults, Odds, draw_odds
 from ari_ha.simulation.people import Habits, People
 from ari_ha.simulation.world import StoryLine, World
 
@@ -78,7 +78,9 @@ EASY = Plan()
 HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
 FULL = Plan(kinds=FULL_KINDS, hard=True, full=True)
 RECORDED = replace(FULL, records=True)
-PLANS = {"easy": EASY, "hard": HARD, "full": FULL, "recorded": RECORDED}
+EVERYTHING = replace(FULL, kinds=KNOWN_KINDS)
+"""Also what came after the first seeds of the full plan were kept by name: a kind more is another draw."""
+PLANS = {"easy": EASY, "hard": HARD, "full": FULL, "recorded": RECORDED, "everything": EVERYTHING}
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:

@@ -10,6 +10,7 @@ import pytest
 from ari_ha.cli.simulate import replay
 from ari_ha.simulation.coverage import Covered, never
 from ari_ha.simulation.faults import (
+    CUT_KINDS,
     HARD_KINDS,
     KINDS,
     MORE_KINDS,
@@ -18,7 +19,7 @@ from ari_ha.simulation.faults import (
     REHOME_KINDS,
     Odds,
 )
-from ari_ha.simulation.run import EASY, FULL, HARD, RECORDED, Plan, Result, run_seed
+from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, Plan, Result, run_seed
 
 FULL_SEEDS = 200
 EASY_SEEDS = 60
@@ -82,7 +83,7 @@ def test_hard_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), HARD)
 
 
-@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS))
+@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS, *CUT_KINDS))
 def test_one_kind_of_the_full_plan_often(kind: str) -> None:
     plan = dataclasses.replace(FULL, odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
     results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
@@ -107,6 +108,14 @@ def test_what_operators_do_while_nothing_else_goes_wrong(kind: str) -> None:
     bad = [result for result in results if not result.good]
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
     assert sum(len(result.faults) for result in results) > SEEDS_PER_FAULT
+
+
+EVERYTHING_SEEDS = 40
+
+
+@pytest.mark.parametrize("first", range(0, EVERYTHING_SEEDS, SEEDS_PER_BLOCK))
+def test_swarm_of_everything(first: int) -> None:
+    swarm(range(first, first + SEEDS_PER_BLOCK), EVERYTHING)
 
 
 REHOME_SEEDS = 40

@@ -21,6 +21,8 @@ from ari_ha.wire.keyspace import (
     OwnerValue,
     RecordValue,
     UserValue,
+    WaitingValue,
+    decode,
 )
 from tests.support.node_bench import EDGE, LOST, UTC0, Bench
 
@@ -40,8 +42,6 @@ def moved(bench: Bench, stage: str, *, leg_state: str = "up", attempt_state: str
     )  # fmt: skip
     bench.store.put(bench.keys.record("k1"), record)
     if stage != "talking":
-        from ari_ha.wire.keyspace import WaitingValue
-
         place = WaitingValue(
             call="k1", queue="support", entered=UTC0, node="ast2#x",
             attempt="t1" if attempts else "", agent="1001" if attempts else "",
@@ -832,3 +832,39 @@ def test_an_app_that_has_just_started_does_not_take_a_call_for_one_without_recor
         return
     bench.store_back()
     assert bench.hears(channel) == "music" and bench.waiting() == ["k1"]
+
+
+def test_a_phone_that_is_taken_away_with_its_call_has_not_failed() -> None:
+    """A node that hears and is not heard: the edge brings both legs elsewhere, and its word does not come."""
+    bench = Bench(("1001",))
+    customer = bench.trunk()
+    (ringing,) = bench.dialled()
+    bench.ring(ringing)
+    before = bench.agent()
+    bench.post(*bench.asterisk.destroy(customer))
+    bench.post(*bench.asterisk.destroy(ringing, 17, 480))
+    bench.sleep(2)
+    assert bench.agent() == before and before.work == "ringing"
+    bench.sleep(3)
+    assert not bench.machine.core.calls and bench.agent() == before
+
+
+def test_what_a_ring_came_to_here_is_no_word_about_a_phone_that_rings_on_elsewhere() -> None:
+    bench = Bench(("1001",))
+    bench.trunk()
+    (ringing,) = bench.dialled()
+    bench.ring(ringing)
+    before = bench.agent()
+    assert before.work == "ringing" and before.attempt is not None
+    bench.store_away()
+    bench.gone("k1", "a1", by="failed", status=480)
+    assert bench.agent() == before
+    key = bench.keys.waiting("support", "k1")
+    place = decode(bench.store.data[key].value, WaitingValue)
+    bench.store.put(key, msgspec.structs.replace(place, node="ast2#2"))
+    bench.own("k1", node="ast2#2", epoch="7.2")
+    bench.link_down()
+    bench.link({})
+    bench.store_back()
+    bench.sleep(1)
+    assert not bench.machine.core.calls and bench.agent() == before
