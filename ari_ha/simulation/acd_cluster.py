@@ -10,6 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ari_ha.checkers.acd import (
+    History,
+    Picture,
+    check_alive,
+    check_store,
+    check_talks,
+)
 from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import Done, Effect, Outcome, OutcomeOf, Refused, Unknown, Unreachable
 from ari_ha.core.ports.store import (
@@ -31,13 +38,6 @@ from ari_ha.machines.acd_orders import (
     QueueFull,
     StartAttempt,
     VerbResult,
-)
-from ari_ha.simulation.checkers_acd import (
-    History,
-    Picture,
-    check_alive,
-    check_store,
-    check_talks,
 )
 from ari_ha.wire.keyspace import (
     AgentValue,

@@ -2,8 +2,9 @@
 can: at the phones, at who hears whom, at what is in etcd; at machines only to see that
 they agree with each other.
 
-- one owner speaks per call and epoch, and a call's epoch never goes back
-- no agent in two calls, queue order kept (`checkers_acd`)
+- at every commit (`ari_ha.checkers.commits`, to which the container lab is held as well): epochs
+  never go back, queue order and places are kept, agents keep their state
+- one owner speaks per call and epoch; no agent in two calls
 - at the phones (`checkers_people`): an answered call is never ended by us, only people end
   calls; people on one call hear each other, once, within a limit after any fault; nobody is
   called twice
@@ -18,10 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ari_ha.core.ids import NO_EPOCH, Epoch
+from ari_ha.checkers.acd import check_counters
+from ari_ha.checkers.commits import Commits
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.edge import EdgeMachine
-from ari_ha.simulation.checkers_acd import History, check_store, picture
 from ari_ha.simulation.checkers_moves import AtTheChange
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
@@ -32,15 +33,12 @@ from ari_ha.simulation.people import People
 from ari_ha.simulation.recorders import Tapes
 from ari_ha.simulation.world import UTC_AT_START_S
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import AgentValue, OwnerValue, decode
+from ari_ha.wire.keyspace import AgentValue, decode
 
 LOOK_EVERY_S = 0.25
 CALM_S = 6.0
 """After a fault, what must be true again by then. Longer than a move's limit and its
 retry, and than the retransmissions of a lost BYE."""
-DISAGREE_MAX_S = 10.0
-"""An agent whose conversation ended while etcd was away is freed by the reconciler, which looks
-twice; an app that was frozen meanwhile begins anew (9 s seen, from the first disagreement)."""
 TWO_RINGS_MAX_S = 4.5
 """A lost CANCEL is repeated by then (RFC 3261 timer E)."""
 TELLING_MAX_S = 5.0
@@ -72,16 +70,14 @@ class Checkers:
     """Callers refused before anybody answered, while things were going wrong."""
     _said: set[str] = field(default_factory=set)
     _speakers: dict[tuple[str, str], str] = field(default_factory=dict)
-    _epochs: dict[str, Epoch] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
     _frames_seen: int = 0
 
     def begin(self) -> None:
         """Looks from now on, now and then and at every commit."""
         cluster = self.cluster
-        self.history = History(cluster.keys, settle_s=3.0)
-        for item in cluster.store.keys.values():
-            self.history.items[item.key] = item.value
+        self.commits = Commits(cluster.keys, self.problem, self._asked, self._could_be_served)
+        self.commits.begin({item.key: item.value for item in cluster.store.keys.values()})
         cluster.store.on_commit.append(self._commit)
         self.books = Books(cluster, self.people, self.problem)
         self.books.begin()
@@ -130,7 +126,7 @@ class Checkers:
         self._two_calls()
         self.phones.hearing()
         self.moves.look()
-        self._agreement()
+        self.commits.look(self.cluster.world.now)
         self._untouched()
         self.books.look()
         self.tapes.look()
@@ -184,16 +180,6 @@ class Checkers:
         for key in [key for key in self._since if key.startswith(prefix) and key not in seen]:
             del self._since[key]
 
-    def _agreement(self) -> None:
-        """What etcd says of agents and of places agrees; for a moment, while what was
-        done without etcd is being merged, it need not."""
-        found = check_store(picture(self.cluster.keys, self.history.items))
-        for text in found:
-            if self._lasting(f"etcd/{text}", True, DISAGREE_MAX_S, calm=False):
-                self.problem("agents and places agree", text)
-        for key in [k for k in self._since if k.startswith("etcd/") and k[5:] not in found]:
-            del self._since[key]
-
     def _untouched(self) -> None:
         """No phone hears of a takeover: re-INVITEs from the edge are never needed, but to say
         that it has another address."""
@@ -225,47 +211,17 @@ class Checkers:
 
     def _commit(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
         utc = UTC_AT_START_S + self.cluster.world.now
-        before = {name: value.intent for name, value in self.history.picture.agents.items()}
-        places = {call: entry.entered for call, entry in self.history.picture.entries.items()}
-        self.history.commit({key: item.value if item else None for _, key, item in changes}, utc)
-        for text in self.history.found:
-            if "served before" not in text or self._could_be_served(text):
-                self.problem("queue and agents' history", text)
-        self.history.found.clear()
-        for name, value in self.history.picture.agents.items():
-            if value.intent != before.get(name, value.intent):
-                self._intent(name)
-        for call, entry in self.history.picture.entries.items():
-            if entry.entered > places.get(call, entry.entered):
-                self.problem("places are kept", f"{call} waits since {entry.entered}, was {places[call]}")
-        for _, key, item in changes:
-            parts = self.cluster.keys.split(key)
-            if len(parts) == 3 and parts[0] == "calls" and parts[2] == "owner":
-                self._owner(parts[1], item)
+        self.commits.commit({key: item.value if item else None for _, key, item in changes}, utc)
 
-    def _intent(self, agent: str) -> None:
+    def _asked(self, agent: AgentValue) -> bool:
         """What an agent wants to be is what he dialled, or what too many unanswered rings made of it."""
-        rona = self.people.not_answered[agent] >= self.cluster.shape.rona_max
-        if agent not in self.people.paused and not rona:
-            value = self.history.picture.agents[agent]
-            text = f"{agent} became {value.intent} ({value.reason}), by {value.by}"
-            self.problem("agents keep their state", text)
+        rona = self.people.not_answered[agent.agent] >= self.cluster.shape.rona_max
+        return agent.agent in self.people.paused or rona
 
-    def _could_be_served(self, text: str) -> bool:
-        """Whether whoever was passed over is still there: nobody keeps an order he
-        cannot see, and a place outlives its caller for a moment."""
+    def _could_be_served(self, passed_over: str) -> bool:
+        """Whether whoever was passed over is still there, in calm."""
         edge = self.cluster.edge.machine
-        passed_over = text.partition("before ")[2].partition(",")[0]
         return self.calm and isinstance(edge, EdgeMachine) and passed_over in edge.calls.by_id
-
-    def _owner(self, call: str, item: KeyValue | None) -> None:
-        if item is None:
-            self._epochs.pop(call, None)
-            return
-        epoch = Epoch.parse(decode(item.value, OwnerValue, item.key).epoch)
-        if epoch < self._epochs.get(call, NO_EPOCH):
-            self.problem("epochs only grow", f"{call}: {self._epochs[call]} then {epoch}")
-        self._epochs[call] = epoch
 
     # -- at the end
 
@@ -329,11 +285,9 @@ class Checkers:
             if value.recovering is not None:
                 self.problem("no ghost agents", f"{agent} is still recovering")
             missed = self.people.not_answered[agent]
-            if value.missed > missed:
-                self.problem("counters tell the truth", f"{agent} missed {missed}, charged {value.missed}")
-            if value.handled > self.people.answered[agent]:
-                handled = self.people.answered[agent]
-                self.problem("counters tell the truth", f"{agent} handled {handled}, has {value.handled}")
+            answered = self.people.answered[agent]
+            for text in check_counters(agent, value.missed, value.handled, missed, answered):
+                self.problem("counters tell the truth", text)
             own_doing = agent in self.people.paused or missed >= cluster.shape.rona_max
             if value.intent != "available" and not own_doing:
                 self.problem("agents keep their state", f"{agent} is {value.intent} ({value.reason})")

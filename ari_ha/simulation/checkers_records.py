@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from ari_ha.checkers.queue_log import contradictions
 from ari_ha.core.ports.records import Row
 from ari_ha.core.ports.store import KeyValue
 from ari_ha.machines.clerk import CALLS, QUEUE_LOG
@@ -19,8 +20,6 @@ from ari_ha.wire.keyspace import OwnerValue, decode
 
 TALKED_MIN_S = 2.0
 """Two people who were connected at least this long have talked, whatever moved meanwhile."""
-ENDS_WAITING = ("ABANDON", "CONNECT")
-ENDS_TALKING = ("COMPLETEAGENT", "COMPLETECALLER")
 
 
 @dataclass
@@ -93,29 +92,3 @@ class Books:
             until = min(talk.ended_s or now for talk in (customer, agent))
             if until - max(customer.answered_s, agent.answered_s) >= TALKED_MIN_S:
                 yield customer, agent
-
-
-def contradictions(lines: Iterable[Row]) -> tuple[list[str], set[str], set[tuple[str, str]]]:
-    """What no queue can have done: nobody enters twice, is connected twice, or is completed
-    who was not connected. And who waits (calls) and who talks (agent, call) at the end.
-    ``lines``: rows of queue_log, in their order; of one call they are told in the order in
-    which it happened, of two calls of one agent perhaps not."""
-    waiting: set[str] = set()
-    talking: set[tuple[str, str]] = set()
-    wrong = []
-    for line in lines:
-        call, agent, event = line["callid"], line["agent"], line["event"]
-        if event == "ENTERQUEUE":
-            wrong += [f"{call} enters twice"] if call in waiting else []
-            waiting.add(call)
-        if event in ENDS_WAITING:
-            wrong += [f"{call} leaves twice"] if event == "ABANDON" and call not in waiting else []
-            waiting.discard(call)
-        if event == "CONNECT":
-            wrong += [f"{agent} is connected to {call} twice"] if (agent, call) in talking else []
-            talking.add((agent, call))
-        if event in ENDS_TALKING:
-            stranger = (agent, call) not in talking
-            wrong += [f"{agent} completes {call} without being connected"] if stranger else []
-            talking.discard((agent, call))
-    return wrong, waiting, talking

@@ -15,11 +15,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ari_ha.checkers.acd import check_failover
 from ari_ha.core.ports.store import StoreTxn, TxnResult
 from ari_ha.machines.acd_orders import AcdSettings
 from ari_ha.machines.acd_queue import why_not_routable
 from ari_ha.simulation.acd_cluster import FATES, Cluster, Memory
-from ari_ha.simulation.checkers_acd import check_failover
 from tests.support.queue_log import wrong_in_log
 
 NODES = 3

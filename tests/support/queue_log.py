@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ari_ha.checkers.queue_log import contradictions
 from ari_ha.machines.acd_agents import IN_CALL
 from ari_ha.simulation.acd_cluster import Cluster
-from ari_ha.simulation.checkers_records import contradictions
 from ari_ha.wire.keyspace import decode
 from ari_ha.wire.outbox import QueueLine, QueueLogValue
 

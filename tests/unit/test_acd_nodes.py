@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from ari_ha.checkers.acd import check_failover
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.acd_orders import (
     AcdSettings,
@@ -13,7 +14,6 @@ from ari_ha.machines.acd_orders import (
     StartAttempt,
 )
 from ari_ha.simulation.acd_cluster import Cluster, Leg
-from ari_ha.simulation.checkers_acd import check_failover
 from ari_ha.wire.keyspace import AttemptOfAgent, RecordValue, WaitingValue
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, talking, two_nodes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ari_ha.checkers.acd import check_failover, check_store, check_talks
 from ari_ha.core.ports.store import Compare, Put, StoreTxn
 from ari_ha.machines import acd_calls
 from ari_ha.machines.acd_agents import AgentValue
@@ -13,7 +14,6 @@ from ari_ha.machines.acd_orders import (
     PutsRefused,
 )
 from ari_ha.simulation.acd_cluster import Cluster, Memory
-from ari_ha.simulation.checkers_acd import check_failover, check_store, check_talks
 from ari_ha.wire.keyspace import encode
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, result, talking, two_nodes
 

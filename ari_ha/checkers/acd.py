@@ -7,7 +7,7 @@ live, `History` follows every commit. Each returns findings in words; none is go
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -26,6 +26,8 @@ from ari_ha.wire.keyspace import (
 )
 
 V = TypeVar("V")
+OVERLAY = {"recovering"}
+"""What failover may set of an agent"""
 
 
 class Picture(NamedTuple):
@@ -127,35 +129,48 @@ def check_alive(now: Picture, live: Mapping[str, Collection[str]]) -> list[str]:
 
 def check_failover(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
     """Agents' values before and after a takeover: equal but for `recovering`."""
-    found = []
-    for key in before.keys() | after.keys():
-        if _without_overlay(before.get(key)) != _without_overlay(after.get(key)):
-            found.append(f"{key} changed: {before.get(key)!r} -> {after.get(key)!r}")
-    return found
+    return [
+        f"{key} changed: {', '.join(fields)}"
+        for key in before.keys() | after.keys()
+        if (fields := changed_fields(before.get(key), after.get(key)))
+    ]
 
 
-def _without_overlay(data: bytes | None) -> bytes | None:
-    if data is None:
-        return None
-    fields = msgspec.json.decode(data)
-    fields.pop("recovering", None)
-    return msgspec.json.encode(fields)
+def check_counters(agent: str, charged: int, credited: int, missed: int, answered: int) -> list[str]:
+    """An agent's counters tell of no more calls than he missed, and answered."""
+    found = [f"{agent} missed {missed}, charged {charged}"] if charged > missed else []
+    return found + ([f"{agent} handled {answered}, has {credited}"] if credited > answered else [])
+
+
+def changed_fields(before: bytes | None, after: bytes | None) -> list[str]:
+    """The fields in which an agent's stored value differs, but for the overlay that failover may set."""
+    old, new = (msgspec.json.decode(data) if data is not None else {} for data in (before, after))
+    return sorted(name for name in (old.keys() | new.keys()) - OVERLAY if old.get(name) != new.get(name))
 
 
 class History:
     """Follows every commit. ``settle_s``: a caller counts as passed over only when he
     could have been served this long before, and is not served this long after (two
-    nodes decide in the same moment, and transactions overtake each other)."""
+    nodes decide in the same moment, and transactions overtake each other). ``there``: whether
+    he is (nobody keeps an order he cannot see, and a place outlives its caller for a moment)."""
 
-    def __init__(self, keys: Keys, settle_s: float = 1.0) -> None:
+    def __init__(
+        self, keys: Keys, settle_s: float = 1.0, there: Callable[[str], bool] = lambda call: True
+    ) -> None:
         self.keys = keys
         self.settle_s = settle_s
+        self.there = there
         self.found: list[str] = []
         self.items: dict[str, bytes] = {}
         self.picture = picture(keys, {})
         self.commits = 0
         self._ready_since: dict[str, float] = {}
         self._passed_over: list[tuple[float, str, str]] = []
+
+    def begin(self, items: Mapping[str, bytes]) -> None:
+        """What is there before the first commit."""
+        self.items = dict(items)
+        self.picture = picture(self.keys, items)
 
     def commit(self, changes: Mapping[str, bytes | None], utc: float) -> None:
         """One revision of the store: key -> value, None when deleted."""
@@ -174,7 +189,7 @@ class History:
             return
         was, now = decode(old, AgentValue, key), decode(new, AgentValue, key)
         if now.seq == was.seq:
-            if _without_overlay(old) != _without_overlay(new):
+            if changed_fields(old, new):
                 self.found.append(f"{key}: changed without counting seq {now.seq}")
         elif now.seq != was.seq + 1:
             self.found.append(f"{key}: seq {was.seq} -> {now.seq}")
@@ -212,8 +227,8 @@ class History:
         """Time passed: whoever is still passed over counts."""
         waiting = []
         for until, call, other in self._passed_over:
-            if other in self._ready_since and until <= utc:
+            if other in self._ready_since and until <= utc and self.there(other):
                 self.found.append(f"{call} was served before {other}, who waited longer")
-            elif other in self._ready_since:
+            elif other in self._ready_since and until > utc:
                 waiting.append((until, call, other))
         self._passed_over = waiting
