@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from ari_ha.cli import chaos_judge as judge
+from ari_ha.checkers.acd import check_alive, check_store, picture
 from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_stage import Stage
 from ari_ha.cli.cluster import ClusterError
@@ -16,21 +15,17 @@ from ari_ha.cli.lab import NODES, LabError
 OWNERS_LIMIT_S = 5.0
 """A node that was cut off or frozen has let go of everything by then."""
 LEFTOVER_LIMIT_S = 30.0
-PLACE_FIELDS = ("queue", "entered", "priority")
 OWN_FIELDS = ("intent", "intent_since", "reason", "next_intent", "next_reason", "device", "logged_in",
                  "misses", "missed")  # fmt: skip
 """What a hang-up or a hold, in or out of the gap, leaves as it was in an agent's record."""
-
-Agents = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
     """What the cluster held just before the fault."""
 
-    agents: Agents
-    places: Mapping[str, tuple[Any, ...]]
-    """Call -> its place's `PLACE_FIELDS`"""
+    revision: int
+    """etcd's"""
     app_pid: int
     """Process id of the struck node's app; 0 where no app is struck"""
     claims: int
@@ -40,25 +35,7 @@ class Before:
 def before(stage: Stage, app_of: str = "") -> Before:
     """Looks now. ``app_of``: the node whose app will be struck."""
     pid = stage.lab.child_pid(app_of, "app") if app_of else 0
-    return Before(stage.agents(), _places(stage), pid, stage.claims())
-
-
-def _places(stage: Stage) -> dict[str, tuple[Any, ...]]:
-    waiting = stage.view().waiting
-    return {
-        entry["call"]: tuple(entry.get(name, 0) for name in PLACE_FIELDS)
-        for entries in waiting.values()
-        for entry in entries
-    }
-
-
-def judge_places(stage: Stage, verdicts: Iterable[Verdict], then: Before) -> None:
-    """Queue, entry time and priority of callers who waited are what they were."""
-    now = _places(stage)
-    for verdict in verdicts:
-        was = then.places.get(verdict.pair.call)
-        if was is not None and (found := now.get(verdict.pair.call)) != was:
-            verdict.against.append(f"place in the queue was {was}, is {found}")
+    return Before(stage.cluster.revision(), pid, stage.claims())
 
 
 def judge_stayed(stage: Stage, verdicts: Iterable[Verdict]) -> None:
@@ -75,15 +52,6 @@ def needless_claims(stage: Stage, then: Before) -> tuple[int, list[str]]:
     neither; and in words. One there and back counts as two."""
     count = stage.claims() - then.claims
     return count, [f"{stage.active_edge()} serves after {count} claims of its place"] if count else []
-
-
-def changed_agents(stage: Stage, then: Before, fields: Iterable[str] | None = None) -> dict[str, list[str]]:
-    """Agents whose record is not what it was, with the fields that differ; only ``fields`` where given."""
-    if fields is None:
-        return judge.changed_agents(then.agents, stage.agents())
-    names, now = tuple(fields), stage.agents()
-    kept = [{a: {n: v.get(n) for n in names} for a, v in agents.items()} for agents in (then.agents, now)]
-    return judge.changed_agents(*kept)
 
 
 def double_owners(stage: Stage, pairs: Iterable[Pair]) -> dict[str, set[str]]:
@@ -130,10 +98,23 @@ def leftovers(stage: Stage) -> tuple[dict[str, int], list[str]]:
         left += [f"{node}: {name}" for node, names in stage.channels().items() for name in names]
     stale += _settles_s(lambda: len(stage.view().calls))
     left += [f"call {call} is still in etcd" for call in stage.view().calls]
-    ghosts = _settles_s(
-        lambda: len(judge.ghosts(stage.agents(), [c["call"] for c in stage.edge_calls().values()]))
-    )
+    ghosts = _settles_s(lambda: len(_ghosts(stage)))
+    left += _ghosts(stage) if ghosts else []
     return {"stale_legs": stale, "ghost_agents": ghosts}, left
+
+
+def _ghosts(stage: Stage) -> list[str]:
+    """Agents and places of calls that are not there any more, or that do not agree."""
+    cluster = stage.cluster
+    now = picture(
+        cluster.keys,
+        {item.key: item.value for family in ("agents", "queues") for item in cluster.family(family)},
+    )
+    live = {
+        row["call"]: [leg["aor"] for leg in row["legs"].values() if leg["role"] == "agent"]
+        for row in stage.edge_calls().values()
+    }
+    return check_store(now) + check_alive(now, live)
 
 
 def _settles_s(count: Callable[[], int], limit_s: float = LEFTOVER_LIMIT_S) -> int:

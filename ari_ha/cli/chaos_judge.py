@@ -281,25 +281,6 @@ def first_digit_ms(
     return None
 
 
-def agents_without_overlay(agents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Agents as they must not change: all but the overlay failover may set."""
-    return {name: {k: v for k, v in value.items() if k != "recovering"} for name, value in agents.items()}
-
-
-def changed_agents(
-    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
-) -> dict[str, list[str]]:
-    """Agents whose record is not what it was, with the fields that differ."""
-    old, new = agents_without_overlay(before), agents_without_overlay(after)
-    found: dict[str, list[str]] = {}
-    for name in sorted({*old, *new}):
-        a, b = old.get(name, {}), new.get(name, {})
-        fields = sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
-        if fields:
-            found[name] = fields
-    return found
-
-
 def as_served(pairs: Iterable[Pair], waiting: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pair]:
     """The callers as their queues will serve them; ``waiting``: queue -> its entries in order. Who has no
     place comes last.
@@ -309,17 +290,6 @@ def as_served(pairs: Iterable[Pair], waiting: Mapping[str, Sequence[Mapping[str,
     fault, that must survive."""
     place = {entry["call"]: number for entries in waiting.values() for number, entry in enumerate(entries)}
     return sorted(pairs, key=lambda pair: place.get(pair.call, len(place)))
-
-
-def ghosts(agents: Mapping[str, Mapping[str, Any]], living_calls: Iterable[str]) -> list[str]:
-    """Agents kept busy by a call that is not there any more."""
-    living = set(living_calls)
-    return [
-        name
-        for name, value in agents.items()
-        if value.get("work", "idle") not in ("idle", "acw")
-        and (value.get("attempt") or {}).get("call") not in living
-    ]
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

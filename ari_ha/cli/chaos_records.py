@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ari_ha.adapters.call_records import CallRecords
+from ari_ha.checkers.queue_log import contradictions
 from ari_ha.cli import db, records
 from ari_ha.cli.chaos_judge import ALONE_STATES, RINGING_STATES, Verdict
 from ari_ha.cli.chaos_stage import Stage, StageError, until
@@ -55,7 +56,7 @@ def judge_rows(stage: Stage, verdicts: Iterable[Verdict], since: float) -> dict[
         verdict.against += against(verdict, found)
         told = [row for row in log if row["callid"] == verdict.pair.call]
         verdict.against += times_against(found, told, since, time.time())
-        wrong = log_against(verdict, [row["event"] for row in told])
+        wrong = log_against(verdict, told)
         confused += bool(wrong)
         verdict.against += wrong
     return {"calls_without_row": missing, "rows_too_many": twice, "queue_log_wrong": confused}
@@ -93,13 +94,17 @@ def _utc(text: str) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
 
 
-def log_against(verdict: Verdict, events: Sequence[str]) -> list[str]:
-    """What is wrong with the queue log of a call that one queue gave to one agent, or to none."""
-    if verdict.pair.state not in ONE_QUEUE:
-        return []
+def log_against(verdict: Verdict, log: Rows) -> list[str]:
+    """What is wrong with the queue log of a call: its story, and, where one queue gave it to one agent or to
+    none, that there is one."""
+    wrong, waiting, talking = contradictions(log)
+    wrong += ["the caller waits for ever"] if waiting else []
+    wrong += [f"{agent} talks for ever" for agent, _ in sorted(talking)]
+    if wrong or verdict.pair.state not in ONE_QUEUE:
+        return [f"the queue log says: {', '.join(wrong)}"] if wrong else []
+    events = [row["event"] for row in log]
     count = {name: events.count(name) for name in ("ENTERQUEUE", "CONNECT", "ABANDON")}
-    complete = sum(name.startswith("COMPLETE") for name in events)
-    good = count["ENTERQUEUE"] == 1 == count["CONNECT"] + count["ABANDON"] and complete == count["CONNECT"]
+    good = count["ENTERQUEUE"] == 1 == count["CONNECT"] + count["ABANDON"]
     return [] if good else [f"the queue log says {', '.join(events) or 'nothing'}"]
 
 

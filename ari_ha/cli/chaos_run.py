@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli import chaos_mixed as mixed
 from ari_ha.cli import chaos_party as party
 from ari_ha.cli import chaos_records as rows
-from ari_ha.cli.agents import ask_a_node
+from ari_ha.cli.chaos_commits import Quiet, Watched
 from ari_ha.cli.chaos_faults import APP_FAULTS, COMING_BACK, MEND_AFTER_S, MOVING, STAYING
 from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
@@ -71,14 +72,25 @@ class Run:
     """From the fault until the edge had given the last call another home; None: not all have moved."""
     left: list[str] = field(default_factory=list)
     """What was left behind, in words."""
+    commits: Watched = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.commits = Watched(self.stage)
 
     def perform(self) -> dict[str, Any]:
         """The whole run; its report. Raises StageError when the stage could not be set."""
+        try:
+            return self._perform()
+        finally:
+            self.commits.reader.end()
+
+    def _perform(self) -> dict[str, Any]:
         stage, say, began = self.stage, self.stage.say, time.time()
         say(f"{self.fault} / {self.state}: cleaning up")
         stage.clean()
         self._prepare()
         self.host, self.address_moves = self._victim(), stage.address_moves()
+        self.commits.begin()
         say(f"placing {self.count} calls")
         stage.only(NODES[self.serial % len(NODES)])
         rings = stage.ring_long(RING_LONG_MS) if self.state in ("ringing", MIXED) else {}
@@ -106,6 +118,7 @@ class Run:
         finally:
             stage.ring_as_before(rings)
         self._leftovers()
+        self.judge_commits()
         self.after |= rows.judge_rows(stage, self.verdicts.values(), began)
         if self.fault.startswith("database"):
             self.left += rows.judge_pair_whole(stage)
@@ -121,6 +134,7 @@ class Run:
             "calls": [verdict.to_dict() for verdict in self.verdicts.values()],
             "after": self.after,
             "left": self.left,
+            "commits": {"seen": len(self.commits.reader.commits), "not_seen": self.commits.reader.not_seen},
         }
 
     def _prepare(self) -> None:
@@ -159,6 +173,9 @@ class Run:
     def _strike_and_watch(self, then: after.Before) -> None:
         stage = self.stage
         stage.say(f"striking: {self.fault} {self.host}")
+        # a hold is an agent's own act: it has its trace in what he is doing
+        fields = after.OWN_FIELDS if self.during else ()
+        self.commits.strike(Quiet(then.revision, fields=fields, places=not self.during))
         struck = FAULTS[self.fault](stage.lab, self.host)
         self.struck_at = struck.at
         try:
@@ -180,14 +197,12 @@ class Run:
             self.after["kept_channels"] = len(kept)
         stage.say("the broken part is back: do the calls mind?")
         if self.during in inside.HANGUPS:
-            self._judge_records(after.changed_agents(stage, then, after.OWN_FIELDS))
+            self._judge_owners()
             return
         self._after_mending()
         if self.during:
             self._strike_again()
-        # a hold is an agent's own act: it has its trace in what he is doing
-        self._judge_records(after.changed_agents(stage, then, after.OWN_FIELDS if self.during else None))
-        after.judge_places(stage, self.verdicts.values(), then)
+        self._judge_owners()
         if self.fault in STAYING:
             after.judge_stayed(stage, self.verdicts.values())
             self.after["needless_switchovers"], words = after.needless_claims(stage, then)
@@ -207,14 +222,19 @@ class Run:
         self._judge_dialogs(struck.at)
         self._after_mending()
 
-    def _judge_records(self, changed: Mapping[str, Sequence[str]]) -> None:
-        self.left += [f"agent {name} changed: {', '.join(fields)}" for name, fields in changed.items()]
-        self.after["agents_changed"] = len(changed)
+    def _judge_owners(self) -> None:
+        self.commits.is_quiet_until_now()
         double = after.double_owners(self.stage, self.pairs)
         self.left += [
             f"call {call} is served by {', '.join(sorted(nodes))}" for call, nodes in double.items()
         ]
         self.after["double_owners"] = len(double)
+
+    def judge_commits(self) -> None:
+        """What every commit since before the first call tells."""
+        counts, words = self.commits.judge(self.verdicts.values())
+        self.after |= counts
+        self.left += words
 
     def _judge_app(self, then: after.Before) -> None:
         """A hung app must have been replaced by now, not woken up by us."""
@@ -382,6 +402,7 @@ class Run:
     def _act(self) -> None:
         """What people do next works: digits, unhold, answering."""
         self.stage.say("acting: what people do next must work")
+        self.commits.acting()
         actions: dict[str, Callable[[Sequence[Verdict]], None]] = {
             "held": self._unhold, "ringing": self._answer, "queued": self._serve, "ivr": self._choose,
             **dict.fromkeys(party.PARTY_STATES, self._go_on), **dict.fromkeys(SUPERVISED, self._unsupervise),
@@ -439,7 +460,7 @@ class Run:
         for verdict in verdicts:
             pair = verdict.pair
             agent = next(free[pair.queue])
-            ask_a_node(stage.cluster, view, agent, "login", {"device": agent})
+            stage.order_agent(view, agent, "login", device=agent)
             if expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
                 pair.agent, pair.agent_call = agent, self._phone_up(agent)
         self._expect_talking(verdicts, 5)
@@ -553,6 +574,8 @@ def run_all(
 
 def _failed(run: Run, why: str) -> dict[str, Any]:
     """A run that could not be carried through counts as calls that did not survive."""
+    with contextlib.suppress(FarEndError):
+        run.judge_commits()
     verdicts = list(run.verdicts.values()) or [Verdict(pair) for pair in run.pairs] or [Verdict(Pair("", ""))]
     for verdict in verdicts:
         verdict.against.append(f"the run stopped: {why}")

@@ -88,6 +88,8 @@ class Stage:
         self._active = ""
         self.ends: frozenset[str] = frozenset()
         """How people speak: words of `ENDS`."""
+        self.orders: list[tuple[str, str]] = []
+        """What agents were asked for since somebody cleared it: agent and verb"""
 
     # --- looking ---
 
@@ -292,18 +294,24 @@ class Stage:
         view = self.view()
         for name, value in view.agents.items():
             if name not in (*wanted, *busy) and value.get("intent", "logged_out") != "logged_out":
-                ask_a_node(self.cluster, view, name, "logout", {})
+                self.order_agent(view, name, "logout")
         for name in wanted:
             value = view.agents.get(name, {})
             if value.get("intent") == "not_ready":
-                ask_a_node(self.cluster, view, name, "available", {})
+                self.order_agent(view, name, "available")
             elif value.get("intent", "logged_out") == "logged_out":
                 if name in wanted[:FEATURE_CODE_AGENTS]:
+                    self.orders.append((name, "login"))
                     self.far.phone_order(name, "dial", number="*21")
                 else:
-                    ask_a_node(self.cluster, view, name, "login", {"device": name})
+                    self.order_agent(view, name, "login", device=name)
         until(f"{len(wanted)} agents are free", 30, lambda: self._free(wanted, busy), 0.1)
         self._phones_on_hook(wanted)
+
+    def order_agent(self, view: views.View, agent: str, verb: str, **body: str) -> None:
+        """An agent, or somebody for him, wants him logged in or out, or available."""
+        self.orders.append((agent, verb))
+        ask_a_node(self.cluster, view, agent, verb, body)
 
     def _phones_on_hook(self, agents: Sequence[str]) -> None:
         """Waits for the short calls of feature codes to end; hangs up the phone where that takes long."""

@@ -1,20 +1,22 @@
 """The cluster as a command sees it: settings, etcd's keys, the processes' HTTP APIs.
 
-etcd is asked through its own JSON gateway (one request, one answer, no stream), so a
-command starts fast and needs nothing but a certificate. Whatever a command writes is a
+etcd is asked through its own JSON gateway (one request, one answer; a watch is an answer without
+end), so a command starts fast and needs nothing but a certificate. Whatever a command writes is a
 transaction that compares.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import os
 import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -153,6 +155,15 @@ class Cluster:
         """Every key that starts with ``prefix``."""
         return self._range({"key": _b64(prefix), "range_end": _b64(_after(prefix))})
 
+    def snapshot(self, prefix: str) -> tuple[int, list[KeyValue]]:
+        """The store's revision, and every key that starts with ``prefix`` as it was then."""
+        reply = self.ask("kv/range", {"key": _b64(prefix), "range_end": _b64(_after(prefix))})
+        return int(reply["header"]["revision"]), [_key_value(raw) for raw in reply.get("kvs", [])]
+
+    def revision(self) -> int:
+        """The store's revision now."""
+        return self.snapshot(self.keys.prefix("clerk"))[0]
+
     def writes_under(self, prefix: str) -> int:
         """How often the keys that start with ``prefix`` have been written since they were made (etcd's
         ``version`` of each)."""
@@ -211,14 +222,7 @@ class Cluster:
         raise EtcdAway("etcd does not answer: " + "; ".join(errors))
 
     def _ask_one(self, endpoint: str, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        scheme = "https" if self._tls else "http"
-        address = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
-        request = urllib.request.Request(
-            f"{address}/v3/{method}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-            method="POST",
-        )
+        request = self._request(endpoint, method, body)
         try:
             with _opener(self._tls).open(request, timeout=ETCD_LIMIT_S) as reply:
                 return json.loads(reply.read(ANSWER_MAX_BYTES))
@@ -229,6 +233,26 @@ class Cluster:
             raise ClusterError(f"etcd at {endpoint} refused: {_message(text)}") from error
         except (OSError, ValueError) as error:
             raise EtcdAway(f"{endpoint}: {getattr(error, 'reason', error)}") from error
+
+    def stream(
+        self, endpoint: str, method: str, body: Mapping[str, Any], quiet_max_s: float
+    ) -> Iterator[bytes]:
+        """The lines of an answer that does not end. They do, without a word, when nothing came for so
+        long or the member is gone."""
+        request = self._request(endpoint, method, body)
+        gone = contextlib.suppress(OSError, http.client.HTTPException)
+        with gone, _opener(self._tls).open(request, timeout=quiet_max_s) as reply:
+            yield from reply
+
+    def _request(self, endpoint: str, method: str, body: Mapping[str, Any]) -> urllib.request.Request:
+        scheme = "https" if self._tls else "http"
+        address = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+        return urllib.request.Request(
+            f"{address}/v3/{method}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
 
     def _range(self, body: dict[str, Any]) -> list[KeyValue]:
         reply = self.ask("kv/range", {**body, "sort_order": "ASCEND", "sort_target": "KEY"})

@@ -106,15 +106,6 @@ def test_only_a_digit_heard_later_and_under_a_new_decision_counts() -> None:
     assert judge.first_digit_ms(digits, "a2", 100.0, "") is None
 
 
-def test_agents_may_only_be_marked_as_recovering() -> None:
-    before = {"1001": {"intent": "available", "misses": 0}}
-    assert not judge.changed_agents(before, {"1001": {**before["1001"], "recovering": {"since": 1.0}}})
-    assert judge.changed_agents(before, {"1001": {"intent": "available", "misses": 1}}) == {
-        "1001": ["misses"]
-    }
-    assert judge.changed_agents(before, {}) == {"1001": ["intent", "misses"]}
-
-
 def test_waiting_callers_are_expected_in_their_queues_order_not_as_they_were_placed() -> None:
     pairs = [Pair(f"carrier-{n}", f"1555{n}", "queued", call=f"k{n}") for n in range(4)]
     pairs.append(Pair("carrier-9", "15559", "queued", call="s1", queue="sales"))
@@ -122,17 +113,6 @@ def test_waiting_callers_are_expected_in_their_queues_order_not_as_they_were_pla
     served = judge.as_served(pairs, waiting)
     assert [pair.call for pair in served if pair.queue == "support"] == ["k2", "k0", "k1", "k3"]
     assert sorted(map(id, served)) == sorted(map(id, pairs))
-
-
-def test_a_ghost_is_busy_with_a_call_that_is_gone() -> None:
-    agents = {
-        "1": {"work": "talking", "attempt": {"call": "k1"}},
-        "2": {"work": "ringing", "attempt": {"call": "k2"}},
-        "3": {"work": "acw"},
-        "4": {},
-        "5": {"work": "talking", "attempt": None},
-    }
-    assert judge.ghosts(agents, ["k1"]) == ["2", "5"]
 
 
 @pytest.mark.parametrize(

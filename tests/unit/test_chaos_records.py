@@ -44,11 +44,16 @@ def test_one_row_of_that_call(state: str, agent: str, rows: list[dict[str, Any]]
         ("queued", "ENTERQUEUE", False),
         ("queued", "", False),
         ("transfer", "", True),
+        ("transfer", "ENTERQUEUE CONNECT COMPLETEAGENT", True),
+        ("transfer", "ENTERQUEUE CONNECT", False),
+        ("consult", "ENTERQUEUE CONNECT CONNECT COMPLETEAGENT", False),
+        ("ivr", "CONNECT COMPLETECALLER COMPLETECALLER", False),
     ],
 )
 def test_the_queue_log_of_a_call(state: str, events: str, good: bool) -> None:
     verdict = Verdict(Pair("far1", "155", state=state, call="c1"))
-    assert (not log_against(verdict, events.split())) is good
+    log = [{"callid": "c1", "agent": "1001", "event": event} for event in events.split()]
+    assert (not log_against(verdict, log)) is good
 
 
 NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z
