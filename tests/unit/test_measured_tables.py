@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -26,6 +29,31 @@ def load(name: str) -> ModuleType:
 
 
 measured = load("measured.py")
+matrix = load("chaos-matrix")
+CELL = "node-cut/barged"
+RED = {"day": "2026-11-29", "at": "2026-11-29T10:00:00.000+00:00", "calls": 10, "survived": 8, "left": 0,
+       "problems": ["2 × the supervisor hears nobody"]}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Reports and docs/measured of a checkout of its own."""
+    for module in (measured, matrix):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "REPORTS", tmp_path / "reports/matrix")
+    monkeypatch.setattr(matrix, "REASONS", tmp_path / "docs/measured/matrix-reasons.json")
+    monkeypatch.setattr(matrix, "PAGE", tmp_path / "docs/matrix.md")
+    (tmp_path / "reports/matrix").mkdir(parents=True)
+    (tmp_path / "docs/measured").mkdir(parents=True)
+    (tmp_path / "docs/matrix.md").write_text("<!-- chaos-matrix:begin -->\n<!-- chaos-matrix:end -->\n")
+    return tmp_path
+
+
+def measure(place: Path, survived: int, at: str) -> None:
+    """As `tools/chaos-matrix run` does it."""
+    together = place / "reports/matrix/node-cut.json"
+    together.write_text(json.dumps(report(survived, at=at)))
+    matrix.split(together)
 
 
 def report(
@@ -44,7 +72,7 @@ def report(
         }
         for number in range(calls)
     ]
-    run = {"fault": "node-cut", "state": "barged", "at": at, "calls": rows, "left": [],
+    run = {"fault": "node-cut", "state": "barged", "at": at, "calls": rows, "left": [], "baseline": None,
            "after": {"agents_changed": 0, "stale_legs": 0}}  # fmt: skip
     total = {"calls": calls, "survived": survived, "same_agent": calls, "lost_audio_ms": {"p95": 20},
              "resumed_ms": {"p95": 300}}  # fmt: skip
@@ -69,3 +97,59 @@ def test_the_conditions_name_every_commit_and_version_of_a_table() -> None:
     assert "of 3 commits (entries of each): aaa (1), bbb (2), not noted (1)" in text
     assert ", load 4 where it was noted" in text
     assert measured.conditions([{"origin": first}]).endswith("; commit aaa.")
+
+
+def test_a_cell_measured_anew_keeps_what_it_said_before(place: Path) -> None:
+    measure(place, 8, RED["at"])
+    measure(place, 10, "2026-11-29T10:05:00.000+00:00")
+    for _ in range(2):  # written twice, it is told once
+        cell = matrix.found_cells()[CELL]
+        assert (cell["survived"], cell["earlier"]) == (10, [RED])
+    words = "\n".join(matrix.page(matrix.found_cells(), {}))
+    row = f"| `{CELL}` | **8/10** (2026-11-29) | 2 × the supervisor hears nobody | 10/10 (2026-11-29) |  |"
+    assert row in words and "No cell is below 100 %." in words
+
+
+def test_a_cell_measured_elsewhere_is_history_here(place: Path) -> None:
+    """Also one of docs/measured that does not say at what time it was measured."""
+    measure(place, 8, RED["at"])
+    old = matrix.cell(json.loads((place / f"reports/matrix/{CELL}.json").read_text()))
+    del old["at"]
+    (place / f"reports/matrix/{CELL}.json").unlink()
+    (place / "docs/measured/matrix.json").write_text(json.dumps({CELL: old}))
+    assert "earlier" not in matrix.found_cells()[CELL]
+    measure(place, 10, "2026-11-29T10:05:00.000+00:00")
+    for _ in range(2):
+        earlier = matrix.found_cells()[CELL]["earlier"]
+        assert [each["survived"] for each in earlier] == [8]
+
+
+def test_the_newest_measurement_is_the_cell_wherever_it_was_made(place: Path) -> None:
+    measure(place, 8, RED["at"])
+    newer = matrix.cell(report(10, at="2026-11-29T10:05:00.000+00:00"))
+    (place / "docs/measured/matrix.json").write_text(json.dumps({CELL: newer}))
+    cell = matrix.found_cells()[CELL]
+    assert (cell["survived"], cell["earlier"]) == (10, [RED])
+
+
+def test_a_cell_below_all_needs_a_reason(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(place, 8, RED["at"])
+    assert matrix.write() == 1
+    assert CELL in capsys.readouterr().out
+    row = f"| `{CELL}` | **8/10** | 2 × the supervisor hears nobody |"
+    assert f"{row} **not explained** |" in (place / "docs/matrix.md").read_text()
+    (place / "docs/measured/matrix-reasons.json").write_text(json.dumps({CELL: "physics"}))
+    assert matrix.write() == 0
+    assert f"{row} physics |" in (place / "docs/matrix.md").read_text()
+
+
+def test_problems_are_told_without_the_names_of_calls() -> None:
+    runs = [{"calls": [{"why": "heard f33a7061ec; no music"}, {"why": "heard ca60039027"}, {"why": ""}],
+             "left": ["agent 1001 changed: work", "agent 1002 changed: work"]}]  # fmt: skip
+    assert matrix.problems(runs) == ["2 × heard …", "2 × agent … changed: work", "1 × no music"]
+
+
+def test_the_figures_kept_in_this_repository_can_be_read() -> None:
+    found = measured.kept("matrix")
+    assert found and all(matrix.text(got, name.partition("/")[2]) for name, got in found.items())
+    assert matrix.page(found, {})
