@@ -143,6 +143,13 @@ def test_a_cell_below_all_needs_a_reason(place: Path, capsys: pytest.CaptureFixt
     assert f"{row} physics |" in (place / "docs/matrix.md").read_text()
 
 
+def test_only_calls_that_have_an_agent_count_for_the_same_agent() -> None:
+    got = matrix.cell(report()) | {"same_agent": 8}
+    assert matrix.text(got, "mixed") == "10/10 · 8/8 · 20 · 300"
+    assert matrix.text(got | {"same_agent": None}, "queued") == "10/10 · – · 20 · 300"
+    assert matrix.text(got | {"survived": 9}, "talking") == "**9/10** · 8/10 · 20 · 300"
+
+
 def test_problems_are_told_without_the_names_of_calls() -> None:
     runs = [{"calls": [{"why": "heard f33a7061ec; no music"}, {"why": "heard ca60039027"}, {"why": ""}],
              "left": ["agent 1001 changed: work", "agent 1002 changed: work"]}]  # fmt: skip
