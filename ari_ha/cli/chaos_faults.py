@@ -39,5 +39,19 @@ MEND_AFTER_S = {
 APP_FAULTS = ("app-kill", "app-freeze", "app-version-change")
 STAYING = (*APP_FAULTS, *CLOCK_FAULTS, *STARVED_FAULTS, "disk-full")
 """Faults that are over before a call need move."""
+PAIR_FAULTS = (
+    "edge-kill",
+    "edge-freeze",
+    "edge-cut",
+    "edge-heartbeats-lost",
+    "edge-switchover",
+    "rtpengine-kill",
+    "rtpengine-kill-twice",
+    "edge-and-asterisk-kill",
+    "edge-and-etcd-leader-kill",
+)
+"""What strikes one edge of two."""
+ONE_EDGE_FAULTS = ("rtpengine-restart",)
+"""What a lab with a pair cannot show: an edge without a valkey."""
 COMING_BACK = ("asterisk-freeze", "node-cut", "node-cut-in", "node-cut-out")
 """Faults whose node wakes up with calls it has lost."""

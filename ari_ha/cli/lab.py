@@ -341,6 +341,7 @@ FAULTS: dict[str, Callable[[Lab, str], Struck]] = {
     "edge-process-kill": Lab.edge_process_kill,
     "rtpengine-kill": Lab.rtpengine_kill,
     "rtpengine-kill-twice": lab_faults.relay_kill_twice,
+    "rtpengine-restart": lab_faults.relay_restart,
     "edge-kill": lab_pair.kill,
     "edge-freeze": lab_pair.freeze,
     "edge-cut": lab_pair.cut,

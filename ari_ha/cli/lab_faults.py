@@ -19,6 +19,8 @@ ETCD_STOPPED_S, ETCD_RUNS_S = 0.7, 0.5
 BETWEEN_DEATHS_S = 2.0
 """A media relay that has just come back has lived so long when it dies again."""
 RELAY_START_LIMIT_S = 10.0
+VALKEY = "/run/valkey.conf"
+"""Is there where a valkey runs beside rtpengine: the edges of a pair."""
 STARVED_S = 60
 """How long a host is starved of processor time."""
 STARVED_LOOPS, EDGE_STARVED_LOOPS = 8, 64
@@ -92,6 +94,15 @@ def relay_kill_twice(lab: Lab, edge: str) -> Struck:
     time.sleep(BETWEEN_DEATHS_S)
     lab.rtpengine_kill(edge)
     return struck
+
+
+def relay_restart(lab: Lab, edge: str) -> Struck:
+    """The media relay dies where no valkey keeps its calls: it comes back and knows none of them."""
+    from ari_ha.cli.lab import LabError
+
+    if lab.run(edge, "sh", "-c", f"[ ! -e {VALKEY} ] || echo there").strip():
+        raise LabError(f"rtpengine of {edge} has a valkey beside it and finds its calls: rtpengine-kill")
+    return lab.rtpengine_kill(edge)
 
 
 def node_cut_in(lab: Lab, node: str) -> Struck:

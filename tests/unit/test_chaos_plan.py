@@ -12,7 +12,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from ari_ha.cli import chaos, lab
-from ari_ha.cli.chaos_faults import MEND_AFTER_S, MOVING
+from ari_ha.cli.chaos_faults import MEND_AFTER_S, MOVING, ONE_EDGE_FAULTS, PAIR_FAULTS
 from ari_ha.cli.chaos_judge import STATES
 from ari_ha.cli.chaos_mixed import shares
 
@@ -72,7 +72,7 @@ def test_the_report_names_the_commit_and_whether_the_code_differs_from_it(tmp_pa
 
 def test_every_fault_of_the_plan_exists() -> None:
     assert set(chaos.PLAN_FAULTS) <= set(lab.FAULTS)
-    assert set(MOVING) | set(MEND_AFTER_S) <= set(lab.FAULTS)
+    assert {*MOVING, *MEND_AFTER_S, *PAIR_FAULTS, *ONE_EDGE_FAULTS} <= set(lab.FAULTS)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,15 @@ def test_nothing_but_a_containers_own_network_is_ever_cut(wrong: dict[str, str])
     with pytest.raises(lab.LabError, match="not cut"):
         scripted.node_cut("ast1")
     assert not any("nft -f" in asked for asked in scripted.asked)
+
+
+def test_a_relay_that_finds_its_calls_is_not_one_that_starts_anew() -> None:
+    alone = ScriptedLab({"kill -KILL": "1700000000.5\n"})
+    assert lab.FAULTS["rtpengine-restart"](alone, "edge1").at == 1_700_000_000.5
+    beside_a_valkey = ScriptedLab({"valkey.conf": "there\n", "kill -KILL": "1700000000.5\n"})
+    with pytest.raises(lab.LabError, match="valkey"):
+        lab.FAULTS["rtpengine-restart"](beside_a_valkey, "edge1")
+    assert not any("kill -KILL" in asked for asked in beside_a_valkey.asked)
 
 
 def test_the_leader_is_found_by_its_address() -> None:
