@@ -71,12 +71,13 @@ lab-logs: ## follow what all hosts of the lab say
 lab-status: ## containers and what they use
 	@docker/lab status
 
-chaos: $(VENV)/.made ## every fault against every state of a call, into docs/matrix.md: hours (FAULT=, STATE=, CALLS=: only those)
-	@docker/bootstrap && docker/lab up && mkdir -p reports
+chaos: $(VENV)/.made ## every fault against every state of a call, anew, into docs/matrix.md: hours (FAULT=, STATE=, CALLS=: one run, no page)
+	@docker/bootstrap && mkdir -p reports
 ifneq ($(FAULT)$(STATE)$(CALLS),)
+	@docker/lab up
 	@$(RUN)/ari-ha chaos run $(if $(FAULT),--fault $(FAULT)) $(if $(STATE),--state $(STATE)) $(if $(CALLS),--calls $(CALLS)) --json reports/chaos.json
 else
-	@status=0; $(RUN)/python tools/chaos-matrix run || status=$$?; $(RUN)/python tools/chaos-matrix write && exit $$status
+	@status=0; $(RUN)/python tools/chaos-matrix all || status=1; $(RUN)/python tools/chaos-matrix write || status=1; exit $$status
 endif
 
 bench: $(VENV)/.made ## measure, and write a report with machine and versions

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ari_ha.cli.chaos_faults import PAIR_FAULTS
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -160,3 +162,57 @@ def test_the_figures_kept_in_this_repository_can_be_read() -> None:
     found = measured.kept("matrix")
     assert found and all(matrix.text(got, name.partition("/")[2]) for name, got in found.items())
     assert matrix.page(found, {})
+
+
+class Bench:
+    """Stands for the lab and for `ari-ha chaos run`, which writes a report of what it is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pair: bool = False) -> None:
+        self.pair, self.broken = pair, ""
+        self.measured: list[tuple[str, str, bool]] = []
+        monkeypatch.setattr(matrix, "lab_has_pair", lambda: self.pair)
+        monkeypatch.setattr(matrix, "bring_up", self.bring_up)
+        monkeypatch.setattr(matrix, "chaos", self.chaos)
+
+    def bring_up(self, pair: bool) -> bool:
+        self.pair = pair
+        return True
+
+    def chaos(self, words: list[str], file: Path) -> bool:
+        fault, states = words[1], words[3].split(",")
+        if fault == self.broken:
+            return False
+        self.measured += [(fault, state, self.pair) for state in states]
+        one = report()
+        one["runs"] = [{**one["runs"][0], "fault": fault, "state": state} for state in states]
+        file.write_text(json.dumps(one))
+        return True
+
+
+def test_all_cells_are_measured_anew_each_in_its_lab(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever docs/measured has; what this checkout has measured it does not measure again."""
+    bench, cells = Bench(monkeypatch), list(matrix.cells())
+    (place / "docs/measured/matrix.json").write_text(json.dumps({CELL: {}}))
+    measure(place, 10, RED["at"])
+    assert matrix.everything() == 0
+    assert sorted(bench.measured) == sorted(
+        (fault, state, fault in PAIR_FAULTS) for fault, state in cells if f"{fault}/{state}" != CELL
+    )
+    bench.measured.clear()
+    assert matrix.everything() == 0 and not bench.measured
+
+
+def test_nothing_is_left_out_in_silence(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(monkeypatch)
+    bench.broken = "edge-cut"
+    assert matrix.everything() == 1
+    assert "not measured: edge-cut/ringing, edge-cut/queued" in capsys.readouterr().out
+    bench.pair = False
+    assert matrix.run(["edge-kill/held"]) == 1
+    assert "edge-kill (1 cells)" in capsys.readouterr().out
+    bench.pair = True
+    assert matrix.run(["rtpengine-restart"]) == 1
+    assert "rtpengine-restart (15 cells)" in capsys.readouterr().out
+    assert matrix.run([CELL]) == 0 and bench.measured[-1] == ("node-cut", "barged", True)
