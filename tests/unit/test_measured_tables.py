@@ -32,6 +32,7 @@ def load(name: str) -> ModuleType:
 
 measured = load("measured.py")
 matrix = load("chaos-matrix")
+survival = load("survival-table")
 CELL = "node-cut/barged"
 RED = {"day": "2026-11-29", "at": "2026-11-29T10:00:00.000+00:00", "calls": 10, "survived": 8, "left": 0,
        "problems": ["2 × the supervisor hears nobody"]}  # fmt: skip
@@ -216,3 +217,28 @@ def test_nothing_is_left_out_in_silence(
     assert matrix.run(["rtpengine-restart"]) == 1
     assert "rtpengine-restart (15 cells)" in capsys.readouterr().out
     assert matrix.run([CELL]) == 0 and bench.measured[-1] == ("node-cut", "barged", True)
+
+
+def test_a_row_that_was_never_measured_is_in_the_tables_all_the_same() -> None:
+    rows = {row.key: row for row in survival.ROWS}
+    assert len(rows) == len(survival.ROWS)
+    row = rows["asterisk-kill-talking-hold-agent-10x1"]
+    assert f"| {row.title} | 10 | not measured |" in "\n".join(survival.table({}))
+    assert f"| {row.title} | not measured | |" in survival.short_table({})
+    assert len({line.count("|") for line in survival.table(measured.kept("survival"))}) == 1
+
+
+def test_a_drained_nodes_row_says_when_it_was_empty() -> None:
+    row = next(row for row in survival.ROWS if row.fault == "drain")
+    one = report()
+    one["runs"] = [{**one["runs"][0], "node_empty_ms": after} for after in (1200, 1900, None)]
+    one["runs"][0]["calls"] = [
+        {**call, "carrier_messages": 0, "phone_messages": 0} for call in one["runs"][0]["calls"]
+    ]
+    figures = {"p50": 0, "p95": 0, "max": 20}
+    one["summary"] |= {"lost_audio_ms": figures, "resumed_ms": figures, "baseline_lost_ms": 0}
+    for run in one["runs"]:
+        run["calls"] = one["runs"][0]["calls"]
+    assert any(
+        "| node empty after 1900 |" in line for line in survival.table({row.key: survival.figures(row, one)})
+    )
