@@ -32,9 +32,10 @@ class NodeTimings:
     """After a restart of the app: how long records and the edge's facts are waited for."""
     sweep_every_s: float = 5.0
     """Orphans are looked for this often; one seen twice is ended."""
-    dial_margin_s: float = 30.0
-    """Asterisk's own limit of a ringing leg is this much longer than ours: its end
-    of a leg is unannounced and must never come first."""
+    dial_margin_s: float = 86_400.0
+    """Asterisk's own limit of a ringing leg is this much longer than ours: its end of a leg is unannounced
+    and must never come first. A day, because that limit follows the wall clock: Asterisk ends a phone that
+    rings when the clock steps past it."""
     retry_first_s: float = 0.1
     retry_last_s: float = 2.0
     """Pauses between tries of what Asterisk did not do."""
