@@ -18,7 +18,7 @@ from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp, SendLink
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.probe import ProbeRefused, ProbeReply, SendProbe, WallClock
 from ari_ha.core.ports.sip import SendSip, SipBytes
-from ari_ha.core.ports.store import KeyValue, StoreReach, StoreSnapshot, StoreTxn, TxnResult
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreSnapshot, StoreTxn, TxnResult
 from ari_ha.machines.edge import FAMILIES, EdgeMachine
 from ari_ha.machines.edge_config import EdgeConfig, EdgeNode
 from ari_ha.sip import events as sip_events
@@ -28,7 +28,7 @@ from ari_ha.sip.flow import Flow, Listener
 from ari_ha.sip.sdp import build_audio_sdp, build_fax_sdp
 from ari_ha.sip.settings import EndpointSettings
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import Keys, SecretUserValue, UserValue, encode
+from ari_ha.wire.keyspace import DrainValue, Keys, SecretUserValue, UserValue, encode
 from ari_ha.wire.token import HEADER, LegToken, sign, verify
 
 KEY = b"header key of the tests"
@@ -491,3 +491,12 @@ def kill(world: EdgeWorld, name: str) -> None:
     node.gone = True
     world.post(LinkDown(peer=name, reason="closed", clean=True))
     world.run(0.2)
+
+
+def drain(world: EdgeWorld, node: str, **how: Any) -> None:
+    """An operator wants the node empty."""
+    world.revision += 1
+    key = world.keys.drain(node)
+    item = world.store[key] = KeyValue(key, encode(DrainValue(node=node, **how)), world.revision)
+    world.post(StoreChanged(key=key, value=item, revision=world.revision))
+    world.settle()

@@ -6,21 +6,13 @@ import pytest
 
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
-from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
+from ari_ha.core.ports.store import StoreChanged, StoreReach
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import DrainValue, OwnerValue, decode, encode
-from tests.support.edge_world import EdgeWorld
+from ari_ha.wire.keyspace import OwnerValue, decode
+from tests.support.edge_world import EdgeWorld, drain
 from tests.unit.test_edge_machine import kill, talking
 from tests.unit.test_edge_transfer import consulting
-
-
-def drain(world: EdgeWorld, node: str, **how) -> None:
-    world.revision += 1
-    key = world.keys.drain(node)
-    item = world.store[key] = KeyValue(key, encode(DrainValue(node=node, **how)), world.revision)
-    world.post(StoreChanged(key=key, value=item, revision=world.revision))
-    world.settle()
 
 
 def undrain(world: EdgeWorld, node: str) -> None:

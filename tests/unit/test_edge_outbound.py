@@ -14,7 +14,16 @@ from ari_ha.wire import link
 from ari_ha.wire.keyspace import encode
 from ari_ha.wire.sip_values import TrunkValue
 from ari_ha.wire.token import HEADER, LegToken, sign
-from tests.support.edge_world import CARRIER, EDGE_CORE, EDGE_PUBLIC, KEY, EdgeWorld, digest_header, kill
+from tests.support.edge_world import (
+    CARRIER,
+    EDGE_CORE,
+    EDGE_PUBLIC,
+    KEY,
+    EdgeWorld,
+    digest_header,
+    drain,
+    kill,
+)
 
 
 @pytest.fixture
@@ -107,6 +116,20 @@ def test_a_colleague_is_rung_by_his_number(world):
     world.phones["1002"].sip.answer(invite.leg, world.phones["1002"].sdp(), world.now)
     world.settle()
     assert world.phones["1001"].of(sip.LegAnswered)
+
+
+def test_a_drained_call_moves_while_it_rings_at_a_colleague(world: EdgeWorld) -> None:
+    """Nobody has answered it, and nobody who is called notices."""
+    colleague = world.register("1002")
+    _, call = phone_dials(world, "1001", "1002")
+    node = world.nodes[call.owner.name]
+    dial(world, call, "a1", "device:1002")
+    colleague.sip.ring(colleague.of(sip.InviteReceived)[-1].leg, world.now)
+    world.settle()
+    drain(world, node.name)
+    world.run(1)
+    assert call.owner.name != node.name and call.legs["a1"].state == "ringing"
+    assert len(colleague.of(sip.InviteReceived)) == 1 and not colleague.of(sip.LegCancelled)
 
 
 @pytest.mark.parametrize("early", [False, True])
