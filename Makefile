@@ -71,7 +71,7 @@ lab-logs: ## follow what all hosts of the lab say
 lab-status: ## containers and what they use
 	@docker/lab status
 
-chaos: $(VENV)/.made ## every fault against every state of a call, anew, into docs/matrix.md: hours (FAULT=, STATE=, CALLS=: one run, no page)
+chaos: $(VENV)/.made ## every fault against every state of a call, anew, into docs/matrix.md: hours (FAULT=, STATE=, CALLS=: one run)
 	@docker/bootstrap && mkdir -p reports
 ifneq ($(FAULT)$(STATE)$(CALLS),)
 	@docker/lab up

@@ -47,7 +47,10 @@ def register(parent: typer.Typer) -> None:
 @_app.command("run")
 def run(
     fault: Annotated[
-        list[str] | None, typer.Option("--fault", help="May be given several times; all when left out.")
+        list[str] | None,
+        typer.Option(
+            "--fault", help="May be given several times; when left out those that `chaos list` marks with *."
+        ),
     ] = None,
     state: Annotated[
         list[str] | None, typer.Option("--state", help="May be given several times; all when left out.")
@@ -109,11 +112,19 @@ def run(
 
 @_app.command("list")
 def list_() -> None:
-    """Faults and states there are."""
+    """Faults and states there are; * runs when no fault is named."""
+    from ari_ha.cli.chaos_faults import PAIR_FAULTS, WHAT
     from ari_ha.cli.chaos_judge import STATES
     from ari_ha.cli.lab import FAULTS
 
-    say("faults: " + ", ".join(FAULTS))
+    def row(fault: str) -> tuple[str, str, str]:
+        return (
+            fault,
+            "*" * (fault in PLAN_FAULTS),
+            WHAT[fault] + ("; needs a pair" if fault in PAIR_FAULTS else ""),
+        )
+
+    table("faults", ("fault", "", "what happens"), [row(fault) for fault in FAULTS])
     say("states: " + ", ".join(STATES))
 
 

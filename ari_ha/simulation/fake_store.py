@@ -65,9 +65,9 @@ class Store:
         self.request_lost = 0.0
         """Share of transactions that never arrive, unknown to the sender."""
         self.lag_max_s = 0.0
+        """A change takes up to this much longer to reach a watcher."""
         self.slow_s = 0.0
         """One request in a hundred takes longer than this; 0: none is slow."""
-        """A change takes up to this much longer to reach a watcher."""
         self.last_lost_s = -1_000.0
         """When a request or a reply was lost last."""
         self.txns = 0

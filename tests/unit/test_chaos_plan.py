@@ -12,7 +12,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from ari_ha.cli import chaos, lab
-from ari_ha.cli.chaos_faults import MEND_AFTER_S, MOVING, ONE_EDGE_FAULTS, PAIR_FAULTS
+from ari_ha.cli.chaos_faults import MEND_AFTER_S, MOVING, ONE_EDGE_FAULTS, PAIR_FAULTS, WHAT
 from ari_ha.cli.chaos_judge import STATES
 from ari_ha.cli.chaos_mixed import shares
 
@@ -21,6 +21,14 @@ def test_everything_when_nothing_is_named() -> None:
     plan = chaos.plan_of([], [], 10, "")
     assert len(plan) == len(chaos.PLAN_FAULTS) * len(STATES)
     assert ("asterisk-kill", "talking") in plan
+
+
+def test_the_list_says_what_each_fault_does_and_which_run_when_none_is_named() -> None:
+    app = Typer()
+    chaos.register(app)
+    text = CliRunner().invoke(app, ["chaos", "list"]).output
+    assert all(fault in text for fault in lab.FAULTS) and "early-media" in text
+    assert text.count("*") >= len(chaos.PLAN_FAULTS)
 
 
 def test_commas_and_repetition_both_count() -> None:
@@ -73,6 +81,7 @@ def test_the_report_names_the_commit_and_whether_the_code_differs_from_it(tmp_pa
 def test_every_fault_of_the_plan_exists() -> None:
     assert set(chaos.PLAN_FAULTS) <= set(lab.FAULTS)
     assert {*MOVING, *MEND_AFTER_S, *PAIR_FAULTS, *ONE_EDGE_FAULTS} <= set(lab.FAULTS)
+    assert set(WHAT) == set(lab.FAULTS), "each is described"
 
 
 @pytest.mark.parametrize(
