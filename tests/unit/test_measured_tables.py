@@ -135,6 +135,17 @@ def test_the_newest_measurement_is_the_cell_wherever_it_was_made(place: Path) ->
     assert (cell["survived"], cell["earlier"]) == (10, [RED])
 
 
+def test_reports_of_another_checkout_count_too(place: Path) -> None:
+    """The newest is the cell, in whatever order they are read."""
+    measure(place, 10, "2026-11-29T10:05:00.000+00:00")
+    other = place / "other"
+    (other / "node-cut").mkdir(parents=True)
+    (other / f"{CELL}.json").write_text(json.dumps(report(8, at=RED["at"])))
+    for _ in range(2):
+        cell = matrix.found_cells([other])[CELL]
+        assert (cell["survived"], cell["earlier"]) == (10, [RED])
+
+
 def test_a_cell_below_all_needs_a_reason(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measure(place, 8, RED["at"])
     assert matrix.write() == 1
@@ -154,9 +165,10 @@ def test_only_calls_that_have_an_agent_count_for_the_same_agent() -> None:
 
 
 def test_problems_are_told_without_the_names_of_calls() -> None:
-    runs = [{"calls": [{"why": "heard f33a7061ec; no music"}, {"why": "heard ca60039027"}, {"why": ""}],
-             "left": ["agent 1001 changed: work", "agent 1002 changed: work"]}]  # fmt: skip
-    assert matrix.problems(runs) == ["2 × heard …", "2 × agent … changed: work", "1 × no music"]
+    why = ["heard f33a7061ec; no digit reached carrier-21", "heard ca60039027", ""]
+    left = ["agent 1001 changed: work", "agent 1002 changed: work"]
+    runs = [{"calls": [{"why": each} for each in why], "left": left}]
+    assert matrix.problems(runs) == ["2 × heard …", "2 × agent … changed: work", "1 × no digit reached …"]
 
 
 def test_the_figures_kept_in_this_repository_can_be_read() -> None:
