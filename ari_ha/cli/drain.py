@@ -6,7 +6,7 @@ with it whatever dies meanwhile, this command included."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,7 +116,9 @@ def drain(
             _show(plan, as_json)
             typer.confirm(f"empty {node}?", abort=True)
         began = time.monotonic()
-        write(cluster, node, when=when, move_at=time.time() + after_s if after_s else 0.0, rate_per_s=rate)
+        move_at = time.time() + after_s if after_s else 0.0
+        counted_on = () if force else plan.others
+        write(cluster, node, counted_on, when=when, move_at=move_at, rate_per_s=rate)
         left = len(plan.calls)
         for left in _progress(cluster, node, began + wait_s):
             if not as_json:
@@ -142,8 +144,10 @@ def _show(plan: Plan, as_json: bool) -> None:
         say(f"against it: {reason}", "bad")
 
 
-def write(cluster: Cluster, node: str, **how: Any) -> None:
-    """Writes the node's drain; what is there is replaced. Raises ClusterError."""
+def write(cluster: Cluster, node: str, counted_on: Iterable[str] = (), **how: Any) -> None:
+    """Writes the node's drain; what is there is replaced. Nodes that were ``counted_on`` to take its calls must
+    still not be drained: of two operators who empty two nodes in the same moment the second is refused.
+    Raises ClusterError."""
     from ari_ha.cli.cluster import ClusterError
     from ari_ha.core.ports.store import Compare, Put
     from ari_ha.wire.keyspace import DrainValue, encode
@@ -153,8 +157,13 @@ def write(cluster: Cluster, node: str, **how: Any) -> None:
     found = cluster.get(key)
     value = encode(DrainValue(node=node, by="operator", since=time.time(), **how))
     value = merge_unknown(found.value, value, DrainValue) if found else value
-    if not cluster.txn([Compare(key, found.mod_revision if found else 0)], [Put(key, value)]).succeeded:
-        raise ClusterError(f"somebody else has just changed the drain of {node}: look again")
+    compares = [Compare(key, found.mod_revision if found else 0)]
+    compares += [Compare(cluster.keys.drain(other), 0) for other in counted_on]
+    result = cluster.txn(compares, [Put(key, value)])
+    if not result.succeeded:
+        changed = {item.key for item in result.current} - {key}
+        others = ", ".join(cluster.keys.split(name)[1] for name in sorted(changed))
+        raise ClusterError(f"somebody else has just changed the drain of {others or node}: look again")
 
 
 def remove(cluster: Cluster, node: str) -> bool:

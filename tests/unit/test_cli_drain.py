@@ -7,6 +7,8 @@ import json
 import threading
 import time
 
+import pytest
+
 from ari_ha.wire.keyspace import DrainValue, EdgeValue, NodeValue, OwnerValue, VipValue, decode
 from tests.unit.test_cli import KEYS, Stand, ari_ha, stand  # noqa: F401
 
@@ -71,6 +73,24 @@ def test_the_last_ready_node_is_refused(stand, ari_ha):
     assert KEYS.drain("ast1") not in stand.items
     ari_ha("drain", "ast1", "--yes", "--force", "--wait", "0")
     assert KEYS.drain("ast1") in stand.items
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_operators_who_drain_two_nodes_at_once_the_second_is_refused(stand, ari_ha, force):
+    """Each has seen the other node ready: only the transaction can tell."""
+    populate(stand)
+    gateway = stand.gateway
+
+    def another_is_quicker(method, body):
+        if method == "kv/txn":
+            stand.put(KEYS.drain("ast2"), DrainValue(node="ast2"))
+        return gateway(method, body)
+
+    stand.gateway = another_is_quicker
+    status, text = ari_ha("drain", "ast1", "--yes", "--wait", "0", *["--force"] * force)
+    assert (KEYS.drain("ast1") in stand.items) == force
+    assert status == (0 if force else 1)
+    assert force or "just changed the drain of ast2: look again" in text
 
 
 def test_too_many_calls_for_the_others_are_refused(stand, ari_ha):
