@@ -77,7 +77,7 @@ def drain(
         str, typer.Option("--when", help="now: move its calls; idle: wait until they have ended.")
     ] = "now",
     after_s: Annotated[
-        float, typer.Option("--after", min=0, help="Let calls end by themselves for so many seconds first.")
+        float, typer.Option("--after", min=0, help="Let calls end by themselves for so many seconds, then move the rest.")
     ] = 0.0,
     rate: Annotated[
         float, typer.Option("--rate", min=0.1, max=100, help="Calls moved per second.")
@@ -101,6 +101,8 @@ def drain(
 
     if when not in ("now", "idle"):
         fail(f"--when {when!r} is not one of now, idle", as_json, 2)
+    if when == "idle" and after_s:
+        fail("--when idle moves no calls, --after says when they are moved: choose one", as_json, 2)
     try:
         cluster = Cluster.open(settings)
         view = views.read(cluster)

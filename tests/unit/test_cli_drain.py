@@ -105,6 +105,21 @@ def test_before_every_member_knows_drains_none_is_begun(stand, ari_ha):
     assert status == 1 and "edge1 does not know drains yet" in text and "ast1 does not know" in text
 
 
+def test_a_time_to_move_at_and_moving_nobody_exclude_each_other(stand, ari_ha):
+    populate(stand)
+    status, text = ari_ha("drain", "ast1", "--yes", "--when", "idle", "--after", "600")
+    assert status == 2 and "choose one" in text
+    assert KEYS.drain("ast1") not in stand.items
+
+
+def test_calls_are_moved_after_a_time(stand, ari_ha):
+    populate(stand)
+    before = time.time()
+    ari_ha("drain", "ast1", "--yes", "--after", "600", "--wait", "0")
+    value = decode(stand.items[KEYS.drain("ast1")][0], DrainValue)
+    assert value.when == "now" and before + 600 <= value.move_at <= time.time() + 600
+
+
 def test_an_unknown_node(stand, ari_ha):
     populate(stand)
     assert ari_ha("drain", "ast9", "--yes")[0] == 2
