@@ -83,7 +83,7 @@ def call(
         return
     from ari_ha.cli.view import call_row
 
-    for name, value in call_row(call, parts).items():
+    for name, value in call_row(call, parts, view.agents).items():
         say(f"{name:9}{clock(value) if name == 'started' else value}")
     table(
         "legs (the edge's word)" if "legs" in facts else f"legs (record; {facts.get('error', '')})",

@@ -23,6 +23,8 @@ FEATURE = "drain"
 RATE_PER_S = 20.0
 CAPACITY_CALLS = 100
 """Calls per remaining node above which a drain is refused."""
+COLUMNS = ("call", "stage", "agent", "queue", "caller", "media")
+"""Of each call that would be touched; ``agent``: everybody but the caller."""
 LIMIT_S = 60.0
 LOOK_EVERY_S = 0.1
 NodeName = Annotated[str, typer.Argument(help="Name of the node.")]
@@ -49,8 +51,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON."""
-        fields = ("call", "stage", "agent", "queue", "caller", "media")
-        rows = [{name: row[name] for name in fields} for row in self.calls]
+        rows = [{name: row[name] for name in COLUMNS} for row in self.calls]
         return {"node": self.node, "to": self.others, "calls": rows, "against": self.against}
 
 
@@ -77,7 +78,8 @@ def drain(
         str, typer.Option("--when", help="now: move its calls; idle: wait until they have ended.")
     ] = "now",
     after_s: Annotated[
-        float, typer.Option("--after", min=0, help="Let calls end by themselves for so many seconds, then move the rest.")
+        float,
+        typer.Option("--after", min=0, help="Let calls end by themselves for so many seconds, then move."),
     ] = 0.0,
     rate: Annotated[
         float, typer.Option("--rate", min=0.1, max=100, help="Calls moved per second.")
@@ -139,17 +141,17 @@ def _show(plan: Plan, as_json: bool) -> None:
     if as_json:
         print_json(plan.to_dict())
         return
-    rows = [(r["call"], r["stage"], r["agent"] or r["queue"], r["caller"], r["media"]) for r in plan.calls]
-    table(f"calls on {plan.node}", ("call", "stage", "agent or queue", "caller", "media"), rows)
+    rows = [tuple(row[name] for name in COLUMNS) for row in plan.calls]
+    table(f"calls on {plan.node}", COLUMNS, rows)
     say(f"{len(rows)} calls would go to {', '.join(plan.others) or 'nobody'}")
     for reason in plan.against:
         say(f"against it: {reason}", "bad")
 
 
 def write(cluster: Cluster, node: str, counted_on: Iterable[str] = (), **how: Any) -> None:
-    """Writes the node's drain; what is there is replaced. Nodes that were ``counted_on`` to take its calls must
-    still not be drained: of two operators who empty two nodes in the same moment the second is refused.
-    Raises ClusterError."""
+    """Writes the node's drain; what is there is replaced. Nodes that were ``counted_on`` to take its calls
+    must still not be drained: of two operators who empty two nodes in the same moment the second is
+    refused. Raises ClusterError."""
     from ari_ha.cli.cluster import ClusterError
     from ari_ha.core.ports.store import Compare, Put
     from ari_ha.wire.keyspace import DrainValue, encode

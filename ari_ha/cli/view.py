@@ -56,7 +56,7 @@ class View:
 
     def call_rows(self) -> list[dict[str, Any]]:
         """One flat line per call, oldest first."""
-        rows = [call_row(call, parts) for call, parts in self.calls.items()]
+        rows = [call_row(call, parts, self.agents) for call, parts in self.calls.items()]
         return sorted(rows, key=lambda row: (row["started"], row["call"]))
 
     def agent_rows(self) -> list[dict[str, Any]]:
@@ -134,14 +134,35 @@ def node_of(parts: dict[str, dict[str, Any]]) -> str:
     return str(parts.get("owner", {}).get("node", "")).partition("#")[0]
 
 
-def call_row(call: str, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+BUSY = ("reserved", "ringing", "talking", "hold", "consult", "dialing")
+"""Work of an agent that binds him to the call of his attempt; after-call work does not."""
+
+
+def agents_of(call: str, parts: dict[str, dict[str, Any]], agents: dict[str, dict[str, Any]]) -> list[str]:
+    """Everybody but the caller whom the call touches: who is on it, is rung or reserved for it, is consulted,
+    or supervises it. By the agent's name; a phone that is no agent's, or a number outside, by itself."""
+    record = parts.get("record", {})
+    at = {value["device"]: name for name, value in agents.items() if value.get("device")}
+    legs = [leg for leg in record.get("legs", {}).values() if leg.get("state", "up") != "ended"]
+    targets = [str(leg.get("target", "")).partition(":")[2] for leg in legs]
+    attempts = record.get("attempts", {}).values()
+    supervisor = str(parts.get("supervisor", {}).get("device", ""))
+    found = [leg.get("agent") or at.get(target, target) for leg, target in zip(legs, targets, strict=True)]
+    found += [a["agent"] for a in attempts if a.get("state", "intent") in ("intent", "ringing")]
+    found += [
+        name
+        for name, value in sorted(agents.items())
+        if value.get("work", "idle") in BUSY and (value.get("attempt") or {}).get("call") == call
+    ]
+    found.append(at.get(supervisor, supervisor))
+    return [name for name in dict.fromkeys(found) if name]
+
+
+def call_row(
+    call: str, parts: dict[str, dict[str, Any]], agents: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """A call's keys as one flat line."""
     owner, record, media = (parts.get(name, {}) for name in ("owner", "record", "media"))
-    agents = [
-        leg["agent"]
-        for leg in record.get("legs", {}).values()
-        if leg.get("agent") and leg.get("state", "up") != "ended"
-    ]
     return {
         "call": call,
         "stage": record.get("stage", "setup"),
@@ -152,7 +173,7 @@ def call_row(call: str, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "caller": record.get("caller", ""),
         "did": record.get("did", ""),
         "queue": record.get("queue", ""),
-        "agent": ",".join(agents),
+        "agent": ",".join(agents_of(call, parts, agents)),
         "media": media.get("state", ""),
         "started": record.get("started", 0.0) or owner.get("since", 0.0),
     }

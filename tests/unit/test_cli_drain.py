@@ -9,7 +9,20 @@ import time
 
 import pytest
 
-from ari_ha.wire.keyspace import DrainValue, EdgeValue, NodeValue, OwnerValue, VipValue, decode
+from ari_ha.wire.keyspace import (
+    AgentValue,
+    AttemptOfAgent,
+    AttemptValue,
+    DrainValue,
+    EdgeValue,
+    LegValue,
+    NodeValue,
+    OwnerValue,
+    RecordValue,
+    SupervisorValue,
+    VipValue,
+    decode,
+)
 from tests.unit.test_cli import KEYS, Stand, ari_ha, stand  # noqa: F401
 
 
@@ -43,6 +56,40 @@ def test_a_dry_run_lists_and_writes_nothing(stand, ari_ha):
     assert [row["call"] for row in document["calls"]] == ["k0", "k1"]
     assert (document["to"], document["against"]) == (["ast2"], [])
     assert KEYS.drain("ast1") not in stand.items
+
+
+def test_a_dry_run_lists_every_agent_a_call_touches(stand, ari_ha):
+    """Not only who talks: whoever is reserved, rung, consulted or supervises is touched as well."""
+    populate(stand, calls=3)
+    on_it = LegValue(leg="a1", role="agent", agent="alice")
+    gone = LegValue(leg="a2", role="agent", agent="gone", state="ended")
+    consulted = LegValue(leg="k1", role="agent", target="device:1003", consult="k1")
+    outside = LegValue(leg="k2", role="party", target="number:+4930", consult="k1")
+    legs = {leg.leg: leg for leg in (LegValue(leg="c", role="customer"), on_it, gone, consulted, outside)}
+    record = RecordValue(call="k0", epoch="9.1", node="ast1", stage="talking", queue="support", legs=legs)
+    stand.put(KEYS.record("k0"), record)
+    stand.put(KEYS.supervisor("k0"), SupervisorValue(call="k0", mode="listen", device="1004"))
+    attempt = AttemptValue(attempt="t1", agent="rung", device="1005", leg="a1", state="ringing")
+    record = RecordValue(call="k1", epoch="9.1", node="ast1", stage="queued", attempts={"t1": attempt})
+    stand.put(KEYS.record("k1"), record)
+    for name, device, work, call in (
+        ("alice", "1001", "talking", "k0"),
+        ("carol", "1003", "idle", ""),
+        ("sue", "1004", "idle", ""),
+        ("booked", "1006", "reserved", "k1"),
+        ("writes", "1007", "acw", "k2"),
+    ):
+        busy = AttemptOfAgent(attempt="t", call=call) if call else None
+        stand.put(KEYS.agent(name), AgentValue(agent=name, device=device, work=work, attempt=busy))
+    document = json.loads(ari_ha("drain", "ast1", "--dry-run", "--json")[1])
+    assert [(row["call"], row["agent"]) for row in document["calls"]] == [
+        ("k0", "alice,carol,+4930,sue"),
+        ("k1", "rung,booked"),
+        ("k2", ""),
+    ]
+    text = ari_ha("drain", "ast1", "--dry-run")[1]
+    assert all(name in text for name in ("alice", "carol", "sue", "rung", "booked"))
+    assert "gone" not in text and "writes" not in text
 
 
 def test_it_is_written_and_watched_until_empty(stand, ari_ha):
