@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 FEATURE = "drain"
 """Announced by edges and node apps that know the key; before all do, it is not written."""
 RATE_PER_S = 20.0
-CAPACITY_CALLS = 100
-"""Calls per remaining node above which a drain is refused."""
 COLUMNS = ("call", "stage", "agent", "queue", "caller", "media")
 """Of each call that would be touched; ``agent``: everybody but the caller."""
 LIMIT_S = 60.0
@@ -55,21 +53,36 @@ class Plan:
         return {"node": self.node, "to": self.others, "calls": rows, "against": self.against}
 
 
-def plan_of(view: View, node: str, capacity: int) -> Plan:
-    """What draining ``node`` would touch, and what is against it."""
+def plan_of(view: View, node: str, capacity: int | None = None) -> Plan:
+    """What draining ``node`` would touch, and what is against it. ``capacity``: calls each of the others may
+    have, instead of what they announce."""
     rows = view.call_rows()
     others = [name for name in sorted(view.nodes) if name != node and view.node_state(name) == "ready"]
     against = []
     if not others:
         against.append("no other node takes calls: this is the last ready one")
-    elif len(rows) > capacity * len(others):
-        against.append(f"{len(rows)} calls on {len(others)} nodes: more than {capacity} per node")
+    else:
+        against += _too_many(len(rows), {name: view.nodes[name] for name in others}, capacity)
     against += [
         f"{name} does not know drains yet (version {value.get('version', '')})"
         for name, value in sorted({**view.edges, node: view.nodes.get(node, {})}.items())
         if FEATURE not in value.get("features", [])
     ]
     return Plan(node, [row for row in rows if row["node"] == node], others, against)
+
+
+def _too_many(calls: int, others: Mapping[str, Mapping[str, Any]], capacity: int | None) -> list[str]:
+    """Nodes that would have more calls than they may. An edge gives each the same number."""
+    from ari_ha.wire.keyspace import NodeValue
+
+    usual = NodeValue(node="", incarnation="", sip="", link="").capacity_calls
+    share = -(-calls // len(others))
+    limits = {name: capacity or int(value.get("capacity_calls", usual)) for name, value in others.items()}
+    return [
+        f"{name} would have {share} calls: more than its {limit} (`capacity_calls`)"
+        for name, limit in limits.items()
+        if share > limit
+    ]
 
 
 def drain(
@@ -87,8 +100,9 @@ def drain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be touched.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Although something is against it.")] = False,
     capacity: Annotated[
-        int, typer.Option("--capacity", min=1, help="Calls one remaining node may have.")
-    ] = CAPACITY_CALLS,
+        int | None,
+        typer.Option("--capacity", min=1, help="Calls each other node may have, instead of its settings'."),
+    ] = None,
     wait_s: Annotated[
         float, typer.Option("--wait", min=0, help="Watch it for so long; 0: do not wait.")
     ] = LIMIT_S,

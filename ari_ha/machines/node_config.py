@@ -71,6 +71,8 @@ class NodeConfig:
     """Whether there is a recorder here."""
     calls_max: int = 1_000
     """Calls served at once; more are refused to the edge, which asks another node."""
+    capacity_calls: int = 100
+    """Calls a drain of other nodes may leave this one with."""
     dirty_max: int = 5_000
     """Records kept while the store is away; with more the oldest are dropped."""
     timings: NodeTimings = NodeTimings()

@@ -80,7 +80,7 @@ class Presence:
             node=config.node, incarnation=context.ari_state.incarnation, sip=config.sip, link=config.link,
             http=config.http, version=config.version, ready=self._links.ready, reason=self._links.reason,
             cordoned=self._core.cordoned, maintenance=self._maintenance.word, calls=len(self._core.calls),
-            features=self._links.features,
+            features=self._links.features, capacity_calls=config.capacity_calls,
         )  # fmt: skip
 
     def update(self) -> None:

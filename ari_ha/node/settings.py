@@ -155,6 +155,9 @@ class NodeSettings:
     """Dialplan label that serves a caller the app cannot serve."""
     calls_max: int = 1_000
     """Calls at once; a further one is refused to the edge, which asks another node."""
+    capacity_calls: int = 100
+    """Calls this node may have when others are drained: `ari-ha drain` refuses to leave it with more. Well
+    below what its machine can do, which the death of one more node would ask of it."""
     timings: NodeTimings = NodeTimings()
     """Limits and periods."""
     acd: AcdSettings = field(default_factory=AcdSettings)
@@ -173,6 +176,10 @@ class NodeSettings:
                 raise SettingsError(f"asterisk.new_call_endpoints: {name!r} is no endpoint's name")
             if why := KEPT_OPEN.get(name):
                 raise SettingsError(f"asterisk.new_call_endpoints: not {name}: {why}")
+        if self.capacity_calls < 1:
+            raise SettingsError(
+                f"capacity_calls is {self.capacity_calls}: no node could be drained to this one"
+            )
         recorder = self.recorder
         if not 1024 <= recorder.port_first < recorder.port_last <= 65_535:
             raise SettingsError(

@@ -73,6 +73,7 @@ def machine_config(settings: NodeSettings) -> NodeConfig:
         new_call_endpoints=settings.asterisk.new_call_endpoints,
         records=bool(settings.recorder.spool),
         calls_max=settings.calls_max,
+        capacity_calls=min(settings.capacity_calls, settings.calls_max),
         timings=settings.timings,
         acd=settings.acd,
     )

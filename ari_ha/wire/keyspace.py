@@ -136,7 +136,8 @@ class Value(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 class NodeValue(Value):
     """``nodes/<node>``, leased by its node app. ``maintenance``: of a cordoned or drained
-    node, ``on`` when its Asterisk itself refuses new calls, else why it does not."""
+    node, ``on`` when its Asterisk itself refuses new calls, else why it does not.
+    ``capacity_calls``: how many calls it may have when other nodes are drained."""
 
     node: str
     incarnation: str
@@ -150,6 +151,7 @@ class NodeValue(Value):
     maintenance: str = ""
     calls: int = 0
     features: list[str] = []
+    capacity_calls: int = 100
 
 
 class DrainValue(Value):

@@ -141,9 +141,22 @@ def test_of_two_operators_who_drain_two_nodes_at_once_the_second_is_refused(stan
 
 
 def test_too_many_calls_for_the_others_are_refused(stand, ari_ha):
-    populate(stand, calls=3)
-    assert "more than 2 per node" in ari_ha("drain", "ast1", "--yes", "--capacity", "2")[1]
+    """Of nodes of several sizes the smallest one counts: each gets as many."""
+    populate(stand, calls=5)
+    small = {"sip": "s", "link": "l", "ready": True, "features": ["drain"], "capacity_calls": 2}
+    stand.put(KEYS.node("ast3"), NodeValue(node="ast3", incarnation="i", **small))
+    status, text = ari_ha("drain", "ast1", "--yes")
+    assert status == 1 and "ast3 would have 3 calls: more than its 2" in text and "ast2 would" not in text
     assert KEYS.drain("ast1") not in stand.items
+    assert json.loads(ari_ha("drain", "ast1", "--dry-run", "--capacity", "3", "--json")[1])["against"] == []
+    assert "ast2 would have" in ari_ha("drain", "ast1", "--dry-run", "--capacity", "2")[1]
+
+
+def test_a_node_that_announces_no_capacity_may_have_a_hundred_calls(stand, ari_ha):
+    """As one of an older version."""
+    populate(stand, calls=101)
+    assert "capacity_calls" not in json.loads(stand.items[KEYS.node("ast2")][0])
+    assert "more than its 100" in ari_ha("drain", "ast1", "--yes")[1]
 
 
 def test_before_every_member_knows_drains_none_is_begun(stand, ari_ha):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from ari_ha.machines.node_config import NodeConfig
 from ari_ha.machines.node_maintenance import NO_SUCH_COMMAND, REFUSED_RETRY_S, RETRY_S
 from ari_ha.machines.node_presence import CALLS_EVERY_S
 from ari_ha.node.settings import NodeSettings
+from ari_ha.node.wiring import machine_config
 from ari_ha.runtime.settings import SettingsError, build
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import DrainValue, NodeValue, decode
+from ari_ha.wire.keyspace import DrainValue, NodeValue, decode, encode
 from tests.support.node_bench import CLUSTER, EDGE, KEY, NODE, Bench
 
 ENDPOINTS = ("edge-in-trunk", "carrier")
@@ -238,18 +240,37 @@ def test_a_new_call_that_was_on_its_way_is_refused_and_asked_of_another_node() -
     assert "k3" in bench.machine.core.calls
 
 
+def settings(**given: Any) -> NodeSettings:
+    """A node's settings with nothing but what must be set, and ``given``."""
+    files = {"ca_file": "x", "cert_file": "x", "key_file": "x"}
+    values = {
+        "cluster": "t", "node": "ast1", "etcd": {"endpoints": ["e:2379"]}, "ari": {"password_file": "x"},
+        "link": {"listen": "127.0.0.1:7700", **files}, "sip_address": "127.0.0.1:5060",
+        "header_key_file": "x", **given,
+    }  # fmt: skip
+    return build(NodeSettings, values)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "word"),
     [("all", "agents"), ("edge-out", "agents"), ("edge-in-resume", "taken up"), ("edge-in-agent", "consult"),
      ("edge-in-trunk\nreload", "no endpoint")],
 )  # fmt: skip
 def test_endpoints_that_living_calls_need_are_refused_at_the_start(endpoint: str, word: str) -> None:
-    files = {"ca_file": "x", "cert_file": "x", "key_file": "x"}
-    values = {
-        "cluster": "t", "node": "ast1", "etcd": {"endpoints": ["e:2379"]}, "ari": {"password_file": "x"},
-        "link": {"listen": "127.0.0.1:7700", **files}, "sip_address": "127.0.0.1:5060",
-        "header_key_file": "x",
-    }  # fmt: skip
-    assert build(NodeSettings, values).asterisk.new_call_endpoints == ("edge-in-trunk",)
+    assert settings().asterisk.new_call_endpoints == ("edge-in-trunk",)
     with pytest.raises(SettingsError, match=word):
-        build(NodeSettings, {**values, "asterisk": {"new_call_endpoints": ["carrier", endpoint]}})
+        settings(asterisk={"new_call_endpoints": ["carrier", endpoint]})
+
+
+def test_a_node_says_how_many_calls_it_may_have_when_others_are_drained(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k")
+
+    def announced(**given: int) -> int:
+        config = machine_config(settings(header_key_file=str(key), **given))
+        machine = NodeMachine(config, lambda: "id", lambda: 0.5)
+        return decode(encode(machine.presence.value()), NodeValue, "").capacity_calls
+
+    assert [announced(), announced(capacity_calls=20), announced(calls_max=30)] == [100, 20, 30]
+    with pytest.raises(SettingsError, match="capacity_calls"):
+        settings(capacity_calls=0)
