@@ -26,7 +26,7 @@ ASKED = "asked for by an operator"
 RATE_MAX_PER_S = 100.0
 RATE_MIN_PER_S = 0.1
 LOOK_EVERY_S = 0.25
-"""While calls are left that cannot be moved yet: nobody has answered them, or the hour is bad."""
+"""While calls are left that cannot be moved yet: their nodes have only just got them, or the hour is bad."""
 
 
 class Drains:
@@ -134,8 +134,8 @@ class Drains:
             self._context.note(f"node/{name}", "its calls stay for now", level="warning", why=why)
 
     def _movable(self, call: EdgeCall) -> bool:
-        """Its node serves it, it is not on its way already, and it is answered: an INVITE
-        still open at the node is its way of answering, and is waited for."""
+        """Its node serves it, it is not on its way already, and its node has answered the caller or called
+        somebody for him: before that his INVITE is still open there, and what becomes of it is waited for."""
         leg = call.primary
         waits = call.move is not None or bool(call.lost) or self._takeover.waits(call.call)
         apart = call.ended or call.by_dialplan
@@ -147,7 +147,9 @@ class Drains:
         if call is None:
             return 404, {"error": "no such call at this edge"}
         if not self._movable(call):
-            return 409, {"error": "it is on its way already, or nobody has answered it yet"}
+            return 409, {
+                "error": "it is on its way already, or its node has neither answered it nor called anybody"
+            }
         if why := self._not_now(call):
             return 409, {"error": f"{why}: it is not moved on purpose meanwhile"}
         own = call.owner.name if call.owner else ""

@@ -6,12 +6,14 @@ import pytest
 
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
-from ari_ha.core.ports.store import StoreChanged, StoreReach
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import OwnerValue, decode
-from tests.support.edge_world import EdgeWorld, drain
+from ari_ha.wire.keyspace import OwnerValue, decode, encode
+from ari_ha.wire.sip_values import TrunkValue
+from tests.support.edge_world import CARRIER, EdgeWorld, drain
 from tests.unit.test_edge_machine import kill, talking
+from tests.unit.test_edge_outbound import dial, phone_dials
 from tests.unit.test_edge_transfer import consulting
 
 
@@ -119,6 +121,35 @@ def test_an_unanswered_call_is_waited_for(world):
     world.settle()
     world.run(0.6)
     assert call.owner.name != node.name
+
+
+@pytest.mark.parametrize("target", ["device:1002", "number:+4930"])
+def test_a_call_out_is_moved_while_it_rings(world, target):
+    """Whoever rings is not called again, and answers the caller from wherever the call is."""
+    world.with_users("1001", "1002")
+    trunk = TrunkValue(trunk="out", hosts=[CARRIER[0]], address=f"{CARRIER[0]}:{CARRIER[1]}", prefixes=["+"])
+    world.store[world.keys.trunk("out")] = KeyValue(world.keys.trunk("out"), encode(trunk), world.revision)
+    world.snapshots()
+    for node in world.nodes.values():
+        node.auto_answer_new = False
+    callee = world.carrier if target.startswith("number:") else world.register("1002")
+    _, call = phone_dials(world, "1001", target.partition(":")[2])
+    old = call.owner.name
+    drain(world, old)
+    world.run(1)
+    assert call.owner.name == old, "nobody is called for him yet"
+    dial(world, call, "a1", target)
+    (invite,) = callee.of(sip.InviteReceived)
+    callee.sip.ring(invite.leg, world.now)
+    world.settle()
+    world.run(1)
+    assert call.owner.name != old and call.move is None and not call.lost
+    assert callee.of(sip.InviteReceived) == [invite] and not callee.of(sip.LegCancelled)
+    callee.sip.answer(invite.leg, callee.sdp(), world.now)
+    world.settle()
+    assert world.phones["1001"].of(sip.LegAnswered)
+    answered = {frame.leg for frame in world.nodes[call.owner.name].got(link.LegAnswered)}
+    assert answered == {"c", "a1"}
 
 
 def test_an_edge_killed_in_the_middle_goes_on(world):

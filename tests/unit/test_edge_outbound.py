@@ -21,7 +21,6 @@ from tests.support.edge_world import (
     KEY,
     EdgeWorld,
     digest_header,
-    drain,
     kill,
 )
 
@@ -116,20 +115,6 @@ def test_a_colleague_is_rung_by_his_number(world):
     world.phones["1002"].sip.answer(invite.leg, world.phones["1002"].sdp(), world.now)
     world.settle()
     assert world.phones["1001"].of(sip.LegAnswered)
-
-
-def test_a_drained_call_moves_while_it_rings_at_a_colleague(world: EdgeWorld) -> None:
-    """Nobody has answered it, and nobody who is called notices."""
-    colleague = world.register("1002")
-    _, call = phone_dials(world, "1001", "1002")
-    node = world.nodes[call.owner.name]
-    dial(world, call, "a1", "device:1002")
-    colleague.sip.ring(colleague.of(sip.InviteReceived)[-1].leg, world.now)
-    world.settle()
-    drain(world, node.name)
-    world.run(1)
-    assert call.owner.name != node.name and call.legs["a1"].state == "ringing"
-    assert len(colleague.of(sip.InviteReceived)) == 1 and not colleague.of(sip.LegCancelled)
 
 
 @pytest.mark.parametrize("early", [False, True])
