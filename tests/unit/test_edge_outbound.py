@@ -117,6 +117,31 @@ def test_a_colleague_is_rung_by_his_number(world):
     assert world.phones["1001"].of(sip.LegAnswered)
 
 
+def test_a_colleague_and_his_caller_are_told_apart_after_a_takeover(world):
+    """Both are phones, and legs of the same node and of the next one; from one host even."""
+    colleague = world.register("1002")
+    key, call = phone_dials(world, "1001", "1002")
+    dial(world, call, "a1", "device:1002")
+    (invite,) = colleague.of(sip.InviteReceived)
+    colleague.sip.answer(invite.leg, colleague.sdp(), world.now)
+    world.settle()
+    caller, old = world.phones["1001"], call.owner.name
+    assert caller.host == colleague.host
+    kill(world, old)
+    world.run(1)
+    survivor = world.nodes[call.owner.name]
+    assert survivor.name != old and not call.lost and call.move is None
+    assert sorted(t.leg for t in survivor.tokens.values()) == ["a1", "c"]
+    s, graph = survivor.name, world.hears[call.call]
+    assert {("c", f"c@{s}.1"), ("a1", f"a1@{s}.1"), (f"c@{s}.1", "c"), (f"a1@{s}.1", "a1")} <= graph
+    world.say(survivor, link.EndLeg(call=call.call, leg="a1", epoch=str(call.epoch), cause="16"))
+    world.settle()
+    assert colleague.of(sip.LegEnded) and not caller.of(sip.LegEnded)
+    world.say(survivor, link.EndLeg(call=call.call, leg="c", epoch=str(call.epoch), cause="16"))
+    world.settle()
+    assert [ended.leg for ended in caller.of(sip.LegEnded)] == [key]
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_the_node_dies_while_the_far_end_rings(world, early):
     _, call, carrier_leg = ringing_out(world, early)

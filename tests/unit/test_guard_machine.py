@@ -30,7 +30,7 @@ from ari_ha.core.ports.store import (
     TxnResult,
 )
 from ari_ha.machines.guard import ACTIVE, STANDBY, GuardMachine
-from ari_ha.machines.guard_config import GuardConfig, GuardTimings
+from ari_ha.machines.guard_config import ANNOUNCE_AT_S, GuardConfig, GuardTimings
 from ari_ha.wire.beat import Beat, EdgeWord
 from ari_ha.wire.keyspace import Keys, VipValue, encode
 
@@ -137,6 +137,17 @@ def test_silence_of_six_heartbeats_is_a_death() -> None:
     for kind in (OpenFence, AddressesUp, AnnounceAddresses, RelayActive, TellEdge, SendBeat):
         assert kind in kinds, kind
     assert of(bench.out, TellEdge)[-1].word.revision == 8
+
+
+def test_a_new_owner_says_again_and_again_that_the_address_is_his() -> None:
+    """A neighbour may miss one gratuitous ARP frame, or several."""
+    bench = Bench()
+    bench.become_active()
+    assert of(bench.out, AnnounceAddresses), "at once"
+    soon = bench.run(ANNOUNCE_AT_S[-1] + 0.1, peer={})
+    assert len(of(soon, AnnounceAddresses)) == len(ANNOUNCE_AT_S) - 1
+    later = bench.run(3.5 * GuardTimings().announce_every_s, peer={})
+    assert len(of(later, AnnounceAddresses)) == 3
 
 
 def test_what_may_have_been_done_is_asked_again_and_found() -> None:

@@ -293,6 +293,26 @@ def test_dialplan_with_effects_is_not_entered_twice() -> None:
     assert bench.waiting() == ["k1"]
 
 
+@pytest.mark.parametrize("lost", ["before", "in the dialplan"])
+def test_the_dialplan_has_the_calls_variables_also_after_a_takeover(lost: str) -> None:
+    """What the caller typed at one node is a variable of his channel at the next."""
+    bench = IvrBench()
+    bench.web = lambda request: Refused("unknown account", 404)
+    channel = bench.enter()
+    bench.type(channel, "2")
+    bench.type(channel, "17#")
+    if lost == "before":
+        channel = bench.killed_after(channel)
+    bench.machine.core.calls["k1"].to_dialplan("enough", "shop", "200")
+    bench.sleep(0.1)
+    if lost == "in the dialplan":
+        channel = bench.killed_after(channel)
+    (*_, went) = bench.operations("channels.continueInDialplan")
+    assert (went["channelId"], went["context"], went["extension"]) == (channel, "shop", "200")
+    given = {(p["channelId"], p["variable"]): p["value"] for p in bench.operations("channels.setChannelVar")}
+    assert given[channel, "ACCOUNT"] == "17"
+
+
 def test_steps_keep_their_numbers_over_a_visit_to_the_dialplan() -> None:
     bench = IvrBench()
     channel = bench.enter()

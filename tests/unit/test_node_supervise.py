@@ -10,6 +10,9 @@ from ari_ha.wire import link
 from ari_ha.wire.keyspace import SupervisorValue, UserValue
 from tests.support.node_bench import Bench
 
+MODES = [("listen", "none", "hitless"), ("whisper", "out", "coach"), ("barge", "both", "through")]
+"""Mode, into whom the supervisor speaks, and the media that needs."""
+
 
 def order(bench: Bench, mode: str, since: float = 1.0, call: str = "k1") -> None:
     """Somebody writes the call's key."""
@@ -44,10 +47,7 @@ def together(bench: Bench) -> list[set[str]]:
     return [members for members in bench.asterisk.bridges.values() if members]
 
 
-@pytest.mark.parametrize(
-    ("mode", "whisper", "media"),
-    [("listen", "none", "hitless"), ("whisper", "out", "coach"), ("barge", "both", "through")],
-)
+@pytest.mark.parametrize(("mode", "whisper", "media"), MODES)
 def test_each_mode_goes_where_it_should(mode: str, whisper: str, media: str) -> None:
     bench = Bench()
     customer, agent, supervisor = supervised(bench, mode)
@@ -134,8 +134,8 @@ def test_a_busy_supervisor_is_rung_again_a_few_times() -> None:
     assert bench.keys.supervisor("k1") not in bench.store.data
 
 
-@pytest.mark.parametrize("mode", ["listen", "whisper", "barge"])
-def test_a_survivor_restores_it(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "whisper", "media"), MODES)
+def test_a_survivor_restores_it(mode: str, whisper: str, media: str) -> None:
     bench = Bench()
     supervised(bench, mode)
     bench.asterisk_dies()
@@ -143,8 +143,9 @@ def test_a_survivor_restores_it(mode: str) -> None:
     bench.own("k1", epoch="7.2")
     channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
     assert bench.said(link.Bridged, epoch="7.2")
-    (snoop,) = snoops(bench)
-    assert snoop[0] == channels["a1"]
+    assert snoops(bench) == [(channels["a1"], whisper)]
+    wanted = bench.said(link.WantMedia, epoch="7.2")
+    assert (wanted[-1].state if wanted else "hitless") == media
     assert {channels["c"], channels["a1"]} in together(bench)
     assert any(channels["s1"] in members for members in together(bench))
     assert len(bench.operations("channels.create")) == 2, "nobody is rung again"

@@ -27,8 +27,11 @@ from ari_ha.wire.keyspace import (
 from tests.support.node_bench import EDGE, LOST, UTC0, Bench
 
 
-def moved(bench: Bench, stage: str, *, leg_state: str = "up", attempt_state: str = "answered") -> None:
-    """Another node served k1 until now: its record, its agent's state, its place."""
+def moved(
+    bench: Bench, stage: str, *, leg_state: str = "up", attempt_state: str = "answered", rings_s: float = 1000
+) -> None:
+    """Another node served k1 until now: its record, its agent's state, its place. ``rings_s``: how much
+    longer a phone may ring."""
     attempts, legs = {}, {"c": LegValue(leg="c", role="customer")}
     if stage != "waiting":
         attempts = {
@@ -52,7 +55,7 @@ def moved(bench: Bench, stage: str, *, leg_state: str = "up", attempt_state: str
         busy = AgentValue(
             agent="1001", intent="available", device="1001", logged_in=1.0, queues={"support": 0}, work=work,
             work_since=UTC0, attempt=AttemptOfAgent(attempt="t1", call="k1", queue="support", node="ast2#x",
-            since=UTC0, deadline=UTC0 + 1000),
+            since=UTC0, deadline=UTC0 + bench.now + rings_s),
         )  # fmt: skip
         bench.store.put(bench.keys.agent("1001"), busy)
     bench.store_back()
@@ -135,6 +138,20 @@ def test_a_phone_that_rings_goes_on_ringing_and_can_answer() -> None:
     bench.frame(link.LegAnswered("k1", "a1", "7.2"))
     assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
     assert bench.agent().work == "talking" and bench.waiting() == []
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_the_time_a_phone_rings_is_not_begun_anew(store: bool) -> None:
+    """Its deadline is a time of day: the survivor gives it up when the old node would have."""
+    bench = Bench(ring_timeout_ms=30_000)
+    moved(bench, "ringing", leg_state="ringing", attempt_state="ringing", rings_s=8)
+    if not store:
+        bench.store_away()
+    bench.resume("k1", "7.2", {"c": "up", "a1": "ringing"})
+    bench.sleep(7.9)
+    assert not bench.said(link.EndLeg)
+    bench.sleep(0.2)
+    assert [(frame.leg, frame.epoch) for frame in bench.said(link.EndLeg)] == [("a1", "7.2")]
 
 
 def test_a_reserved_agent_is_rung_by_the_same_attempt() -> None:
