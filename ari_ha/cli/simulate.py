@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,7 +212,9 @@ def replay(seed: int, plan: Plan) -> str:
     words = ["ari-ha", "simulate", "--seed", str(seed)]
     if plan.planted:
         return " ".join([*words, "--plant", plan.planted])
-    name, usual = next((n, p) for n, p in PLANS.items() if (p.hard, p.full) == (plan.hard, plan.full))
+    people = attrgetter("hard", "full", "records")
+    alike = [(name, known) for name, known in PLANS.items() if people(known) == people(plan)]
+    name, usual = next((one for one in alike if one[1].kinds == plan.kinds), alike[0])
     kinds = plan.odds.kinds if plan.odds else plan.kinds
     words += ["--plan", name] if name != "full" else []
     words += ["--faults", ",".join(kinds)] if kinds and (plan.odds or kinds != usual.kinds) else []

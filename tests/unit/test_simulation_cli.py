@@ -15,7 +15,7 @@ from ari_ha.cli.main import app
 from ari_ha.cli.simulate import STORY_TAIL_LINES, replay
 from ari_ha.simulation.faults import Odds
 from ari_ha.simulation.planted import PLANTED
-from ari_ha.simulation.run import EASY, FULL, HARD, Plan, run_seed
+from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, Plan, run_seed
 
 TIMED = re.compile(r" *\d+\.\d{4}  ")
 
@@ -48,6 +48,8 @@ def test_an_unknown_fault_is_an_error() -> None:
 def test_the_replay_command_names_the_faults_chosen() -> None:
     assert replay(5, FULL) == "ari-ha simulate --seed 5"
     assert replay(5, EASY) == "ari-ha simulate --seed 5 --plan easy"
+    assert replay(5, RECORDED) == "ari-ha simulate --seed 5 --plan recorded"
+    assert replay(5, EVERYTHING) == "ari-ha simulate --seed 5 --plan everything"
     assert replay(5, Plan(kinds=("app-kill",))) == "ari-ha simulate --seed 5 --plan easy --faults app-kill"
     plan = Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5))
     assert replay(5, plan) == "ari-ha simulate --seed 5 --plan easy --faults app-kill --pause 2.5"
@@ -59,13 +61,15 @@ def test_the_replay_command_names_the_faults_chosen() -> None:
         EASY,
         HARD,
         FULL,
+        RECORDED,
         Plan(kinds=("app-kill", "drain")),
         Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5)),
         replace(HARD, odds=Odds(kinds=HARD.kinds, pause_s=2.0, loss=0.1 / 3)),
         replace(FULL, odds=Odds(kinds=(), lag_s=0.5, doubt=0.3)),
+        replace(RECORDED, odds=Odds(kinds=("app-kill",), pause_s=2.5)),
         PLANTED["late-bye"].plan,
     ],
-    ids=["easy", "hard", "full", "kinds", "pause", "weather", "no faults", "planted"],
+    ids=["easy", "hard", "full", "recorded", "kinds", "pause", "weather", "no faults", "recorded pause", "planted"],
 )
 def test_the_replay_command_runs_the_same_seed_in_the_same_way(plan: Plan) -> None:
     """The story it tells is the story of the seed that failed."""
