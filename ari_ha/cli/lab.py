@@ -309,10 +309,6 @@ class Lab:
         text = self.run(node, "timeout", "5", "asterisk", "-rx", "bridge show all")
         return [line.split()[0] for line in text.splitlines()[1:] if line.strip()]
 
-    def asterisk_version(self, node: str) -> str:
-        """What the node runs."""
-        return self.run(node, "asterisk", "-V").strip()
-
     def versions(self) -> dict[str, str]:
         """Versions of what is not ours."""
         wanted = {

@@ -69,7 +69,18 @@ def test_the_replay_command_names_the_faults_chosen() -> None:
         replace(RECORDED, odds=Odds(kinds=("app-kill",), pause_s=2.5)),
         PLANTED["late-bye"].plan,
     ],
-    ids=["easy", "hard", "full", "recorded", "kinds", "pause", "weather", "no faults", "recorded pause", "planted"],
+    ids=[
+        "easy",
+        "hard",
+        "full",
+        "recorded",
+        "kinds",
+        "pause",
+        "weather",
+        "no faults",
+        "recorded pause",
+        "planted",
+    ],
 )
 def test_the_replay_command_runs_the_same_seed_in_the_same_way(plan: Plan) -> None:
     """The story it tells is the story of the seed that failed."""

@@ -42,7 +42,6 @@ from ari_ha.wire.database_keys import DatabaseKeys
 CLUSTER, DATABASE = "sim", "cdr"
 NAMES = ("db1", "db2")
 START_MIN_S, START_MAX_S = 0.3, 1.5
-RESTART_WATCHER_S = 0.3
 
 
 class SteadyClient(StoreClient):

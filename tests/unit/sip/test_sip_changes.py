@@ -336,7 +336,6 @@ def test_in_dialog_requests_are_authenticated() -> None:
 def test_the_refresher_refreshes_and_nobody_is_bothered(refresher: str) -> None:
     expires = [("Session-Expires", f"1800;refresher={refresher}")]
     world, a, b, leg = connected({"headers": expires})
-    assert a.agent.deadline() == b.agent.deadline() or True
     world.advance(10_000)
     party, other = (a, b) if refresher == "uac" else (b, a)
     assert 10 <= len(party.messages("INVITE")) <= 12
