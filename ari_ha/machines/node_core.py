@@ -273,17 +273,26 @@ class NodeCore:
             self.by_channel.pop(channel, None)
             self.context.hang_up(channel)
 
-    def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
+    def _leaves_on_purpose(self, ident: str) -> bool:
+        """Whether it moves away and is not lost: ours is heard until its edge says it has moved."""
         owner = self.records.owner(ident)
-        if owner and owner.moving and NodeId.parse(owner.node).name == self.config.node:
-            return  # it moves on purpose: ours is heard until its edge says it has moved
-        if NodeId.parse(node).name != self.config.node:
+        if owner is None or not owner.moving or owner.why:
+            return False
+        return NodeId.parse(owner.node).name == self.config.node
+
+    def _superseded(self, ident: str, epoch: Epoch, node: str) -> None:
+        if not self._leaves_on_purpose(ident) and NodeId.parse(node).name != self.config.node:
             self.moved(ident, epoch, node)
 
     def _record_came(self, ident: str) -> None:
         call, record = self.calls.get(ident), self.records.record(ident)
-        if call is not None and record is not None and call.stage != OVER:
+        if call is None or record is None or call.stage == OVER:
+            return
+        if epoch_of(record.epoch) <= call.epoch:
             call.record_came(record)
+        elif not self._leaves_on_purpose(ident):
+            # its edge has not told us yet; what its agents do is the next node's to write
+            self.acd.call_moved(ident)
 
     def _owner_changed(self, ident: str, owner: OwnerValue | None) -> None:
         call = self.calls.get(ident)

@@ -161,9 +161,10 @@ class Records:
         self.learn(call, kv)
         stored = self._stored.get(call)
         pen = self._pens.get(call)
-        if stored is None or pen is None or stored.revision < pen.revision or _newer(stored, pen):
+        if stored is None or pen is None or stored.revision < pen.revision:
             return
-        pen.revision = stored.revision
+        if not _newer(stored, pen):
+            pen.revision = stored.revision
         self.on_record(call)
 
     def _take_owner(self, call: str, kv: KeyValue | None) -> None:

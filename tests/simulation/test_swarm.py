@@ -300,6 +300,7 @@ KEPT_FULL = {
     "dialled through an edge that died, and the number rings": 200182,
     "a second line leads the call, and its party rings": 100194,
     "a record of a newer epoch is written over": 100541,
+    "answered at a node whose call another has taken up": 320009,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -833,6 +833,32 @@ def test_what_failed_while_no_edge_was_there_may_ring(rings: bool) -> None:
         assert bench.agent().work == "talking"
 
 
+def test_an_answer_that_was_not_written_when_another_node_took_the_call_up_is_its_own_to_write() -> None:
+    """By then the conversation is over there, and counted."""
+    bench = Bench(("1001",))
+    bench.trunk()
+    (agent,) = bench.dialled()
+    perform = bench.store.perform
+    unanswered = []
+    bench.store.perform = lambda effect: (unanswered.append(effect), [])  # type: ignore[method-assign]
+    bench.ring(agent)
+    bench.store.perform = perform  # type: ignore[method-assign]
+    bench.link_down()
+    bench.post(*bench.asterisk.up(agent))
+    owner = OwnerValue(
+        call="k1", node="ast1#life1", epoch="7.2", edge=EDGE, vip="v1", moving=True, why="silent"
+    )
+    record = RecordValue(call="k1", epoch="7.2", node="ast2#x", stage="queued")
+    done = msgspec.structs.replace(bench.agent(), work="acw", handled=1, acw_deadline=UTC0 + 1000)
+    keys = bench.keys
+    for key, value in ((keys.owner("k1"), owner), (keys.record("k1"), record), (keys.agent("1001"), done)):
+        kv = bench.store.put(key, value)
+        bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    bench.post(*(OutcomeOf(effect=effect, outcome=LOST) for effect in unanswered))
+    bench.sleep(1.0)
+    assert bench.agent().work == "acw"
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_an_app_that_has_just_started_does_not_take_a_call_for_one_without_record(away: bool) -> None:
     """It takes up a call before it knows whether there is a store."""
