@@ -112,6 +112,7 @@ class EdgeMachine:
         self.setup.on_moving_half_failed = self.takeover.half_failed
         self.dialling = Dialling(self.context, self.calls, self.setup, self.registrar, self.trunks)
         self.transfers = Transfers(self.context, self.calls, self.setup, self.registrar)
+        self.takeover.on_served = self.transfers.second_lines
         self.setup.on_second_call = self.transfers.consult
         self.dialling.on_party_failed = self.transfers.party_failed
         self.replacing = Replacing(self.context, self.calls, self.setup, self.dialling, self.registrar)

@@ -78,14 +78,14 @@ class Transfers:
         self._setup.open_phone_media(call, leg, offer, lambda: self._to_node(call, leg))
 
     def _to_node(self, call: EdgeCall, leg: PhoneLeg) -> None:
-        """The node that serves the call gets this leg too; while the call is on its way,
-        it goes along with the others as soon as they are there."""
+        """The node that serves the call gets this leg too; while the call is on its way, as soon
+        as it is there."""
         self._calls.touch(call)
         if call.ended or not leg.alive:
             return
         node = self._setup.node_of(call)
         if node is None:
-            return  # the survivor is told of the leg with all others
+            return  # a move that begins brings it with all others; one under way: `second_lines`
         for frame in asked_frames(call):
             self._context.link(node.config.name, frame)
         self._setup.invite_node(call, leg, node, call.epoch, "agent")
@@ -94,11 +94,15 @@ class Transfers:
         """A second line that began while the node's app was away gets its half there now: the
         call was not lost, so no survivor was told of it."""
         for call in self._calls.of_node(node):
-            if call.lost or call.move is not None or call.ended:
-                continue
-            for leg in [leg for leg in call.living() if leg.of and leg.leg not in call.halves]:
-                if leg.port:  # else what opens its media goes on from there
-                    self._to_node(call, leg)
+            self.second_lines(call)
+
+    def second_lines(self, call: EdgeCall) -> None:
+        """Those without a half at the node that serves the call get it: they began while it moved."""
+        if call.lost or call.move is not None or call.ended:
+            return
+        for leg in [leg for leg in call.living() if leg.of and leg.leg not in call.halves]:
+            if leg.port:  # else what opens its media goes on from there
+                self._to_node(call, leg)
 
     # --- REFER ----------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ last. The edge decides and acts at once; etcd is told in parallel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
@@ -44,6 +46,8 @@ class Takeover:
         """node -> calls whose legs it ended just now, unannounced"""
         self._moved: dict[str, dict[str, tuple[Epoch, str, float]]] = {}
         """node name -> call -> where it went: told to the node when it is back"""
+        self.on_served: Callable[[EdgeCall], None] = lambda call: None
+        """The call has another home"""
         calls.on_facts_changed_in_move = self._again
         calls.on_finished = self._finished
 
@@ -356,6 +360,7 @@ class Takeover:
             self._handover.fade(call, fading, str(move.epoch), settled)
 
         self._calls.apply_media(call, moved)
+        self.on_served(call)
         self.pump()
 
     def _say_facts(self, call: EdgeCall) -> None:

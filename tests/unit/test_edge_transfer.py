@@ -434,6 +434,20 @@ def test_a_second_line_that_begins_while_its_nodes_app_is_away_gets_there_when_i
     assert call.halves["k1"] is half
 
 
+def test_a_second_line_that_begins_while_its_call_moves_gets_to_the_next_node(world):
+    """The move had begun, and is not begun anew for it."""
+    _, call, node, phone, _ = talking(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    kill(world, node.name)
+    survivor, epoch = world.nodes[call.move.to.name], call.epoch
+    consult(world, phone)
+    assert call.legs["k1"].alive and call.move.epoch == epoch
+    world.say(survivor, link.Bridged(call=call.call, epoch=str(epoch), legs=["c", "a1"]))
+    world.settle()
+    assert call.move is None and call.halves["k1"].node.name == survivor.name
+
+
 def test_both_ends_of_a_transfer_that_the_next_node_carries_out_while_it_takes_the_call_up(world):
     """The first of them changes the facts of the move; the second comes with it."""
     _, call, node, phone, leg, second, _ = consulting(world)
