@@ -15,7 +15,8 @@ from ari_ha.checkers.commits import Commits
 from ari_ha.cli.chaos_history import Commit, Reader
 from ari_ha.cli.chaos_judge import Verdict
 from ari_ha.cli.chaos_stage import Stage
-from ari_ha.wire.keyspace import AgentValue, Keys, WaitingValue, decode
+from ari_ha.farend.client import FarEndError
+from ari_ha.wire.keyspace import AgentValue, BadValue, Keys, WaitingValue, decode
 
 INTENT_OF = {"login": "available", "available": "available", "logout": "logged_out"}
 """Order to an agent -> the intent it stands for"""
@@ -92,10 +93,13 @@ def tell(
         follow.look(now)
         if quiet is not None and quiet.holds(commit.revision):
             _quiet(keys, told, follow.history.items, commit, quiet)
-        if commit.anew:
-            follow.begin({key: data for key, data in commit.changes.items() if data is not None})
-        else:
-            follow.commit(commit.changes, now)
+        try:
+            if commit.anew:
+                follow.begin({key: data for key, data in commit.changes.items() if data is not None})
+            else:
+                follow.commit(commit.changes, now)
+        except BadValue as error:
+            problem("every value can be read", str(error))
         follow.look(now)
     told.items = follow.history.items
     return told
@@ -176,15 +180,18 @@ class Watched:
         return not self._struck_at <= utc <= self._acting_at
 
     def judge(self, verdicts: Iterable[Verdict]) -> tuple[dict[str, int], list[str]]:
-        """What the commits tell, counted and in words; the second time nothing. Raises FarEndError."""
+        """What the commits tell, counted and in words; the second time nothing."""
         self.reader.end()
         if self._judged:
             return {}, []
         self._judged = True
         keys, before = self.stage.cluster.keys, self.reader.before
         told = tell(keys, before, self.reader.commits, self.stage.orders, self.quiet, self._calm)
-        calls = [call for call in self.stage.far_calls().values() if call["started"] >= self._began]
-        told.broken += counters(keys, before, told.items, calls)
+        try:
+            calls = [call for call in self.stage.far_calls().values() if call["started"] >= self._began]
+            told.broken += counters(keys, before, told.items, calls)
+        except FarEndError as error:  # a run that stopped: what etcd tells counts all the same
+            self.stage.say(f"counters are not judged: {error}")
         for verdict in verdicts:
             if verdict.pair.call in told.places:
                 verdict.against.append(told.places[verdict.pair.call])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -574,8 +573,7 @@ def run_all(
 
 def _failed(run: Run, why: str) -> dict[str, Any]:
     """A run that could not be carried through counts as calls that did not survive."""
-    with contextlib.suppress(FarEndError):
-        run.judge_commits()
+    run.judge_commits()
     verdicts = list(run.verdicts.values()) or [Verdict(pair) for pair in run.pairs] or [Verdict(Pair("", ""))]
     for verdict in verdicts:
         verdict.against.append(f"the run stopped: {why}")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ari_ha.cli.chaos_commits import Quiet, counters, tell
+from ari_ha.cli.chaos_commits import Quiet, Watched, counters, tell
 from ari_ha.cli.chaos_history import Commit, Reader
+from ari_ha.cli.chaos_judge import Pair, Verdict
+from ari_ha.cli.cluster import CliSettings
 from ari_ha.core.ports.store import KeyValue
+from ari_ha.farend.client import FarEndError
 from tests.unit.test_commits import KEYS, agent, owner, place, rung, served
 
 BEFORE = {
@@ -84,6 +90,11 @@ def test_epochs_and_what_was_compacted_away() -> None:
     assert list(tell(KEYS, BEFORE, [Commit(20, 120.0, without, anew=True)], quiet=Quiet(10)).places) == ["k1"]
 
 
+def test_a_value_that_cannot_be_read_is_a_finding() -> None:
+    told = tell(KEYS, BEFORE, commits({KEYS.agent("a"): b"[]"}, owner("k1", "5.0")))
+    assert [line.partition(":")[0] for line in told.broken] == ["every value can be read", "epochs only grow"]
+
+
 def test_counters_are_compared_with_what_rang() -> None:
     def call(who: str, answered: float) -> dict[str, Any]:
         return {"owner": who, "answered_at": answered}
@@ -95,15 +106,33 @@ def test_counters_are_compared_with_what_rang() -> None:
 
 
 class Etcd:
-    """As much of a `Cluster` as reading needs."""
+    """As much of a `Cluster` as reading needs; of its two members one is dead."""
 
     keys = KEYS
+    settings = CliSettings(endpoints=("dead", "alive"))
 
     def __init__(self) -> None:
         self.now = 10
+        self.items: dict[str, bytes] = agent("a")
+        self.said: list[dict[str, Any]] = []
 
     def snapshot(self, prefix: str) -> tuple[int, list[KeyValue]]:
-        return self.now, [KeyValue(KEYS.agent("a"), b"{}", self.now)]
+        return self.now, [KeyValue(key, value, self.now) for key, value in self.items.items()]
+
+    def revision(self) -> int:
+        return self.now
+
+    def write(self, changes: dict[str, bytes]) -> None:
+        self.now += 1
+        said = [event(key, self.now, value.decode()) for key, value in changes.items()]
+        self.said.append({"result": {"events": said}})
+
+    def stream(self, endpoint: str, method: str, body: Any, quiet_max_s: float) -> Iterator[bytes]:
+        first = int(body["create_request"]["start_revision"])
+        if endpoint == "alive":
+            yield b'{"result": {"created": true}}'
+            yield from [json.dumps(said).encode() for said in self.said[first - 11 :]]
+            yield b'{"result": {"ev'
 
 
 def event(key: str, revision: int, value: str | None = "v") -> dict[str, Any]:
@@ -135,7 +164,54 @@ def test_a_watch_is_read_by_revision(reader: Reader) -> None:
 def test_what_was_compacted_away_is_counted_and_reading_goes_on(reader: Reader) -> None:
     reader._cluster.now = 30  # type: ignore[attr-defined]
     reader.take({"canceled": True, "compact_revision": "25"}, 5.0)
-    assert reader.commits == [Commit(30, 5.0, {KEYS.agent("a"): b"{}"}, anew=True)]
+    assert reader.commits == [Commit(30, 5.0, agent("a"), anew=True)]
     assert (reader.next, reader.not_seen) == (31, 20)
     reader.take({"canceled": True, "compact_revision": "25"}, 6.0)
     assert reader.not_seen == 20
+
+
+def test_a_run_is_read_along_and_judged_once() -> None:
+    etcd = Etcd()
+    etcd.items = dict(BEFORE)
+    rung_at = [{"owner": "a", "answered_at": 0.0, "started": 0.0}]
+    stage = SimpleNamespace(
+        cluster=etcd, orders=[("b", "logout")], far_calls=lambda: dict(enumerate(rung_at))
+    )
+    watched = Watched(stage)  # type: ignore[arg-type]
+    watched.begin()
+    stage.orders.append(("b", "login"))
+    etcd.write(agent("b", 2))
+    watched.strike(Quiet(etcd.revision()))
+    etcd.write(agent("a", 2, missed=1, talk_s=1.0))
+    etcd.write(place("k1", 5.0))
+    watched.is_quiet_until_now()
+    etcd.write(agent("a", 3, missed=1, handled=1))
+    verdict = Verdict(Pair("far1", "155", call="k1"))
+    counts, left = watched.judge([verdict])
+    assert counts == {"agents_changed": 1, "rules_broken": 3}
+    assert left == [
+        "agent a changed: missed, seq",
+        "places are kept: k1 waits since 5.0, was 1.0",
+        "a missed 0, charged 1",
+        "a handled 0, has 1",
+    ], "what rang before the run is not counted"
+    assert verdict.against == ["place in the queue was ('q', 1.0, 0), is ('q', 5.0, 0)"]
+    assert (len(watched.reader.commits), watched.reader.not_seen) == (4, 0)
+    assert watched.judge([verdict]) == ({}, [])
+
+
+def test_what_etcd_told_counts_when_the_far_ends_are_away() -> None:
+    def away() -> None:
+        raise FarEndError("away")
+
+    stage = SimpleNamespace(cluster=Etcd(), orders=[], far_calls=away, say=lambda text: None)
+    watched = Watched(stage)  # type: ignore[arg-type]
+    watched.begin()
+    stage.cluster.write(agent("a", 1))
+    stage.cluster.write(agent("a", 5, intent="logged_out"))
+    assert watched.judge([])[0] == {"agents_changed": 1, "rules_broken": 2}
+
+
+def test_a_run_that_stopped_before_it_began_has_nothing_to_tell() -> None:
+    stage = SimpleNamespace(cluster=Etcd(), orders=[], far_calls=dict)
+    assert Watched(stage).judge([]) == ({"agents_changed": 0, "rules_broken": 0}, [])  # type: ignore[arg-type]
