@@ -269,7 +269,8 @@ class Channels:
             return
         arriving = core.resumes.by_call.get(token.call)
         here, stored = self._newest(token.call)
-        if entry.epoch <= here or entry.epoch < stored or entry.kind == "resume":
+        another = core.records.of_another(token.call, entry.epoch)
+        if entry.epoch <= here or entry.epoch < stored or another or entry.kind == "resume":
             self._turn_away(entry, "stale")
             return
         if not self._context.ari_state.up or len(core.calls) >= core.config.calls_max:

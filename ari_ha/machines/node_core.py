@@ -357,11 +357,10 @@ class NodeCore:
         self.touch(call)
 
     def _resumed(self, arriving: Arriving) -> None:
-        record = self.records.record(arriving.call)
-        if record is not None and epoch_of(record.epoch) > arriving.epoch:
-            # INVITEs of a move its edge has given up come through late, from queues or retransmission
+        record = self.records.of_another(arriving.call, arriving.epoch)
+        if record is not None:
             self.context.note(
-                f"call/{arriving.call}", "not taken up: served under a newer epoch", epoch=arriving.epoch,
+                f"call/{arriving.call}", "not taken up: another has had it", epoch=arriving.epoch,
                 newer=record.epoch, by=record.node,
             )  # fmt: skip
             self._let_go(arriving)

@@ -112,6 +112,15 @@ class Records:
         record, owner = self.record(call), self.owner(call)
         return max(epoch_of(value.epoch) if value else NO_EPOCH for value in (record, owner))
 
+    def of_another(self, call: str, epoch: Epoch) -> RecordValue | None:
+        """The call's record, where it is of a newer epoch, or of this one and not ours: another node had the
+        call, or a life of this one that is over. Its edge has given that up, and INVITEs of it come through
+        late, from queues or retransmission."""
+        record = self.latest(call)
+        if record is None or epoch_of(record.epoch) < epoch:
+            return None
+        return record if epoch_of(record.epoch) > epoch or record.node != self._context.me else None
+
     def ended(self, call: str) -> bool:
         """Whether the edge has ended the call, as the store has told lately: an INVITE for it is nobody's,
         whatever its epoch."""

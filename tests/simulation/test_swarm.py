@@ -322,3 +322,14 @@ def test_what_failed_once_in_the_recorded_plan(name: str) -> None:
 def test_what_failed_once_in_the_full_plan(name: str) -> None:
     result = run_seed(KEPT_FULL[name], FULL)
     assert result.good, verdict(result, FULL)
+
+
+KEPT_EVERYTHING = {
+    "an INVITE that the life before had too": 89,
+}
+
+
+@pytest.mark.parametrize("name", KEPT_EVERYTHING)
+def test_what_failed_once_in_the_plan_of_everything(name: str) -> None:
+    result = run_seed(KEPT_EVERYTHING[name], EVERYTHING)
+    assert result.good, verdict(result, EVERYTHING)

@@ -347,6 +347,27 @@ def test_an_invite_of_before_the_move_takes_nothing() -> None:
     assert kept is not None and (kept.epoch, kept.node) == ("7.3", "ast2#x")
 
 
+@pytest.mark.parametrize("moved_here", [True, False])
+@pytest.mark.parametrize("away", [True, False])
+def test_an_invite_that_the_life_before_had_too_takes_nothing(moved_here: bool, away: bool) -> None:
+    """Its answers were lost, and Asterisk with them: the edge repeats it still, or has given the call up."""
+    bench = Bench()
+    bench.talk()
+    epoch, facts = "7.2" if moved_here else "7.1", {"c": "up", "a1": "up"}
+    if moved_here:
+        bench.own("k1", epoch=epoch)
+        bench.resume("k1", epoch, facts)
+    before = bench.record()
+    bench.asterisk_dies()
+    if away:
+        bench.store_away()
+    bench.asterisk_back()
+    came = bench.resume("k1", epoch, facts).values() if moved_here else [bench.trunk(own=False)]
+    bench.sleep(5)
+    assert not set(came) & set(bench.asterisk.channels) and not bench.machine.core.calls
+    assert bench.record() == before and before is not None and before.epoch == epoch
+
+
 def test_an_app_that_restarts_drops_nothing() -> None:
     bench = Bench()
     customer, agent = bench.talk()
