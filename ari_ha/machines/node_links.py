@@ -36,12 +36,10 @@ class Links:
         self.hello(peer)
         self.state_to(peer)
         self._calls_to(peer)
-        for call in self._core.calls.values():
-            if call.stage != OVER:
-                self._say_again(call)
 
     def _say_again(self, call: NodeCall) -> None:
-        """What the edge may have missed while there was no link."""
+        """What the edge may have missed while there was no link, or while it did not serve: one that stands
+        by has its link already, and what was said meanwhile was said to nobody."""
         for leg in call.legs.values():
             if leg.announced:  # its channel may be gone: the edge, which has not heard why, keeps the phone
                 cause = call.ending.get(leg.leg, "16")
@@ -237,6 +235,9 @@ class Links:
         edge.calls, edge.calls_at, edge.compared = frame, self._context.now, False
         self._context.note("node", "the edge's list of our calls", edge=peer, calls=len(frame.calls))
         self._core.recorder.list_to(peer)
+        for call in self._core.calls.values():
+            if call.stage != OVER and call.vip in ("", edge.vip):
+                self._say_again(call)
         self.compare(peer)
 
     def compare(self, peer: str) -> None:

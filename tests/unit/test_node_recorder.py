@@ -142,7 +142,8 @@ def test_the_edge_is_told_what_the_queue_says(bench: Bench) -> None:
     assert [frame.on for frame in bench.said(link.WantRecording)] == [True]
     bench.link_down()
     bench.sent.clear()
-    bench.link({"k1": link.CallAtEdge(epoch="7.1", legs={"c": link.LegAtEdge("answered")})})
+    legs = {leg: link.LegAtEdge("answered") for leg in ("c", "a1")}
+    bench.link({"k1": link.CallAtEdge(epoch="7.1", legs=legs)})
     assert [frame.on for frame in bench.said(link.WantRecording)] == [True], "said again on a new link"
 
 

@@ -932,3 +932,14 @@ def test_what_a_ring_came_to_here_is_no_word_about_a_phone_that_rings_on_elsewhe
     bench.store_back()
     bench.sleep(1)
     assert not bench.machine.core.calls and bench.agent() == before
+
+
+def test_an_edge_that_stood_by_is_told_what_was_said_to_nobody() -> None:
+    """Its link was up before it began to serve."""
+    bench = Bench()
+    bench.talk()
+    wished, bridged = len(bench.said(link.WantMedia)), len(bench.said(link.Bridged))
+    legs = {leg: link.LegAtEdge(state="answered") for leg in ("c", "a1")}
+    bench.frame(link.EdgeCalls({"k1": link.CallAtEdge(epoch="7.1", legs=legs)}))
+    assert [wish.state for wish in bench.said(link.WantMedia)[wished:]] == ["hitless"]
+    assert len(bench.said(link.Bridged)) == bridged + 1
