@@ -37,6 +37,9 @@ SPOKEN_MIN_SHARE = 0.4
 listens. With fewer than this nothing can be said."""
 PACKETS_PER_S = 50
 
+MIXED_MIN_SHARE = 0.5
+"""Share of a mix's packets in which more than one voice is."""
+
 Measured = Mapping[str, Any]
 """One call's row of the far ends' ``/measure``."""
 
@@ -167,10 +170,13 @@ def hears_now(row: Measured | None, source_call: str, window_s: float) -> bool:
     heard = hearing(row, source_call)
     if heard is None:
         return False
+    return heard["received"] >= _spoken(heard.get("sent"), window_s) * HEARD_AGAIN_MIN_SHARE
+
+
+def _spoken(sent: int | None, window_s: float) -> float:
+    """Packets of a voice that may be missed in a window."""
     due = window_s * PACKETS_PER_S
-    sent = heard.get("sent")
-    spoken = due if sent is None else min(due, max(sent, due * SPOKEN_MIN_SHARE))
-    return heard["received"] >= spoken * HEARD_AGAIN_MIN_SHARE
+    return due if sent is None else min(due, max(sent, due * SPOKEN_MIN_SHARE))
 
 
 def music_now(row: Measured | None, window_s: float) -> bool:
@@ -179,6 +185,18 @@ def music_now(row: Measured | None, window_s: float) -> bool:
         return False
     packets = sum(span["packets"] for span in row["other_audio"])
     return packets >= window_s * PACKETS_PER_S * HEARD_AGAIN_MIN_SHARE
+
+
+def mixed_now(row: Measured | None, speakers: Iterable[Measured | None], window_s: float) -> bool:
+    """Whether voices came for most of a window, and for half of what came more than one at a time: where
+    the packets of one are late, Asterisk passes the other on as it was sent."""
+    if row is None:
+        return False
+    mixed = sum(span["packets"] for span in row["other_audio"])
+    packets = mixed + sum(heard["received"] for heard in row["hears"])
+    sent = [one["sent"] for one in speakers if one is not None and one.get("sent") is not None]
+    spoken = _spoken(max(sent, default=None), window_s)
+    return packets >= spoken * HEARD_AGAIN_MIN_SHARE and mixed >= packets * MIXED_MIN_SHARE
 
 
 def strangers(row: Measured | None, expected: str) -> list[str]:
@@ -220,20 +238,24 @@ def judge_audio(
 def judge_hearing(verdict: Verdict, last: Mapping[str, Measured], window_s: float) -> None:
     """Everybody hears at the end what the state says, and nothing else."""
     pair, state = verdict.pair, verdict.pair.state
+    customer, agent = last.get(pair.customer), last.get(pair.agent_call)
     if state in VOICE_STATES:
         judge_talking(verdict, last, window_s)
     elif state == "whispered":
-        if not hears_now(last.get(pair.customer), pair.agent_call, window_s):
+        if not hears_now(customer, pair.agent_call, window_s):
             verdict.against.append("the customer does not hear the agent")
-        if music_now(last.get(pair.customer), window_s):
+        if music_now(customer, window_s):
             verdict.against.append("the customer hears the supervisor")
-        if not music_now(last.get(pair.agent_call), window_s):
+        if not mixed_now(agent, [customer], window_s):
             verdict.against.append("the agent does not hear Asterisk")
+    elif state == "barged":
+        if not mixed_now(customer, [agent], window_s):
+            verdict.against.append("the customer hears no music")
     elif state == EARLY_MEDIA and not hears_now(last.get(pair.agent_call), pair.customer, window_s):
         verdict.against.append("the agent does not hear the early media")
-    elif state not in UNANSWERED_STATES and not music_now(last.get(pair.customer), window_s):
+    elif state not in UNANSWERED_STATES and not music_now(customer, window_s):
         verdict.against.append("the customer hears no music")
-    if state in SUPERVISED and not music_now(last.get(pair.supervisor_call), window_s):
+    if state in SUPERVISED and not mixed_now(last.get(pair.supervisor_call), [customer, agent], window_s):
         verdict.against.append("the supervisor hears nobody")
 
 

@@ -112,6 +112,8 @@ class Report:
     silence_packets: int = 0
     foreign_packets: int = 0
     packets: int = 0
+    sent: int = 0
+    """Voice packets this stream sent itself"""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -125,6 +127,7 @@ class Report:
             "silence_packets": self.silence_packets,
             "foreign_packets": self.foreign_packets,
             "packets": self.packets,
+            "sent": self.sent,
         }
 
 
@@ -132,7 +135,7 @@ def report(
     log: StreamLog, source_log: Callable[[int], StreamLog | None], since_ns: int, until_ns: int
 ) -> Report:
     """What the stream of ``log`` heard between the two instants (UTC nanoseconds)."""
-    result = Report()
+    result = Report(sent=len(log.sent(since_ns, until_ns)))
     voices: dict[int, list[Heard]] = {}
     digits: list[Heard] = []
     music: list[Heard] = []

@@ -16,7 +16,7 @@ from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_menu import all_digits, taken_rightly
 
 
-def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[str, Any]:
+def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0, sent: int = 50) -> dict[str, Any]:
     spans = [{"from": 0.0, "until": 1.0, "packets": music}] if music else []
     return {
         "hears": list(hears),
@@ -24,6 +24,7 @@ def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0) -> dict[
         "other_silent_ms": silent_ms,
         "other_longest_gap_ms": silent_ms,
         "digits": [],
+        "sent": sent,
     }
 
 
@@ -258,3 +259,28 @@ def test_digits_nobody_noted_may_have_been_taken_but_none_twice(
     taken: str, heard: str, sent: str, same_edge: bool, right: bool
 ) -> None:
     assert taken_rightly(taken, heard, sent, same_edge) is right
+
+
+@pytest.mark.parametrize(
+    ("agent", "supervisor", "sent", "against"),
+    [
+        (50, (50, 0), 50, []),
+        (30, (24, 6), 32, []),
+        (30, (24, 6), 50, ["the agent does not hear Asterisk", "the supervisor hears nobody"]),
+        (50, (10, 40), 50, ["the supervisor hears nobody"]),
+        (50, (0, 0), 50, ["the supervisor hears nobody"]),
+    ],
+)
+def test_a_mix_is_judged_by_what_was_spoken(
+    verdict: Verdict, agent: int, supervisor: tuple[int, int], sent: int, against: list[str]
+) -> None:
+    """Of far ends that got no processor less is heard; and of two voices one alone may come now and then."""
+    verdict.pair.state, verdict.pair.supervisor_call = "whispered", "1060-1"
+    mixed, alone = supervisor
+    last = {
+        "carrier-1": row({**heard("1001-1", received=sent), "sent": sent}, sent=sent),
+        "1001-1": row(music=agent, sent=sent),
+        "1060-1": row(*[heard("carrier-1", received=alone)] * (alone > 0), music=mixed, sent=sent),
+    }
+    judge.judge_hearing(verdict, last, 1.0)
+    assert verdict.against == against
