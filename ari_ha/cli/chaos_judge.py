@@ -26,6 +26,8 @@ SERVED = "served"
 """Stands for a leg where nobody can type yet: the call has a node that serves it."""
 VOICE_STATES = ("talking", "through", "supervised")
 """States in which both people hear each other."""
+MIXED_STATES = ("conference", "barged")
+"""States in which the customer hears a mix of voices, which Asterisk makes."""
 ALONE_STATES = ("queued", "ivr")
 """States in which no agent is there yet."""
 PRIMARY = "c"
@@ -248,9 +250,9 @@ def judge_hearing(verdict: Verdict, last: Mapping[str, Measured], window_s: floa
             verdict.against.append("the customer hears the supervisor")
         if not mixed_now(agent, [customer], window_s):
             verdict.against.append("the agent does not hear Asterisk")
-    elif state == "barged":
+    elif state in MIXED_STATES:
         if not mixed_now(customer, [agent], window_s):
-            verdict.against.append("the customer hears no music")
+            verdict.against.append("the customer does not hear the others")
     elif state == EARLY_MEDIA and not hears_now(last.get(pair.agent_call), pair.customer, window_s):
         verdict.against.append("the agent does not hear the early media")
     elif state not in UNANSWERED_STATES and not music_now(customer, window_s):

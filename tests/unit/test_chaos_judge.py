@@ -73,6 +73,22 @@ def test_who_waits_must_hear_music(state: str, verdict: Verdict) -> None:
     assert verdict.against == ["the customer hears no music"]
 
 
+@pytest.mark.parametrize("state", ["conference", "barged"])
+def test_a_mix_in_which_one_voice_is_late_at_times_is_heard(state: str, verdict: Verdict) -> None:
+    verdict.pair.state = state
+    last = {
+        "1001-1": row(heard("carrier-1", received=50)),
+        "s-1": row(music=50),
+        "carrier-1": row(heard("1001-1", received=15), music=30),
+    }
+    verdict.pair.supervisor_call = "s-1"
+    judge.judge_hearing(verdict, last, 1.0)
+    assert not verdict.against
+    last["carrier-1"] = row(heard("1001-1", received=45), music=3)
+    judge.judge_hearing(verdict, last, 1.0)
+    assert verdict.against == ["the customer does not hear the others"]
+
+
 def test_a_dialog_that_ended_is_against_it(verdict: Verdict) -> None:
     calls = {"carrier-1": far_call("ended", ended_by="them", cause="bye"), "1001-1": far_call()}
     judge.judge_dialogs(verdict, calls)
