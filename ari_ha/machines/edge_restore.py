@@ -142,7 +142,7 @@ def _go_on(
     for half in [half for half in call.to_answer() if not half.elsewhere]:
         half.state = "up"
         context.sip.answer(half.key, half.local_sdp(), context.now)
-    away = any(side.elsewhere for side in (*call.living(), *call.halves.values()))
+    away, served = any(side.elsewhere for side in (*call.living(), *call.halves.values())), False
     if call.primary and call.primary.state == "trying":
         # nobody has answered, and the node's answer to the old process is nobody's
         why = "edge restarted before the answer"
@@ -150,12 +150,15 @@ def _go_on(
     elif owner is None or owner.moving or owner.why or call.epoch == NO_EPOCH or not _whole(call):
         takeover.lose(call, owner.why if owner and owner.why else "edge restarted during a move")
     elif not away:
-        # alone, rtpengine may have begun anew as well; with SRTP it is felt also in a pair
-        if not context.config.guarded or any(leg.side.suite for leg in call.living()):
-            rehome.look(call)
+        served = True
         calls.apply_media(call)
     if away:
         rehome.moved(call)
+    elif not served or not context.config.guarded or any(leg.side.suite for leg in call.living()):
+        # rtpengine may have begun anew as well: alone, and in a pair whose addresses do not move. What it
+        # refuses of a call that is served shows that, what is made for a node that shall serve does not;
+        # with SRTP it is felt in any pair
+        rehome.look(call)
 
 
 def _whole(call: EdgeCall) -> bool:

@@ -426,6 +426,23 @@ def test_a_host_that_comes_back_at_once_is_told_apart_from_a_process(pair: TwoAd
     assert {("c", "a1"), ("a1", "c")} <= pair.hears[call.call] and not here.legs["a1"].elsewhere
 
 
+def test_a_caller_without_an_answer_when_the_host_comes_back_at_once(pair: TwoAddresses) -> None:
+    """What is made for the node that he is given to proves nothing: his own port is gone."""
+    for node in pair.nodes.values():
+        node.auto_answer_new = False
+    _, call = pair.call_in()
+    pair.now += 1
+    pair.hears.clear()
+    pair.tag_ports.clear()
+    pair.config = super(TwoAddresses, pair).config  # type: ignore[method-assign]
+    pair.boot()
+    for node in pair.nodes.values():
+        node.auto_answer_new = True
+    pair.run(2)
+    (answered,) = pair.carrier.of(sip.LegAnswered)
+    assert f"m=audio {pair.tag_ports[call.call, 'c']} " in answered.sdp
+
+
 def test_an_edge_behind_a_nat_says_the_address_it_is_known_by(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     document = json.loads((root / "sidecars/edge/settings.example.json").read_text())
