@@ -194,6 +194,8 @@ def ours_to_tell(dirty: Dirty, theirs: Any, written: bool) -> tuple[tuple[int, Q
         return ()
     if theirs.handled > dirty.base.handled:
         return ()  # another node has told of a conversation, perhaps of this one
+    if _group(theirs, WORK) == _group(dirty.base, WORK):
+        return dirty.lines  # another node has written, but of nothing he did in a call
     told = theirs.attempt.call if theirs.attempt is not None else ""
     return tuple((n, line) for n, line in dirty.lines if line.call != told)
 

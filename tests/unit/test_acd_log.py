@@ -122,6 +122,24 @@ def test_what_happened_without_the_store_is_told_when_it_is_back(fate: str) -> N
     assert wrong_in_log(c) == []
 
 
+def test_what_another_node_writes_of_what_the_agent_wants_tells_no_conversation() -> None:
+    c = cluster()
+    queued(c)
+    attempt = attempt_of(c)
+    c.ring(attempt)
+    c.flow()
+    c.lose_store(c.nodes["n1"])
+    c.pick_up(attempt)
+    c.advance(1.0)
+    c.agent_hangs_up(attempt)
+    c.verb("n2", "not-ready", "alice", reason="1")
+    c.advance(1.0)
+    c.find_store(c.nodes["n1"])
+    c.advance(5.0)
+    assert [event for event, *_ in events(c)] == ["ENTERQUEUE", "CONNECT", "COMPLETEAGENT", "PAUSEALL"]
+    assert wrong_in_log(c) == []
+
+
 @pytest.mark.parametrize("first", ["n1", "n2"])
 def test_what_two_nodes_saw_without_the_store_is_told_once(first: str) -> None:
     """The agent answers at the one node; his call moves, and is answered at the other too."""
