@@ -423,8 +423,10 @@ class Channels:
             call.ivr.look_again()
             call.touch()
         for channel in event.channels:
-            if channel.id in self._core.by_channel:
+            if known := self._core.by_channel.get(channel.id):
                 self._state(channel)
+                if served := self._core.calls.get(known[0]):
+                    served.supervision.entered(channel.id)  # that may have been said to nobody
             elif self._first:
                 self._adopt(channel, members.get(channel.id, ""))
             elif self._ours(channel):

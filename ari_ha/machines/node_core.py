@@ -345,7 +345,7 @@ class NodeCore:
     def begin(self, call: NodeCall) -> None:
         """A call is served here from now on."""
         self.calls[call.call] = call
-        call.supervision.order = self._supervisors.get(call.call)
+        call.supervision.found(self._supervisors.get(call.call))
         owner = self.records.owner(call.call)
         if owner is not None and epoch_of(owner.epoch) <= call.epoch:
             call.vip = owner.vip

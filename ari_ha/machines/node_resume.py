@@ -263,7 +263,8 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.answered, call.variables = record.answered, dict(record.variables)
     call.ending = dict(record.ending)
     call.ivr.place = record.ivr
-    call.supervision.closed = any(is_supervisor(leg) for leg in arriving.ended)
+    if any(is_supervisor(leg) for leg in arriving.ended):
+        call.supervision.left_by = parts.context.utc
     config = parts.queue(record.queue) if record.queue else None
     call.head, call.transfers.now = record.head, record.transfer
     if arriving.asking is not None:

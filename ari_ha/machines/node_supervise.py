@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.core.ports.store import Delete
 from ari_ha.machines.node_model import (
@@ -37,16 +36,16 @@ LISTEN, WHISPER, BARGE = "listen", "whisper", "barge"
 MODES = (LISTEN, WHISPER, BARGE)
 SPEAKS = {LISTEN: "none", WHISPER: "out", BARGE: "both"}
 """Into which direction of the agent's channel the supervisor's voice goes."""
-MEDIA = {WHISPER: COACH, BARGE: THROUGH}
-"""What the edge must be in first."""
 SUFFIX = "~s"
 """Marks the bridge of a call's supervisor."""
 RING_LIMIT_S = 30.0
 RING_TRIES_MAX = 4
 """A supervisor who has just dialled the code is still on that short call."""
 RETRY_S = 1.0
-ASKS_MAX = 5
-"""Tries to bring Asterisk there, per order and agent."""
+RETRY_MAX_S = 10.0
+"""Tries to bring Asterisk there get this slow: who is on the line is not left with silence for good."""
+ORDER_LIMIT_S = 3.0
+"""A supervisor found on a call that was taken up stays so long without an order: etcd's news may be late."""
 
 
 class CallSupervision:
@@ -56,8 +55,9 @@ class CallSupervision:
         self._parts = parts
         self._call = call
         self.order: SupervisorValue | None = None
-        self.closed = False
-        """The supervisor has been here and left: he is not rung again."""
+        self.left_by = 0.0
+        """UTC: whoever was ordered by then has been here and left, and is not rung again."""
+        self._unordered_until: float | None = None
         self.snoop = ""
         self._snoops = 0
         self._heard_of = False
@@ -87,15 +87,25 @@ class CallSupervision:
             return wanted
         if order.mode == WHISPER and any(other.held for other in self._call.people()):
             return THROUGH
-        needed = MEDIA.get(order.mode, wanted)
-        return THROUGH if wanted == THROUGH else needed
+        return THROUGH if wanted == THROUGH else self._needed(order) or wanted
+
+    def _needed(self, order: SupervisorValue) -> str:
+        """What the edge must be in before he speaks; empty: that does not matter."""
+        if order.mode == WHISPER:
+            agent = self._agent(order)
+            # an edge that coaches speaks to whoever was called
+            return THROUGH if agent is not None and agent.leg == self._call.head else COACH
+        return THROUGH if order.mode == BARGE else ""
 
     # --- what is wanted ------------------------------------------------------------
 
     def ordered(self, order: SupervisorValue | None) -> None:
         """The key of the call says this now."""
-        if order is not None and self.order is not None and order.since != self.order.since:
-            self.closed, self._tries = False, 0  # asked for anew
+        if order is not None and (self.order is None or order.since != self.order.since):
+            self._tries = 0  # asked for anew
+        if order is not None and self._unordered_until is not None:
+            self._unordered_until = None
+            self._parts.context.cancel(f"supervise/{self._call.call}")
         self.order, self._asks = order, 0
         self._call.touch()
 
@@ -105,16 +115,32 @@ class CallSupervision:
         if call.quiet() or not self._parts.context.ari_state.up:
             return
         if order is None or call.stage != TALKING:
-            if leg is not None and not call.recovering:
+            if leg is not None and not call.recovering and not self._order_may_come():
                 call.end_leg(leg, NORMAL, "supervision over")
                 self._drop()
             return
         if leg is None:
             self._drop()
-            if not self.closed and not call.recovering and not self._armed:
+            if order.since > self.left_by and not call.recovering and not self._armed:
                 self._ring(order)
         elif leg.joined and leg.channel is not None:
             self._join(order, leg)
+
+    def found(self, order: SupervisorValue | None) -> None:
+        """What the store is known to say as the call begins here."""
+        self.order = order
+        if order is None:
+            self._unordered_until = self._parts.context.now + ORDER_LIMIT_S
+
+    def _order_may_come(self) -> bool:
+        """He came with the call, and what he does here is in etcd, which we may not have read yet."""
+        context, until = self._parts.context, self._unordered_until
+        if self.order is not None or until is None or self._call.stage != TALKING:
+            return False
+        if self._parts.records.seen and context.now >= until:
+            return False
+        context.after(f"supervise/{self._call.call}", max(RETRY_S, until - context.now), self._call.touch)
+        return True
 
     @property
     def _armed(self) -> bool:
@@ -171,7 +197,7 @@ class CallSupervision:
     def _close(self, why: str) -> None:
         """It is over, and the key goes."""
         call, context = self._call, self._parts.context
-        self.closed = True
+        self.left_by = max(self.left_by, self.order.since if self.order is not None else 0.0)
         call.note("supervision over", why=why)
 
         def deleted(outcome: Outcome) -> None:
@@ -183,21 +209,27 @@ class CallSupervision:
 
     # --- Asterisk ------------------------------------------------------------------
 
-    def _agent(self) -> Leg | None:
-        there = [leg for leg in self._call.people() if leg.leg != PRIMARY_LEG and leg.joined]
-        return there[0] if there else None
+    def _agent(self, order: SupervisorValue) -> Leg | None:
+        """Whose channel he hears, and whispers to: the agent's he asked for, in whichever part of the call;
+        when that one has left, whoever was called."""
+        there = sorted((leg for leg in self._call.people() if leg.joined), key=lambda leg: bool(leg.consult))
+        asked = [leg for leg in there if leg.agent and leg.agent == order.agent]
+        head = self._call.legs.get(self._call.head)
+        if not asked and head in there and (head.role == "user" or head.of):
+            return head  # he has dialled: on a second line, or where no record is left, he has no name
+        return next(iter(asked or [leg for leg in there if leg is not head]), None)
 
     def _join(self, order: SupervisorValue, leg: Leg) -> None:
-        agent = self._agent()
+        agent = self._agent(order)
         if agent is None or agent.channel is None or leg.channel is None or self._busy or self._armed:
             return
         wanted = (order.mode, agent.channel.id)
         if self.snoop and self._as != wanted:
             self._drop()
-        if self._joined == leg.channel.id or self._asks >= ASKS_MAX:
+        if self._joined == leg.channel.id:
             return
-        needed = MEDIA.get(order.mode)
-        if needed is not None and not self._call.media.heard(needed):
+        needed = self._needed(order)
+        if needed and not self._call.media.heard(needed):
             return
         if not self.snoop:
             self._make(wanted)
@@ -258,11 +290,12 @@ class CallSupervision:
         context.ari(lane, "bridges.createWithId", params, made)
 
     def _not_done(self, what: str, outcome: Outcome) -> None:
-        """Made anew, a few times: the agent's channel may just have gone."""
+        """Made anew, ever more slowly: the agent's channel may just have gone."""
         self._asks += 1
         self._call.note("supervisor not connected", level="warning", what=what, outcome=outcome)
         self._drop()
-        self._parts.context.after(f"supervise/{self._call.call}", RETRY_S, self._call.touch)
+        delay_s = min(RETRY_S * self._asks, RETRY_MAX_S)
+        self._parts.context.after(f"supervise/{self._call.call}", delay_s, self._call.touch)
 
     def gone(self, channel: str) -> None:
         """Asterisk has no such snoop channel any more: the agent's channel went, or we ended it."""
@@ -275,9 +308,10 @@ class CallSupervision:
         self.snoop, self._joined, self._heard_of, self._made_bridge = "", "", False, False
 
     def _drop(self) -> None:
-        """Ends the snoop."""
+        """Ends the snoop. Nobody's from now on: it is ended also when Asterisk does not hear that now."""
         if self.snoop:
             ident, self.snoop = self.snoop, ""
+            self._parts.unindex(ident)
             self._parts.context.hang_up(ident)
         self._joined, self._heard_of = "", False
 

@@ -84,5 +84,5 @@ class Supervisors:
         if mode == STOP:
             context.txn(f"supervise/{call}", written, compares=compares, deletes=(Delete(key),))
             return
-        value = SupervisorValue(call=call, mode=mode, device=device, by=by, since=context.utc)
+        value = SupervisorValue(call=call, mode=mode, device=device, by=by, agent=agent, since=context.utc)
         context.txn(f"supervise/{call}", written, compares=compares, puts=(Put(key, encode(value)),))

@@ -316,6 +316,8 @@ class SupervisorValue(Value):
     device: str
     """Address of record of the supervisor's phone."""
     by: str = ""
+    agent: str = ""
+    """Whose call it was; empty: an older node wrote it"""
     since: float = 0.0
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ari_ha.core.ports.ari import AriEvent
+from ari_ha.core.machine import Done, Refused, Unreachable
+from ari_ha.core.ports.ari import AriDown, AriEvent
 from ari_ha.core.ports.store import StoreChanged
+from ari_ha.machines.node_supervise import RETRY_MAX_S
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import SupervisorValue, UserValue
 from tests.support.node_bench import Bench
@@ -14,9 +16,9 @@ MODES = [("listen", "none", "hitless"), ("whisper", "out", "coach"), ("barge", "
 """Mode, into whom the supervisor speaks, and the media that needs."""
 
 
-def order(bench: Bench, mode: str, since: float = 1.0, call: str = "k1") -> None:
+def order(bench: Bench, mode: str, since: float = 1.0, call: str = "k1", agent: str = "1001") -> None:
     """Somebody writes the call's key."""
-    value = SupervisorValue(call=call, mode=mode, device="1060", by="boss", since=since)
+    value = SupervisorValue(call=call, mode=mode, device="1060", by="boss", agent=agent, since=since)
     kv = bench.store.put(bench.keys.supervisor(call), value)
     bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
 
@@ -229,3 +231,110 @@ def test_a_snoop_that_ends_is_made_again() -> None:
     bench.post(*bench.asterisk.destroy(snoop))
     (again,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
     assert again != snoop and {supervisor, again} in together(bench) and snoops(bench) == [(agent, "none")]
+
+
+def test_whoever_has_left_may_be_asked_again() -> None:
+    bench = Bench()
+    _, agent, _ = supervised(bench, "listen")
+    bench.gone("k1", "s1")
+    order(bench, "barge", since=2.0)
+    (again,) = bench.dialled()
+    bench.pick_up(again)
+    assert snoops(bench) == [(agent, "both")]
+
+
+def test_a_supervisor_stays_where_his_order_is_not_read_yet() -> None:
+    """The mirror of whoever takes the call up may be behind."""
+    bench = Bench()
+    supervised(bench, "whisper")
+    key = bench.keys.supervisor("k1")
+    kv = bench.store.data[key]
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.post(StoreChanged(key=key, value=None, revision=kv.mod_revision))
+    bench.own("k1", epoch="7.2")
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
+    bench.sleep(1.0)
+    assert not bench.said(link.EndLeg) and not snoops(bench)
+    bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+    assert snoops(bench) == [(channels["a1"], "out")]
+
+
+def test_a_supervisor_whom_nobody_wants_any_more_does_not_stay() -> None:
+    bench = Bench()
+    supervised(bench, "listen")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    countermand(bench)
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
+    bench.sleep(3.5)
+    assert [f.leg for f in bench.said(link.EndLeg)] == ["s1"]
+
+
+def test_a_snoop_that_came_while_nobody_listened_is_found() -> None:
+    """Its event was lost with the connection, and Asterisk does not repeat it."""
+    bench = Bench()
+    bench.talk()
+    order(bench, "listen")
+    (supervisor,) = bench.dialled()
+    bench.asterisk.fail.append(Done(None))
+    bench.pick_up(supervisor)
+    (asked,) = bench.operations("channels.snoopChannelWithId")
+    bench.asterisk._channels_snoopChannelWithId(asked, asked["channelId"])
+    assert not any(supervisor in members for members in together(bench))
+    bench.post(AriDown(reason="silence", process_gone=False), bench.asterisk.snapshot())
+    (snoop,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    assert {supervisor, snoop} in together(bench)
+
+
+def test_a_snoop_that_could_not_be_ended_is_swept() -> None:
+    bench = Bench()
+    _, agent, _ = supervised(bench, "listen")
+    bench.asterisk.fail.append(Unreachable("away"))
+    order(bench, "barge")
+    assert len(snoops(bench)) == 2
+    bench.sleep(40)
+    assert snoops(bench) == [(agent, "both")]
+
+
+def test_tries_go_on_ever_more_slowly() -> None:
+    bench = Bench()
+    bench.talk()
+    order(bench, "listen")
+    (supervisor,) = bench.dialled()
+    bench.asterisk.fail.extend([Refused("Allocation failed", 500)] * 100)
+    bench.pick_up(supervisor)
+    bench.sleep(15.5)
+    tries = len(bench.operations("channels.snoopChannelWithId"))
+    assert 5 <= tries <= 7
+    bench.asterisk.fail.clear()
+    bench.sleep(RETRY_MAX_S)
+    assert snoops(bench)
+
+
+def test_whispering_to_an_agent_on_his_second_line_reaches_him_alone() -> None:
+    """His caller has hung up, whom he consulted is still there, and no record says whose line it is."""
+    bench = Bench()
+    bench.own("k1", epoch="7.2")
+    order(bench, "whisper")
+    more = {"head": "k1", "lines": {"k1": "a1"}, "targets": {"a2": "number:+4930", "s1": "device:1060"}}
+    facts = {"k1": "up", "a2": "up", "s1": "up"}
+    channels = bench.resume("k1", "7.2", facts, ended={"c": "phone", "a1": "edge"}, **more)
+    bench.sleep(1.0)
+    assert snoops(bench) == [(channels["k1"], "out")]
+
+
+def test_whispering_to_an_agent_who_has_dialled_reaches_him_alone() -> None:
+    bench = Bench()
+    bench.own("k1")
+    token = bench.token("k1", kind="agent", user="1001", did="+4930", caller="1001")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4930", "+4930")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    bench.pick_up(party)
+    assert bench.ask("supervise", agent="1001", mode="whisper", device="1060").status == 200
+    (supervisor,) = bench.dialled()
+    bench.pick_up(supervisor)
+    assert snoops(bench) == [(start.channel.id, "out")]
+    assert bench.said(link.WantMedia)[-1].state == "through", "coach would be for the other one"
