@@ -135,6 +135,9 @@ class Leg:
     state: str = "calling"
     local_sdp: str | None = None
     remote_sdp: str | None = None
+    copied: bool = False
+    """Continued from a copy, which may be older than the last offer: what looks like the one in it may
+    be news, and is told."""
     credentials: Credentials | None = None
     contact_user: str = ""
     timer: SessionTimer | None = None
@@ -342,6 +345,7 @@ def import_plain(key: str, record: dict[str, Any], cseq_margin: int) -> Leg:
         state=state,
         local_sdp=record.get("local_sdp"),
         remote_sdp=record.get("remote_sdp"),
+        copied=True,
         contact_user=record.get("contact_user", ""),
         next_hop=ROUTE if record.get("next_hop") == ROUTE else SOURCE,
         early=str(record.get("early", "")),

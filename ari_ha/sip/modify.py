@@ -193,6 +193,7 @@ class Modify:
         if (
             sdp is not None
             and local is not None
+            and not leg.copied
             and same_media(sdp, leg.remote_sdp)
             and may_answer(sdp, local)
         ):
@@ -200,6 +201,7 @@ class Modify:
             self._accept(leg, inc, local, now, ())
             return
         inc.told = True
+        leg.copied = leg.copied and sdp is None
         self.stack.emit(ReinviteReceived(leg.key, sdp, header_list(request)))
 
     def trying(self, leg: Leg, now: float) -> None:

@@ -328,6 +328,7 @@ KEPT_EVERYTHING = {
     "an INVITE that the life before had too": 89,
     "no answer yet, and the edge's host comes back": 300038,
     "a conversation of which only a node without etcd can tell": 128,
+    "an unhold that looks like a refresh": 330089,
 }
 
 

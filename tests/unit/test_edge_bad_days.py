@@ -264,6 +264,32 @@ def test_a_hold_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
     assert phone.of(sip.ReinviteAnswered) and call.legs["a1"].held
 
 
+def test_whoever_takes_his_call_back_hears_again_though_his_hold_was_never_written_down(world, monkeypatch):
+    """Confirmed when etcd had not answered in time, and the process dies then: for its successor the unhold
+    changes nothing, but rtpengine sends nothing to whoever holds."""
+    _, call, _, phone, leg = talking(world)
+    perform = world.perform
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+        phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+        world.settle()
+        world.run(0.3)
+    assert phone.of(sip.ReinviteAnswered)
+    world.boot()
+    world.run(1.2)
+    assert not world.edge.calls.by_id[call.call].legs["a1"].held
+
+    def told() -> list[str]:
+        bodies = [c.body for c in world.ng if c.command == "create answer" and c.body["from-tag"] == "a1"]
+        return [str(body["sdp"]) for body in bodies]
+
+    before = len(told())
+    phone.sip.reinvite(leg, phone.sdp(), world.now)
+    world.settle()
+    assert len(phone.of(sip.ReinviteAnswered)) == 2
+    assert ["sendonly" in sdp for sdp in told()[before:]] == [False]
+
+
 @pytest.mark.parametrize("who", ["caller", "agent"])
 def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
     """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""
