@@ -8,6 +8,7 @@ they agree with each other.
 - at the phones (`checkers_people`): an answered call is never ended by us, only people end
   calls; people on one call hear each other, once, within a limit after any fault; nobody is
   called twice
+- a supervisor hears them, and is heard by whom he speaks to (`checkers_supervision`)
 - a move on purpose leaves no hole: whoever hears something goes on hearing (`checkers_moves`)
 - nothing is sent to a carrier or a phone because a node was lost
 - agents' states and counters tell only what agents did
@@ -26,7 +27,8 @@ from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.checkers_moves import AtTheChange
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
-from ari_ha.simulation.cluster import EDGES, Cluster
+from ari_ha.simulation.checkers_supervision import AtTheSupervisor
+from ari_ha.simulation.cluster import EDGES, SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import Phones, Talk
 from ari_ha.simulation.faults import Faults
 from ari_ha.simulation.people import People
@@ -82,13 +84,16 @@ class Checkers:
         self.books = Books(cluster, self.people, self.problem)
         self.books.begin()
         self.phones = AtThePhones(cluster, self.people, self.problem, self._lasting, self._forget)
+        self.supervision = AtTheSupervisor(
+            cluster, self.people, self.problem, self._lasting, self._forget, self.phones
+        )
         self.moves = AtTheChange(cluster, self.people, self.problem)
         self.moves.begin()
         was_ended = cluster.phones.on_ended
 
         def agent_over(talk: Talk) -> None:
             was_ended(talk)
-            self.phones.over(talk)
+            (self.supervision if talk.who == SUPERVISOR else self.phones).over(talk)
 
         cluster.phones.on_ended = agent_over
         cluster.carrier.on_ended = self._customer_over
@@ -125,6 +130,7 @@ class Checkers:
         self._frames()
         self._two_calls()
         self.phones.hearing()
+        self.supervision.look()
         self.moves.look()
         self.commits.look(self.cluster.world.now)
         self._untouched()

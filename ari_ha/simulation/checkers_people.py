@@ -59,7 +59,7 @@ class AtThePhones:
             held = any(talk.held or talk.busy for talk in circle)
             heard = {talk.leg: self.cluster.ears.heard_by(talk) for talk in circle} if not held else {}
             good = held or all(self._good(talk, circle, heard[talk.leg]) for talk in circle)
-            served = not good and self._served(circle[0].call)
+            served = not good and self.served(circle[0].call)
             seen.add(f"{key}/served")
             long = self.lasting(f"{key}/served", served, DEAF_MAX_S, calm=False)
             if self.lasting(key, not good, DEAF_MAX_S) or long:
@@ -101,11 +101,11 @@ class AtThePhones:
         key = f"deaf/music/{waits.leg}"
         seen.add(key)
         heard = self.cluster.ears.heard_by(waits)
-        silent = MUSIC not in heard and self._served(waits.call)
+        silent = MUSIC not in heard and self.served(waits.call)
         if self.lasting(key, silent, NO_MUSIC_MAX_S, calm=False):
             self.problem("whoever is held hears music", f"call {waits.call}: {waits.leg} hears {heard}")
 
-    def _served(self, call: str) -> bool:
+    def served(self, call: str) -> bool:
         """Whether everything the call needs is there, whatever goes wrong elsewhere."""
         cluster, edge = self.cluster, self.cluster.edge.machine
         known = edge.calls.by_id.get(call) if isinstance(edge, EdgeMachine) else None

@@ -121,12 +121,15 @@ class Ears:
         asterisk: FakeAsterisk,
         channel: Channel,
         seen: frozenset[str],
+        overheard: bool = False,
     ) -> list[str]:
-        """What Asterisk sends into a channel: the others of its bridge, or what it plays."""
+        """What Asterisk sends into a channel: the others of its bridge, or what it plays, and what is
+        whispered to it. Of that, whoever overhears the channel hears nothing."""
+        whispered = [] if overheard else self._whispered(relay, call, asterisk, channel, "out", seen)
         out = self._played_to(asterisk, channel)
         bridge = asterisk.bridges.get(channel.bridge)
         if bridge is None or out:
-            return out
+            return out + whispered
         if bridge.music:
             out.append(MUSIC)
         for ident in bridge.channels:
@@ -139,6 +142,28 @@ class Ears:
             tag = self._tag_in_front_of(call, other)
             if tag is not None:
                 out += self._out_of(relay, call, tag, seen)
+            out += self._whispered(relay, call, asterisk, other, "in", seen)
+        return out + whispered
+
+    def _whispered(
+        self,
+        relay: FakeRtpengine,
+        call: MediaCall,
+        asterisk: FakeAsterisk,
+        channel: Channel,
+        direction: str,
+        seen: frozenset[str],
+    ) -> list[str]:
+        """Voices a snoop adds to a channel: to what goes ``out`` to it, or to what comes ``in`` from it."""
+        out: list[str] = []
+        for snoop in asterisk.channels.values():
+            bridge = asterisk.bridges.get(snoop.bridge)
+            if bridge is None or snoop.spies != channel.ident or snoop.whisper not in (direction, "both"):
+                continue
+            for ident in bridge.channels:
+                tag = self._tag_in_front_of(call, asterisk.channels[ident])
+                if ident != snoop.ident and tag is not None:
+                    out += self._out_of(relay, call, tag, seen)
         return out
 
     @staticmethod
@@ -164,7 +189,7 @@ class Ears:
             return []
         tag = self._tag_in_front_of(call, target)
         person = self._out_of(relay, call, tag, seen) if tag is not None else []
-        return person + self._from_channel(relay, call, asterisk, target, seen)
+        return person + self._from_channel(relay, call, asterisk, target, seen, overheard=True)
 
     # -- addresses
 

@@ -208,6 +208,8 @@ class StoreClient:
         self.prefixes = tuple(prefixes)
         self.ttl_s = ttl_s
         self._unwatched: tuple[str, ...] = ()
+        self._due: list[tuple[float, float]] = []
+        """Of each write: when it was sent, and when it arrives"""
         self._stalled = False
         self._missed = self._unrenewed = False
         """Changes not delivered, and a renewal not sent, because nothing got through"""
@@ -356,6 +358,12 @@ class StoreClient:
         asked about it: so every seed keeps its weather."""
         self._unwatched += (prefix,)
 
+    def overdue(self, limit_s: float) -> bool:
+        """Whether a write has been under way for longer than that."""
+        now = self._world.now
+        self._due = [(since, until) for since, until in self._due if until > now]
+        return any(now - since > limit_s for since, _ in self._due)
+
     # -- effects
 
     def perform(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:
@@ -379,6 +387,8 @@ class StoreClient:
         delay_s = 2 * store.network.stream_delay(self.process.host, HOST)
         if store.slow_s:
             delay_s += self._world.rng.expovariate(SLOWEST_OF_100 / store.slow_s)
+        if isinstance(effect, StoreTxn):
+            self._due.append((self._world.now, self._world.now + delay_s))
         self._world.after(delay_s, lambda: self._arrived(effect, settle))
 
     def _arrived(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:

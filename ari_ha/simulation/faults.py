@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ari_ha.machines.edge import EdgeMachine
+from ari_ha.machines.edge_config import EdgeTimings
 from ari_ha.simulation.cluster import Cluster, Node
 from ari_ha.simulation.fake_store import HOST as ETCD
 from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
@@ -333,9 +334,12 @@ class Faults:
     # -- the edge, etcd, the relay
 
     def _etcd_safe(self) -> bool:
-        cluster = self.cluster
+        """Whether the edge may die: not while what it has let happen is not in etcd, because that is away
+        or takes longer than the edge waits (`EdgeTimings.persist_limit_s`). These are stated limits."""
+        cluster, client = self.cluster, self.cluster.edge_client
         return (
             cluster.store.available
+            and not (client and client.overdue(EdgeTimings().persist_limit_s))
             and not cluster.store.full
             and cluster.world.now - self._etcd_back_at > ETCD_SETTLED_S
             and cluster.world.now - cluster.store.last_lost_s > ETCD_SETTLED_S

@@ -13,6 +13,10 @@ from ari_ha.simulation.fake_phones import UP, Talk
 from ari_ha.simulation.work import Work
 from ari_ha.sip.auth import Credentials
 
+SUPERVISE_AGAIN_S = 1.0
+SUPERVISED_UNTIL_S = 30.0
+"""Nobody begins it later than that in a run."""
+
 
 @dataclass
 class Habits:
@@ -153,11 +157,22 @@ class People:
             agent = self.world.rng.choice(self.cluster.agents)
             mode = self.world.rng.choice(("listen", "whisper", "barge"))
             begin = from_s + self.world.between(2.0, self.habits.arrive_s + 8.0)
-            for when, what in ((begin, mode), (begin + self.world.between(2.0, 8.0), "stop")):
-                self.world.at(when, lambda what=what, agent=agent: self._supervise(agent, what))
+            until = begin + self.world.between(4.0, 20.0)
+            self.world.at(begin, lambda order=(agent, mode, until): self._supervise(*order))
 
-    def _supervise(self, agent: str, mode: str) -> None:
-        """An order, asked of a node drawn at random."""
+    def _supervise(self, agent: str, mode: str, until_s: float) -> None:
+        """An order about somebody who talks, and for as long as was meant from then on."""
+        talking = {talk.who for talk in self.cluster.phones.talks.values() if talk.state == UP}
+        agent = next((one for one in (agent, *self.cluster.agents) if one in talking), "")
+        if agent:
+            self._order(agent, mode)
+            self.world.at(until_s, lambda: self._order(agent, "stop"))
+        elif self.world.now < SUPERVISED_UNTIL_S:
+            later = until_s + SUPERVISE_AGAIN_S
+            self.world.after(SUPERVISE_AGAIN_S, lambda: self._supervise(agent, mode, later))
+
+    def _order(self, agent: str, mode: str) -> None:
+        """Asked of a node drawn at random."""
         node = self.world.rng.choice(self.cluster.nodes)
         if node.app.running:
             args = {"agent": agent, "mode": mode, "device": SUPERVISOR, "by": "boss"}

@@ -319,6 +319,11 @@ def _third_forgotten(machine: NodeMachine, call: NodeCall) -> None:
         leg.consult = leg.leg
 
 
+def _supervisor_forgotten(machine: NodeMachine, call: NodeCall) -> None:
+    """A survivor has the supervisor on the line, and nobody for him to hear."""
+    call.supervision._join = lambda order, leg: None  # type: ignore[method-assign]
+
+
 def _lost_place(cluster: Cluster) -> None:
     """A caller who is taken up waits as if he had just come."""
 
@@ -392,6 +397,10 @@ PLANTED = {
         ("drain",),
         ("people hear each other", "nobody is left alone"), full=True,
         pause_s=1.0, aimed=0.9,
+    ),
+    "supervisor-forgotten": Planted(
+        "a supervisor hears nobody after a takeover", _on_resumed(_supervisor_forgotten), ("asterisk-kill",),
+        ("supervisors hear and are heard",), hard=True, pause_s=5.0,
     ),
     "lost-place": Planted(
         "a takeover puts a waiting caller behind the others", _lost_place, ("asterisk-kill",),
