@@ -69,7 +69,8 @@ class Outbound:
         if head is not None and head.agent and not leg.consult:
             parts.acd.conversation_state(call.call, head.agent, "connect")
         leg.agent = leg.agent or parts.agent_at(leg.target)
-        if leg.agent:
+        # taken up with an older record, he may be all that is left: whoever ended the rest has counted it
+        if leg.agent and [o for o in call.living() if o is not leg and not o.aside]:
             parts.acd.conversation_state(call.call, leg.agent, "join")
         call.note("the party answered", leg=leg.leg, target=leg.target)
         call.transfers.party_answered(leg)

@@ -546,7 +546,8 @@ def test_a_colleague_who_was_handed_over_nobody_knows_where(consults: bool) -> N
 @pytest.mark.parametrize("consults", [False, True])
 def test_whoever_was_called_is_alone_and_the_record_is_older_than_the_transfer(consults: bool) -> None:
     """1001 handed +4930, whom he had called, over to somebody who has hung up since; the record says
-    that the number still rings. He is sent home; whom he consults stays with him."""
+    that the number still rings. He is sent home, and his conversation was counted when it was ended; whom
+    he consults stays with him."""
     bench = Bench()
     record = RecordValue(
         call="k1", epoch="7.1", node="ast2#x", stage="dialing", verb=["agent", "dial", "1002"], did="1002",
@@ -568,6 +569,7 @@ def test_whoever_was_called_is_alone_and_the_record_is_older_than_the_transfer(c
     else:
         bench.sleep(4)
         assert "k1" not in bench.machine.core.calls
+        assert bench.agent("1002").handled == 0
 
 
 @pytest.mark.parametrize("head", ["up", "ringing"])
