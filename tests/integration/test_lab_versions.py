@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import pytest
 
 from ari_ha.cli import lab_versions as versions
 from ari_ha.cli.chaos_judge import Pair
 from ari_ha.cli.chaos_stage import Stage, until
-from ari_ha.cli.drain import remove, write
+from ari_ha.cli.drain import plan_of, remove, write
 from ari_ha.cli.lab import EDGES, NODES
 from ari_ha.core.ports.store import Compare, Put
 
@@ -24,8 +24,8 @@ OLD, NEW, THIRD = NODES
 LIMIT_S = 60.0
 
 
-def use(stage: Stage, host: str, service: str, older: bool) -> None:
-    """The service is of that version, serves, and no call has moved."""
+def use(stage: Stage, host: str, service: str, older: bool, drained: Collection[str] = ()) -> None:
+    """The service is of that version, serves, and no call has moved. Nodes that are drained take no calls."""
     before = {caller: row["epoch"] for caller, row in stage.edge_calls().items()}
     if older:
         versions.run_other(stage.lab, host, service)
@@ -40,7 +40,7 @@ def use(stage: Stage, host: str, service: str, older: bool) -> None:
         )
     # An edge that has begun again has its links before etcd has told it its calls.
     until("the edge serves", LIMIT_S, lambda: stage.edge_status()["serving"], 0.1)
-    until("all nodes take calls", LIMIT_S, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
+    until("nodes take calls", LIMIT_S, lambda: set(stage.usable_nodes()) >= {*NODES} - {*drained}, 0.2)
     assert {caller: row["epoch"] for caller, row in stage.edge_calls().items()} == before
 
 
@@ -60,6 +60,18 @@ def old_app(stage: Stage) -> Iterator[Stage]:
 
 
 @pytest.fixture
+def old_apps(stage: Stage) -> Iterator[Stage]:
+    """A lab all of whose node apps are older than the rest."""
+    for node in NODES:
+        use(stage, node, "app", older=True)
+    yield stage
+    open_all(stage)
+    for node in NODES:
+        if versions.runs_other(stage.lab, node, "app"):
+            use(stage, node, "app", older=False)
+
+
+@pytest.fixture
 def old_edge(stage: Stage) -> Iterator[Stage]:
     """A lab whose edge is older than the nodes' apps."""
     use(stage, EDGES[0], "edge", older=True)
@@ -68,9 +80,11 @@ def old_edge(stage: Stage) -> Iterator[Stage]:
     use(stage, EDGES[0], "edge", older=False)
 
 
-def talk(stage: Stage, node: str, agent: str = "1001", caller: str = "15558501") -> Pair:
-    """Two people talk, served by that node; all nodes take calls then."""
-    stage.agents_in([agent])
+def talk(
+    stage: Stage, node: str, agent: str = "1001", caller: str = "15558501", busy: Sequence[str] = ()
+) -> Pair:
+    """Two people talk, served by that node; all nodes take calls then. Other agents are ``busy``, or out."""
+    stage.agents_in([agent], busy)
     stage.far.manner(mode="answer", after_s=0.1)
     stage.only(node)
     (ident,) = stage.far.place("6000", caller)
@@ -106,23 +120,31 @@ def move(stage: Stage, pair: Pair, to: str) -> None:
 def whole(stage: Stage, pair: Pair) -> None:
     """Both dialogs are what they were, both hear each other, and the node hears the digits of both."""
     until("they talk", LIMIT_S, lambda: stage.talking([pair]), 0.1)
-    assert all(stage.far.call(call)["state"] == "up" for call in (pair.customer, pair.agent_call))
+    heard(stage, pair)
+
+
+def heard(stage: Stage, pair: Pair) -> None:
+    """The dialogs are what they were, and the node hears the digits of whoever is to be heard."""
+    calls = [call for call in (pair.customer, pair.agent_call) if call]
+    assert all(stage.far.call(call)["state"] == "up" for call in calls)
     since = stage.far.now()
-    legs = {"c", pair.agent_leg}
 
-    def heard() -> bool:
-        stage.far.digits({pair.customer: "1", pair.agent_call: "2"})
+    def hears() -> bool:
+        stage.far.digits(dict(zip(calls, "12", strict=False)))
         digits = [d for d in stage.edge_call(pair.call)["digits"] if d["at_utc"] > since]
-        return {d["leg"] for d in digits if d["epoch"] == pair.epoch} >= legs
+        return {d["leg"] for d in digits if d["epoch"] == pair.epoch} >= set(pair.legs)
 
-    until("a node hears the digits of both", LIMIT_S, heard, 0.4)
+    until("a node hears the digits", LIMIT_S, hears, 0.4)
 
 
-def hang_up(stage: Stage, pair: Pair, by: str) -> None:
+def hang_up(stage: Stage, pair: Pair, by: str, *more: Pair) -> None:
     """Whoever hangs up, the other one is ended and nothing is left."""
-    mine, other = (pair.customer, pair.agent_call) if by == "customer" else (pair.agent_call, pair.customer)
-    stage.far.order(mine, "hangup")
-    until("the other is ended", LIMIT_S, lambda: stage.far.call(other)["state"] == "ended", 0.1)
+    for one in (pair, *more):
+        mine, other = (one.customer, one.agent_call) if by == "customer" else (one.agent_call, one.customer)
+        stage.far.order(mine, "hangup")
+        until(
+            "the other is ended", LIMIT_S, lambda other=other: stage.far.call(other)["state"] == "ended", 0.1
+        )  # type: ignore[misc]
     until("nobody has the call", LIMIT_S, lambda: not stage.edge_calls() and not stage.owned_calls(), 0.2)
 
 
@@ -140,6 +162,51 @@ def test_a_call_moves_between_apps_of_two_versions(old_app: Stage) -> None:
     finally:
         remove(old_app.cluster, OLD)
     hang_up(old_app, pair, "customer")
+
+
+def empty(stage: Stage, node: str) -> None:
+    """What ``ari-ha drain`` does, until no call is left there."""
+    plan = plan_of(stage.view(), node)
+    assert not plan.against
+    write(stage.cluster, node, plan.others)
+    until(f"{node} is empty", LIMIT_S, lambda: not stage.view().calls_of()[node], 0.1)
+
+
+@pytest.mark.timeout(900)
+def test_an_upgrade_goes_round_all_nodes_and_every_call_survives_it(old_apps: Stage) -> None:
+    """Drain, the present version, undrain, node by node, while people talk, are on hold and wait."""
+    stage, pairs = old_apps, []
+    for n, node in enumerate(NODES):
+        agent, busy = str(1001 + n), [pair.agent for pair in pairs]
+        pairs.append(talk(stage, node, agent, f"1555860{n}", busy))
+    *talking, held = pairs
+    stage.far.order(held.agent_call, "hold")
+    held.state = "held"
+    (ident,) = stage.far.place("6000", "15558609")
+    waiting = Pair(ident, "15558609", "queued")
+    until("the last one waits", LIMIT_S, lambda: stage.reached([waiting]), 0.2)
+    everybody = [*pairs, waiting]
+    for node in NODES:
+        stage.refresh(everybody)
+        here = [pair for pair in everybody if pair.node == node]
+        assert here, "nothing would be shown by that node"
+        empty(stage, node)
+        use(stage, node, "app", older=False, drained=[node])
+        remove(stage.cluster, node)
+        until("all nodes take calls", LIMIT_S, lambda: set(stage.usable_nodes()) >= set(NODES), 0.2)
+        stage.refresh(everybody)
+        assert all(pair.node != node for pair in here)
+        until("they hear each other", LIMIT_S, lambda: stage.talking(talking), 0.1)
+        until("they hear music", LIMIT_S, lambda: stage.hearing_music([held, waiting]), 0.1)
+        for pair in everybody:
+            heard(stage, pair)
+    stage.far.order(held.agent_call, "unhold")
+    until("nobody is on hold", LIMIT_S, lambda: stage.talking(pairs), 0.1)
+    stage.far.order(talking[0].customer, "hangup")
+    waiting.state = "talking"
+    until("a free agent gets who waits", LIMIT_S, lambda: stage.reached([waiting]), 0.2)
+    assert waiting.agent == talking[0].agent
+    hang_up(stage, held, "agent", waiting, *talking[1:])
 
 
 @pytest.mark.parametrize("dies", [OLD, NEW])
