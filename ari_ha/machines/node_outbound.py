@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ari_ha.core.ids import is_supervisor
 from ari_ha.machines.node_model import DIALING, NORMAL, RINGING, TALKING, UP, Leg, next_leg
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire.keyspace import LegValue, RecordValue
@@ -103,7 +104,8 @@ class Outbound:
         """After a takeover. The edge's word about the party is true: it rings, talks, or
         has ended; of a leg it never had, nothing was dialled."""
         call = self._call
-        for value in [v for v in record.legs.values() if v.target and v.state != "ended"]:
+        dialled = [v for v in record.legs.values() if v.target and not is_supervisor(v.leg)]
+        for value in [v for v in dialled if v.state != "ended"]:
             leg = call.legs.get(value.leg)
             if leg is not None and leg.alive:
                 leg.target = value.target

@@ -302,6 +302,7 @@ KEPT_FULL = {
     "a record of a newer epoch is written over": 100541,
     "answered at a node whose call another has taken up": 320009,
     "a second line that begins while its call moves": 330030,
+    "a supervisor in a record older than a transfer": 360007,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

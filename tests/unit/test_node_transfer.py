@@ -509,6 +509,27 @@ def test_taken_up_with_a_record_older_than_a_transfer_into_a_queue() -> None:
     assert bench.agent().work == "acw" and not bench.said(link.EndLeg)
 
 
+def test_a_supervisor_of_an_older_record_is_no_party_who_is_gone() -> None:
+    """As above, and a supervisor was on the call."""
+    bench = Bench(agents=())
+    legs = {
+        "c": LegValue(leg="c", role="customer", state="up"),
+        "a1": LegValue(leg="a1", role="agent", agent="1001", state="up"),
+        "s1": LegValue(leg="s1", role="supervisor", state="up", target="device:1900"),
+    }
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["queue", "support"], queue="support",
+        legs=legs,
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"a1": "app", "s1": "app"}
+    channels = bench.resume("k1", "7.2", {"c": "up"}, ended=ended, head="c", trunk="carrier1")
+    bench.sleep(0.1)
+    assert bench.hears(channels["c"]) == "music" and not bench.said(link.EndLeg)
+
+
 def test_whoever_hung_up_on_him_handed_nobody_over() -> None:
     bench = Bench()
     talk(bench)
