@@ -87,6 +87,11 @@ class Rehome:
             if leg.state != "up":
                 self._dialling.ring_again(call, leg)
 
+    def never_opened(self, call: EdgeCall) -> None:
+        """The process before us died between a second line's INVITE and its port."""
+        if legs := [leg for leg in call.living() if leg.of and not leg.port and not leg.elsewhere]:
+            self._open(call, legs, [])
+
     def look(self, call: EdgeCall) -> None:
         """rtpengine refused something, or has been away, or we have: what does it have of the
         call? A connection to a tag without media it calls done, so that proves nothing."""

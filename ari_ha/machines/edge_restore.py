@@ -152,6 +152,7 @@ def _go_on(
     elif not away:
         served = True
         calls.apply_media(call)
+    rehome.never_opened(call)
     if away:
         rehome.moved(call)
     elif not served or not context.config.guarded or any(leg.side.suite for leg in call.living()):

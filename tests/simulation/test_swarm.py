@@ -330,6 +330,7 @@ KEPT_EVERYTHING = {
     "no answer yet, and the edge's host comes back": 300038,
     "a conversation of which only a node without etcd can tell": 128,
     "an unhold that looks like a refresh": 330089,
+    "a second line without a port, and the edge dies": 350172,
     "whoever was called is all that is left, and was counted": 300238,
 }
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from ari_ha.core.ports.link import LinkDown
+from ari_ha.core.ports.media import NgCommand
 from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
@@ -296,6 +297,26 @@ def test_consulting_is_continued_by_a_restarted_edge(world):
     again = world.edge.calls.by_id[call.call]
     assert [leg.leg for leg in again.conversation("k1")] == ["k1", "a2"]
     assert world.hears[call.call] == before
+
+
+def test_a_second_line_whose_port_the_process_before_did_not_live_to_see(world, monkeypatch):
+    """Its media would wait for a tag that rtpengine does not have, and that of the others with it."""
+    _, call, node, phone, leg = talking(world)
+    perform = world.perform
+
+    def opens(e: object) -> bool:
+        return isinstance(e, NgCommand) and (e.command, e.body.get("from-tag")) == ("create", "k1")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(world, "perform", lambda e: None if opens(e) else perform(e))
+        consult(world, phone)
+        phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+        world.settle()
+    assert not call.legs["k1"].port
+    world.boot()
+    world.run(1.2)
+    again = world.edge.calls.by_id[call.call]
+    assert again.legs["k1"].port and "k1" in again.halves
 
 
 def test_a_third_call_of_a_phone_is_refused(world):
