@@ -140,8 +140,9 @@ class AtThePhones:
             return True
         if any(o.joining for o in everybody) and _is_left([o for o in everybody if o is not talk]):
             return True  # all may have been brought together, which no phone has heard of yet
-        if any(o.referred and not o.accepted and o.ended_by == "self" for o in everybody):
-            return True  # whoever asked hung up before it was accepted: perhaps nobody has heard of it
+        unheard = [o for o in everybody if o.referred and not o.accepted]
+        if any(o.ended_by == "self" or (o.main and o.main.ended_by == "self") for o in unheard):
+            return True  # whoever asked, in this line or his other, hung up before it was accepted
         if talk.call in self.apologised():
             return True
         if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):

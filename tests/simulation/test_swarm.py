@@ -332,6 +332,7 @@ KEPT_EVERYTHING = {
     "an unhold that looks like a refresh": 330089,
     "a second line without a port, and the edge dies": 350172,
     "whoever was called is all that is left, and was counted": 300238,
+    "asked in one line and hung up the other before anybody could hear of it": 300491,
 }
 
 

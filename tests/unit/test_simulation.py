@@ -453,16 +453,21 @@ def test_what_call_a_phone_was_on_is_known_also_when_its_relay_has_it_no_more() 
     assert ears.call_of(Talk("other", "customer", ("10.0.0.1", 4002), UP, remote=(at[0], at[1] + 2))) is None
 
 
+@pytest.mark.parametrize("asks", ["agent", "side"])
 @pytest.mark.parametrize("accepted", [False, True])
-def test_whoever_hangs_up_before_his_transfer_was_heard_may_have_asked_nobody(accepted: bool) -> None:
-    """His REFER is lost, and he hangs up before it is repeated; after a 202 his caller is kept."""
+def test_whoever_hangs_up_before_his_transfer_was_heard_may_have_asked_nobody(
+    accepted: bool, asks: str
+) -> None:
+    """His REFER, in either line, is lost, and he hangs up before it is repeated; a 202 keeps his caller."""
     phone = ("10.0.0.1", 4000)
     caller = Talk("caller", "customer", phone, ENDED, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
     caller.ended_by, caller.ended_s = "far", 9.1
     agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=2.0, ended_s=9.0)
-    agent.ended_by, agent.referred, agent.attended, agent.accepted = "self", "1002", True, accepted
+    agent.ended_by = "self"
     side = Talk("side", "1001", phone, UP, call="k", started_s=4.0, answered_s=5.0, dialled="1002")
     side.main, side.attended = agent, True
+    asking = agent if asks == "agent" else side
+    asking.referred, asking.attended, asking.accepted = "1002", True, accepted
     party = Talk("party", "1002", phone, UP, call="k", started_s=5.0, answered_s=5.0)
     cluster: Any = SimpleNamespace(
         carrier=SimpleNamespace(talks={"caller": caller}), nodes=[], rehomed=[],
