@@ -377,6 +377,8 @@ class EdgeCall:
     """Why the leg that leads the call ended"""
     record: bytes = b""
     """Its node's record as last seen, for what only the node knows"""
+    in_menu: bool = False
+    """That record says an IVR has the caller: he may hear nothing by right"""
     recorded: bool = False
     """Its node said that it is to be recorded."""
     recorders: dict[str, RecorderLeg] = field(default_factory=dict)

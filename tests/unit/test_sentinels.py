@@ -16,6 +16,7 @@ from ari_ha.machines.sentinels import BY_MUSIC, BY_TALK, Sample, Sentinel, fit
 from ari_ha.runtime.settings import SettingsError
 from ari_ha.sip import events as sip
 from ari_ha.wire import link
+from ari_ha.wire.keyspace import RecordValue, encode
 from sidecars.edge.settings import Core, EdgeSettings, Etcd, Link, Public
 from tests.support.edge_world import EdgeWorld
 
@@ -247,7 +248,7 @@ def test_a_call_that_changed_does_not_count(world, rtp, what):
 
 
 def test_a_caller_alone_may_hear_nothing_by_right(world, rtp):
-    """An IVR that waits for a digit, in both calls of the node, while Asterisk answers."""
+    """Music that has a pause, in both calls of the node, while Asterisk answers."""
     calls = [caller(world), caller(world)]
     world.run(STEADY_S)
     for call in calls:
@@ -509,6 +510,11 @@ def test_fit_knows_whom_asterisk_must_send_to(world, rtp):
     assert fit(call) is None, "rtpengine's answer would be long"
     alone = caller(world)
     assert fit(alone) == (BY_MUSIC, (("c@ast1.1", "c"),))
+    key = world.edge.context.keys.record(alone.call)
+    for stage, kind in (("ivr", None), ("queued", BY_MUSIC)):
+        record = RecordValue(call=alone.call, epoch=str(alone.epoch), node="ast1", stage=stage)
+        world.edge.calls.record_stored(key, encode(record))
+        assert (fit(alone) or [None])[0] == kind
     alone.by_dialplan = True
     assert fit(alone) is None
 
