@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 CALLS = 3
 MIXED_CALLS = 10
 """Some in each of six states"""
-DRAINED_CALLS, EMPTY_MAX_MS, DRAIN_LOST_MAX_MS = 20, 3_000, 40
+DRAINED_CALLS, EMPTY_MAX_MS, DRAIN_LOST_MAX_MS = 20, 5_000, 200
+"""What a drain must not exceed on any machine, however busy; a quiet one is in docs/index.md."""
 
 
 def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) -> dict[str, Any]:
