@@ -134,13 +134,11 @@ def node_of(parts: dict[str, dict[str, Any]]) -> str:
     return str(parts.get("owner", {}).get("node", "")).partition("#")[0]
 
 
-BUSY = ("reserved", "ringing", "talking", "hold", "consult", "dialing")
-"""Work of an agent that binds him to the call of his attempt; after-call work does not."""
-
-
 def agents_of(call: str, parts: dict[str, dict[str, Any]], agents: dict[str, dict[str, Any]]) -> list[str]:
     """Everybody but the caller whom the call touches: who is on it, is rung or reserved for it, is consulted,
     or supervises it. By the agent's name; a phone that is no agent's, or a number outside, by itself."""
+    from ari_ha.machines.acd_agents import BUSY
+
     record = parts.get("record", {})
     at = {value["device"]: name for name, value in agents.items() if value.get("device")}
     legs = [leg for leg in record.get("legs", {}).values() if leg.get("state", "up") != "ended"]

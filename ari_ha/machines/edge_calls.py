@@ -502,7 +502,7 @@ class Calls:
         call = self.by_id.get(parts[1]) if len(parts) == 3 and parts[2] == "record" else None
         if call is None:
             return
-        call.record, call.in_menu = raw, b'"stage":"ivr"' in raw
+        call.record = raw
         if b'"ending"' not in raw:
             return
         try:

@@ -377,8 +377,6 @@ class EdgeCall:
     """Why the leg that leads the call ended"""
     record: bytes = b""
     """Its node's record as last seen, for what only the node knows"""
-    in_menu: bool = False
-    """That record says an IVR has the caller: he may hear nothing by right"""
     recorded: bool = False
     """Its node said that it is to be recorded."""
     recorders: dict[str, RecorderLeg] = field(default_factory=dict)
@@ -391,6 +389,11 @@ class EdgeCall:
         if epoch == str(self.epoch):
             return True
         return not self.lost and epoch in {str(half.epoch) for half in self.halves.values()}
+
+    @property
+    def in_menu(self) -> bool:
+        """Whether its record says that an IVR has the caller: he may hear nothing by right."""
+        return b'"stage":"ivr"' in self.record
 
     @property
     def primary(self) -> PhoneLeg | None:

@@ -166,10 +166,8 @@ def fit(call: EdgeCall) -> tuple[int, tuple[Ear, ...]] | None:
         return None
     if (len(call.legs) + len(call.tombstones)) * (1 + max(1, len(call.served))) > TAGS_MAX:
         return None
-    if len(up) == 1 and call.in_menu:
-        return None
     if len(up) == 1:
-        return BY_MUSIC, ((tags[up[0]], up[0]),)
+        return None if call.in_menu else (BY_MUSIC, ((tags[up[0]], up[0]),))
     one, two = up
     kind = BY_TALK if call.media.state == HITLESS else BY_THROUGH
     return kind, ((tags[one], two), (tags[two], one))
