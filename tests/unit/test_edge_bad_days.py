@@ -233,15 +233,22 @@ def test_a_node_hears_of_an_answer_that_was_written_down_and_not_passed_on(world
     assert not phone.of(sip.LegEnded) and world.edge.calls.by_id[call.call].epoch == call.epoch
 
 
-def test_a_hold_is_confirmed_when_it_is_written_down(world, monkeypatch):
-    """The process dies between a hold and the write: its successor is asked again. It would not know who
-    holds, and take the unhold, which says what it thinks is so, for a refresh."""
-    _, call, _, phone, leg = talking(world)
+def hold_unwritten(world, monkeypatch, phone, leg, for_s: float = 0.0):
+    """The phone holds, and for so long no write gets to etcd."""
     perform = world.perform
     with monkeypatch.context() as dying:
         dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
         phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
         world.settle()
+        if for_s:
+            world.run(for_s)
+
+
+def test_a_hold_is_confirmed_when_it_is_written_down(world, monkeypatch):
+    """The process dies between a hold and the write: its successor is asked again. It would not know who
+    holds, and take the unhold, which says what it thinks is so, for a refresh."""
+    _, call, _, phone, leg = talking(world)
+    hold_unwritten(world, monkeypatch, phone, leg)
     assert not phone.of(sip.ReinviteAnswered)
     world.boot()
     world.run(1.2)
@@ -268,12 +275,7 @@ def test_whoever_takes_his_call_back_hears_again_though_his_hold_was_never_writt
     """Confirmed when etcd had not answered in time, and the process dies then: for its successor the unhold
     changes nothing, but rtpengine sends nothing to whoever holds."""
     _, call, _, phone, leg = talking(world)
-    perform = world.perform
-    with monkeypatch.context() as dying:
-        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
-        phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
-        world.settle()
-        world.run(0.3)
+    hold_unwritten(world, monkeypatch, phone, leg, 0.3)
     assert phone.of(sip.ReinviteAnswered)
     world.boot()
     world.run(1.2)
