@@ -10,8 +10,7 @@ from typing import Any
 TRANSFER, CONSULT, CONFERENCE, RINGING_OUT = "transfer", "consult", "conference", "ringing-out"
 EARLY_MEDIA = "early-media"
 SUPERVISED = {"supervised": "listen", "whispered": "whisper", "barged": "barge"}
-"""States with a supervisor, and his mode. Where his voice is mixed in, packets carry no numbers: what they
-lost is not measured."""
+"""States with a supervisor, and his mode."""
 MIXED = "mixed"
 """Calls in several of the other states at once"""
 STATES = (
@@ -78,6 +77,22 @@ class Pair:
             return [PRIMARY, self.agent_leg, SUPERVISOR]
         return [PRIMARY, self.agent_leg] if self.state in VOICE_STATES else [PRIMARY]
 
+    @property
+    def ears(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Who hears what Asterisk mixes: direction -> his call, and the calls of which he should hear any."""
+        customer, agent, supervisor = self.customer, self.agent_call, self.supervisor_call
+        found: dict[str, tuple[str, tuple[str, ...]]] = {}
+        if self.state == CONFERENCE:
+            found["to_third"] = self.side[1], (customer, agent)
+            found["to_customer"], found["to_agent"] = (customer, self.side), (agent, (customer, self.side[1]))
+        if self.state in SUPERVISED:
+            found["to_supervisor"] = supervisor, (customer, agent)
+        if self.state in ("whispered", "barged"):
+            found["to_agent"] = agent, (customer, supervisor)
+        if self.state == "barged":
+            found["to_customer"] = customer, (agent, supervisor)
+        return found
+
 
 @dataclass(slots=True)
 class Verdict:
@@ -85,7 +100,7 @@ class Verdict:
 
     pair: Pair
     lost_ms: dict[str, float | None] = field(default_factory=lambda: {"to_customer": None, "to_agent": None})
-    """Per direction; None: not measured."""
+    """Per direction, those of a third person or a supervisor beside these two; None: not measured."""
     gap_ms: dict[str, float | None] = field(default_factory=lambda: {"to_customer": None, "to_agent": None})
     same_agent: bool | None = None
     carrier_messages: int | None = None
@@ -167,6 +182,13 @@ def music_lost_and_gap(row: Measured | None, window_s: float) -> tuple[float, fl
     return row["other_silent_ms"], row["other_longest_gap_ms"]
 
 
+def voices_lost_and_gap(row: Measured | None, window_s: float) -> tuple[float, float]:
+    """The same for voices that Asterisk mixes: time without any of them."""
+    if row is None or row["any_voice"] is None:
+        return window_s * 1000, window_s * 1000
+    return row["any_voice"]["silent_ms"], row["any_voice"]["longest_gap_ms"]
+
+
 def hears_now(row: Measured | None, source_call: str, window_s: float) -> bool:
     """Whether nearly all of a voice that was sent arrived in a (short, last) window."""
     heard = hearing(row, source_call)
@@ -227,11 +249,15 @@ def judge_audio(
         )
     elif state == EARLY_MEDIA:
         verdict.lost_ms["to_agent"], verdict.gap_ms["to_agent"] = lost_and_gap(agent, pair.customer, window_s)
-    elif state not in (RINGING_OUT, "barged"):
+    elif state not in (RINGING_OUT, *MIXED_STATES):
         verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = 0
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
-    friends = {*pair.side}
-    for row, expected in ((customer, pair.agent_call), (agent, pair.customer)):
+    for name, (ear, _) in pair.ears.items():
+        verdict.lost_ms[name], verdict.gap_ms[name] = voices_lost_and_gap(rows.get(ear), window_s)
+    both = ("to_customer", customer, pair.agent_call), ("to_agent", agent, pair.customer)
+    for name, row, expected in both:
+        _, voices = pair.ears.get(name, ("", ()))
+        friends = {*pair.side, *voices}
         for stranger in [s for s in strangers(row, expected) if s not in friends or not s]:
             verdict.against.append(f"heard {stranger or 'an unknown voice'}")
     judge_hearing(verdict, last, 1.0)

@@ -157,8 +157,6 @@ def judge_side(stage: Stage, verdict: Verdict, since: float) -> None:
     if pair.state == CONFERENCE:
         if not hear_mix(stage, [pair]):
             verdict.against.append("not all three hear the others")
-        # the customer's digits take the place of what is mixed for the agent: no figure of it
-        verdict.lost_ms["to_agent"] = verdict.gap_ms["to_agent"] = None
     elif pair.state == CONSULT:
         one, other = pair.side
         rows = {row["call"]: row for row in stage.far.measure(since, None, [one, other])["calls"]}

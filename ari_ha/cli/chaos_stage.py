@@ -181,10 +181,11 @@ class Stage:
         idents = [
             ident
             for pair in pairs
-            for ident in (pair.customer, pair.agent_call, pair.supervisor_call)
+            for ident in (pair.customer, pair.agent_call, pair.supervisor_call, *pair.side)
             if ident
         ]
-        return {row["call"]: row for row in self.far.measure(since, until, idents)["calls"]}
+        ears = {ear: voices for pair in pairs for ear, voices in pair.ears.values() if ear}
+        return {row["call"]: row for row in self.far.measure(since, until, idents, ears)["calls"]}
 
     def heard_lately(self, pairs: Sequence[Pair], window_s: float = 1.0) -> dict[str, Any]:
         """What these calls heard in the last moments, packets under way left out."""

@@ -13,7 +13,7 @@ Every request carries ``Authorization: Bearer <token>``. Times are UTC seconds.
 | POST /phones/{user}/{answer,reject,hangup,hold,unhold,dtmf,info} | orders to its living call |
 | POST /phones/manner {users, ...} | one manner for many |
 | POST /digits {digits: {call: digits}} | many digits at once |
-| GET /measure?since=&until=&call= · POST /measure/mark {name} | what was heard |
+| GET /measure?since=&until=&call=&ear= · POST /measure/mark {name} | what was heard |
 """
 
 from __future__ import annotations
@@ -127,12 +127,13 @@ class Api:
         return web.json_response(values)
 
     async def measure(self, request: web.Request) -> web.Response:
-        """What was heard in a window."""
+        """What was heard in a window; ``ear=A:B,C``: call A should hear any of B and C."""
         now = time.time()
         since = self._instant(request.query.get("since"), 0.0)
         until = self._instant(request.query.get("until"), now)
         only = frozenset(request.query.getall("call", []))
-        values = await asyncio.to_thread(self.ends.measure, since, min(until, now), only)
+        ears = dict(map(_ear, request.query.getall("ear", [])))
+        values = await asyncio.to_thread(self.ends.measure, since, min(until, now), only, ears)
         return web.json_response({"now": now, **values})
 
     async def mark(self, request: web.Request) -> web.Response:
@@ -263,6 +264,11 @@ class Api:
         if driver is None:
             raise web.HTTPNotFound(text='{"error": "no such phone"}', content_type="application/json")
         return driver
+
+
+def _ear(text: str) -> tuple[str, list[str]]:
+    ear, _, voices = text.partition(":")
+    return ear, voices.split(",")
 
 
 def _set_manner(driver: Driver, body: dict[str, Any]) -> None:

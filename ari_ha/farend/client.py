@@ -88,12 +88,20 @@ class FarEndClient:
 
     # --- measuring ---
 
-    def measure(self, since: float, until: float | None = None, calls: Iterable[str] = ()) -> dict[str, Any]:
-        """What was heard between two instants."""
+    def measure(
+        self,
+        since: float,
+        until: float | None = None,
+        calls: Iterable[str] = (),
+        ears: Mapping[str, Iterable[str]] = {},
+    ) -> dict[str, Any]:
+        """What was heard between two instants. ``ears``: calls that should hear any of several others; their
+        rows have `any_voice`."""
         query: list[tuple[str, str]] = [("since", repr(since))]
         if until is not None:
             query.append(("until", repr(until)))
         query += [("call", ident) for ident in calls]
+        query += [("ear", f"{ear}:{','.join(voices)}") for ear, voices in ears.items()]
         return self.ask("/measure?" + urllib.parse.urlencode(query))
 
     def now(self) -> float:

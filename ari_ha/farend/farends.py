@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from ari_ha.farend import rtp
 from ari_ha.farend.call import Call
 from ari_ha.farend.edge_watch import Address, EdgeWatch
 from ari_ha.farend.media import Media
@@ -18,7 +19,6 @@ from ari_ha.farend.useragent import Manner, UserAgent
 from ari_ha.sip import Credentials, Flow, Listener
 
 CARRIER = "carrier"
-CARRIER_HERTZ, PHONE_HERTZ = 400, 1_000
 CARRIER_CALLS_MAX = 2_000
 REGISTER_SPACING_S = 0.02
 GOODBYE_S = 1.0
@@ -46,7 +46,7 @@ class FarEnds:
         carrier = self._agent(
             CARRIER,
             Listener("udp", "udp", self.settings.carrier_host, self.settings.carrier_port),
-            CARRIER_HERTZ,
+            rtp.CARRIER_HERTZ,
             Manner(after_s=0.2, calls_max=CARRIER_CALLS_MAX),
             user=self.settings.carrier_user,
             domain=self.settings.carrier_host,
@@ -94,7 +94,7 @@ class FarEnds:
         if settings.register:
             registration.due = asyncio.get_running_loop().time() + index * REGISTER_SPACING_S
         listener = Listener(transport, transport, settings.phones_host, settings.phones_base_port + index)
-        return self._agent(user, listener, PHONE_HERTZ, Manner(), user=user, registration=registration)
+        return self._agent(user, listener, rtp.PHONE_HERTZ, Manner(), user=user, registration=registration)
 
     def _agent(
         self,
@@ -137,15 +137,25 @@ class FarEnds:
         call = driver.agent.calls.get(ident) if driver else None
         return (driver, call) if driver and call else None
 
-    def measure(self, since: float, until: float, only: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """What every stream heard in the window; streams of calls that ended before it are left out."""
+    def measure(
+        self,
+        since: float,
+        until: float,
+        only: frozenset[str] = frozenset(),
+        ears: Mapping[str, Collection[str]] = {},
+    ) -> dict[str, Any]:
+        """What every stream heard in the window; streams of calls that ended before it are left out.
+        ``ears``: calls that should hear any of several others."""
         rows: list[tuple[Call, dict[str, Any]]] = []
         for _, call in list(self.calls()):
             if only and call.id not in only:
                 continue
             if not call.living and call.ended_at < since:
                 continue
-            report = self.media.report(call.stream.id, since, until)
+            voices = (self.find(ident) for ident in ears.get(call.id, ()))
+            report = self.media.report(
+                call.stream.id, since, until, [found[1].stream.id for found in voices if found]
+            )
             if report is None:
                 continue
             received = sum(1 for m in list(call.messages) if m.way == "received" and since <= m.at < until)

@@ -4,7 +4,7 @@ out."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,28 @@ class Span:
 
 
 @dataclass(slots=True)
+class AnyVoice:
+    """What one stream heard of several others, whoever of them: by their numbered packets, or by their
+    tone in what Asterisk mixes. A digit that came in their place counts as one of them."""
+
+    packets: int = 0
+    silent_ms: float = 0.0
+    """Within the window: time nothing of them came though one of them spoke, gaps up to 60 ms left out, and
+    what came late but in time for a phone's buffer."""
+    longest_gap_ms: float = 0.0
+    longest_gap_at: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "packets": self.packets,
+            "silent_ms": round(self.silent_ms, 1),
+            "longest_gap_ms": round(self.longest_gap_ms, 1),
+            "longest_gap_at": self.longest_gap_at,
+        }
+
+
+@dataclass(slots=True)
 class Report:
     """What one stream heard in a window."""
 
@@ -114,6 +136,8 @@ class Report:
     packets: int = 0
     sent: int = 0
     """Voice packets this stream sent itself"""
+    any_voice: AnyVoice | None = None
+    """None: not asked for"""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -128,19 +152,26 @@ class Report:
             "foreign_packets": self.foreign_packets,
             "packets": self.packets,
             "sent": self.sent,
+            "any_voice": self.any_voice and self.any_voice.to_dict(),
         }
 
 
 def report(
-    log: StreamLog, source_log: Callable[[int], StreamLog | None], since_ns: int, until_ns: int
+    log: StreamLog,
+    source_log: Callable[[int], StreamLog | None],
+    since_ns: int,
+    until_ns: int,
+    voices_of: Mapping[int, int] = {},
 ) -> Report:
-    """What the stream of ``log`` heard between the two instants (UTC nanoseconds)."""
+    """What the stream of ``log`` heard between the two instants (UTC nanoseconds). ``voices_of``: streams of
+    which it should hear any, with the tone of each in hertz."""
     result = Report(sent=len(log.sent(since_ns, until_ns)))
     voices: dict[int, list[Heard]] = {}
     digits: list[Heard] = []
     music: list[Heard] = []
-    for packet in log.heard(since_ns, until_ns):
-        result.packets += 1
+    heard = list(log.heard(since_ns, until_ns))
+    result.packets = len(heard)
+    for packet in heard:
         if packet.kind == rtp.VOICE:
             voices.setdefault(packet.source, []).append(packet)
         elif packet.kind == rtp.DIGIT:
@@ -157,18 +188,71 @@ def report(
     for source, packets in voices.items():
         result.hears.append(_hearing(source, packets, source_log(source), since_ns, until_ns, digits))
     result.hears.sort(key=lambda item: -item.received)
+    if voices_of:
+        logs = [source_log(source) for source in voices_of]
+        result.any_voice = _any_voice(heard, voices_of, _pauses(logs, since_ns, until_ns), since_ns, until_ns)
     return result
 
 
 def _music(result: Report, packets: Sequence[Heard], until_ns: int) -> None:
     """Times without music: by arrival, and what of them nothing made up for."""
+    for at_ns, gap_ns, silent_ns in _gaps(packets, until_ns):
+        if gap_ns / 1e6 > result.other_longest_gap_ms:
+            result.other_longest_gap_ms, result.other_longest_gap_at = gap_ns / 1e6, at_ns / 1e9
+        if silent_ns > 2 * PACKET_NS:
+            result.other_silent_ms += silent_ns / 1e6
+
+
+def _any_voice(
+    heard: Iterable[Heard],
+    voices_of: Mapping[int, int],
+    pauses: Sequence[tuple[int, int]],
+    since_ns: int,
+    until_ns: int,
+) -> AnyVoice:
+    """Times without any of the voices, from the window's begin to what may still be under way at its end."""
+    tones = 0
+    for hertz in voices_of.values():
+        tones |= rtp.pitch_bit(hertz)
+    packets = [packet for packet in heard if _is_of(packet, voices_of, tones)]
+    result = AnyVoice(len(packets))
+    nobody = Heard(since_ns - PACKET_NS, 0, 0, 0, 0)
+    for at_ns, gap_ns, silent_ns in _gaps([nobody, *packets], until_ns - SETTLE_NS):
+        if not silent_ns and gap_ns / 1e6 <= result.longest_gap_ms:
+            continue
+        first, last = at_ns + PACKET_NS, at_ns + PACKET_NS + gap_ns
+        paused_ns = sum(max(0, min(end, last) - max(begin, first)) for begin, end in pauses)
+        if (gap_ns - paused_ns) / 1e6 > result.longest_gap_ms:
+            result.longest_gap_ms, result.longest_gap_at = (gap_ns - paused_ns) / 1e6, at_ns / 1e9
+        if silent_ns - paused_ns > 2 * PACKET_NS:
+            result.silent_ms += (silent_ns - paused_ns) / 1e6
+    return result
+
+
+def _is_of(packet: Heard, sources: Container[int], tones: int) -> bool:
+    """Whether a packet carries a voice of these streams, or a digit, which takes its place."""
+    if packet.kind == rtp.VOICE:
+        return packet.source in sources
+    return packet.kind == rtp.DIGIT or (packet.kind == rtp.OTHER and packet.source & tones != 0)
+
+
+def _pauses(logs: Sequence[StreamLog | None], since_ns: int, until_ns: int) -> list[tuple[int, int]]:
+    """Times in which nobody spoke: of one whose log is not at hand we cannot say so."""
+    known = [log for log in logs if log is not None]
+    if len(known) < len(logs):
+        return []
+    spoken = sorted(at_ns for log in known for _, at_ns in log.sent(since_ns - PACKET_NS, until_ns))
+    marks = [since_ns - PACKET_NS, *spoken, until_ns]
+    return [(a + PACKET_NS, b) for a, b in itertools.pairwise(marks) if b - a > SENDER_PAUSE_MIN_NS]
+
+
+def _gaps(packets: Sequence[Heard], until_ns: int) -> Iterator[tuple[int, int, int]]:
+    """After each packet: when it came, the time to the next beyond its own 20 ms, and how much of that time
+    the listener misses."""
     for index, packet in enumerate(packets):
         end = packets[index + 1].at_ns if index + 1 < len(packets) else until_ns
         gap_ns = end - packet.at_ns - PACKET_NS
-        if gap_ns / 1e6 > result.other_longest_gap_ms:
-            result.other_longest_gap_ms, result.other_longest_gap_at = gap_ns / 1e6, packet.at_ns / 1e9
-        if gap_ns > 2 * PACKET_NS and (silent_ns := _not_made_up(packets, index, gap_ns)) > 2 * PACKET_NS:
-            result.other_silent_ms += silent_ns / 1e6
+        yield packet.at_ns, gap_ns, _not_made_up(packets, index, gap_ns) if gap_ns > 2 * PACKET_NS else 0
 
 
 def _not_made_up(packets: Sequence[Heard], index: int, gap_ns: int) -> int:
@@ -176,19 +260,27 @@ def _not_made_up(packets: Sequence[Heard], index: int, gap_ns: int) -> int:
     at once, by the timestamps of its stream (RFC 3550 section 5.1): then nothing is missing. Another
     stream owes nothing."""
     before, later = packets[index], packets[index + 1 :]
-    if not later or later[0].extra != before.extra or gap_ns > BUFFER_NS:
+    if not later or not _same_stream(later[0], before) or gap_ns > BUFFER_NS:
         return gap_ns
     late_ns = gap_ns
     for packet in later:
-        if packet.extra != before.extra or packet.at_ns > later[0].at_ns + BUFFER_NS:
+        if not _same_stream(packet, before) or packet.at_ns > later[0].at_ns + BUFFER_NS:
             break
         late_ns = min(late_ns, packet.at_ns - before.at_ns - _stream_ns(before, packet))
     left_out_ns = _stream_ns(before, later[0]) - PACKET_NS
     return min(gap_ns, max(0, late_ns) + max(0, left_out_ns))
 
 
+def _same_stream(one: Heard, other: Heard) -> bool:
+    """Whether the places of two packets in their stream can be compared."""
+    same = (one.kind, one.extra) == (other.kind, other.extra)
+    return same and (one.kind != rtp.VOICE or one.source == other.source)
+
+
 def _stream_ns(before: Heard, after: Heard) -> int:
-    """Time between two packets by their stream's own clock."""
+    """Time between two packets by their stream's own clock, or by its count."""
+    if after.kind == rtp.VOICE:
+        return (after.number - before.number) * PACKET_NS
     return ((after.number - before.number) & 0xFFFFFFFF) * NS_PER_SAMPLE
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -71,9 +72,10 @@ class LiveStream:
     """A stream of `Media`."""
 
     def __init__(
-        self, media: Media, worker: _Worker, ident: int, host: str, port: int, log: StreamLog
+        self, media: Media, worker: _Worker, ident: int, hertz: int, host: str, port: int, log: StreamLog
     ) -> None:
         self.id = ident
+        self.hertz = hertz
         self.host = host
         self.port = port
         self.log = log
@@ -140,7 +142,7 @@ class Media:
             "hertz": hertz,
         }
         socket.send_fds(worker.orders, [json.dumps(order).encode()], [sock.fileno(), fd])
-        stream = LiveStream(self, worker, ident, host, sock.getsockname()[1], log)
+        stream = LiveStream(self, worker, ident, hertz, host, sock.getsockname()[1], log)
         os.close(fd)
         sock.close()
         worker.streams += 1
@@ -162,12 +164,16 @@ class Media:
             return sock
         raise OSError(f"no free RTP port on {host} between {self._port_first} and {self._port_last}")
 
-    def report(self, ident: int, since: float, until: float) -> Report | None:
-        """What a stream heard between two instants (UTC seconds); None when it is not known any more."""
+    def report(
+        self, ident: int, since: float, until: float, voices_of: Collection[int] = ()
+    ) -> Report | None:
+        """What a stream heard between two instants (UTC seconds), and of any of these others together; None
+        when it is not known any more."""
         stream = self.streams.get(ident)
         if stream is None:
             return None
-        return report(stream.log, self.log_of, int(since * 1e9), int(until * 1e9))
+        known = {other: self.streams[other].hertz for other in voices_of if other in self.streams}
+        return report(stream.log, self.log_of, int(since * 1e9), int(until * 1e9), known)
 
     def log_of(self, ident: int) -> StreamLog | None:
         """The log of a stream still known."""

@@ -4,18 +4,26 @@ number.
 The first bytes of a voice payload are a marker, the sending stream's id and a number counting up from 1;
 the rest is a tone. Nothing between two ends of the same codec changes a payload byte, so what arrives can
 be compared with what was sent. A payload without the marker is somebody else's audio: music, an
-announcement, silence."""
+announcement, silence, or several voices that Asterisk has mixed, which keep their tones."""
 
 from __future__ import annotations
 
 import math
 import struct
+from operator import mul
 
 PACKET_MS = 20
 SAMPLES_PER_PACKET = 160
 HEADER_BYTES = 12
 PT_PCMA = 8
 PT_PCMU = 0
+
+CARRIER_HERTZ, PHONE_HERTZ = 400, 1_000
+PITCHES_HZ = (CARRIER_HERTZ, PHONE_HERTZ)
+"""Tones of the far ends' voices. Whole periods of each fill a packet: neither is found in the other."""
+AMPLITUDE = 6_000
+HEARD_AMPLITUDE = AMPLITUDE / 2
+"""A voice louder than this is in a mix; of the lab's music, a fifth lower is found there (440 Hz)."""
 
 MARKER = b"\xa5ARIHA\x5a\x91"
 _HEADER = struct.Struct("!BBHII")
@@ -47,7 +55,54 @@ def alaw(sample: int) -> int:
     return (sign | (exponent << 4) | mantissa) ^ 0x55
 
 
-def tone(hertz: int, amplitude: int = 6000) -> bytes:
+def from_alaw(code: int) -> int:
+    """The 16-bit sample of an A-law byte."""
+    code ^= 0x55
+    exponent, mantissa = code >> 4 & 7, (code & 0x0F) << 4
+    magnitude = (mantissa + 0x108) << exponent - 1 if exponent else mantissa + 8
+    return magnitude if code & 0x80 else -magnitude
+
+
+def from_mulaw(code: int) -> int:
+    """The 16-bit sample of a mu-law byte."""
+    code ^= 0xFF
+    magnitude = (((code & 0x0F) << 3) + 0x84 << (code >> 4 & 7)) - 0x84
+    return -magnitude if code & 0x80 else magnitude
+
+
+_STEP = 256
+_LINEAR = {
+    pt: bytes(sample(code) // _STEP + 128 for code in range(256))
+    for pt, sample in ((PT_PCMA, from_alaw), (PT_PCMU, from_mulaw))
+}
+"""Every second sample, with eight bits, is enough to find a voice in, and `sum` is quick with them."""
+_PERIODS = [4000 // hertz for hertz in PITCHES_HZ]
+_WAVES = [
+    (period, *([turn(2 * math.pi * n / period) for n in range(period)] for turn in (math.cos, math.sin)))
+    for period in _PERIODS
+]
+_WHOLE = math.lcm(*_PERIODS)
+
+
+def pitch_bit(hertz: int) -> int:
+    """A voice's bit in what `pitches` finds; 0: it would not be found."""
+    return 1 << PITCHES_HZ.index(hertz) if hertz in PITCHES_HZ else 0
+
+
+def pitches(payload: bytes, pt: int) -> int:
+    """Which of `PITCHES_HZ` are in a payload of G.711: one bit of each (`pitch_bit`)."""
+    samples = payload[::2].translate(_LINEAR.get(pt, _LINEAR[PT_PCMA]))
+    end = len(samples) - len(samples) % _WHOLE
+    found = 0
+    for bit, (period, cosine, sine) in enumerate(_WAVES):
+        folded = [sum(samples[n:end:period]) for n in range(period)]
+        strength = math.hypot(sum(map(mul, folded, cosine)), sum(map(mul, folded, sine)))
+        if strength * 2 * _STEP > HEARD_AMPLITUDE * end:
+            found |= 1 << bit
+    return found
+
+
+def tone(hertz: int, amplitude: int = AMPLITUDE) -> bytes:
     """One packet's samples of a tone; multiples of 50 Hz repeat seamlessly."""
     step = 2 * math.pi * hertz / 8000
     return bytes(alaw(int(amplitude * math.sin(step * n))) for n in range(SAMPLES_PER_PACKET))
@@ -79,7 +134,7 @@ def classify(packet: bytes | bytearray | memoryview, size: int, event_pt: int) -
     """(kind, source, number, extra) of a received packet.
 
     Voice: source stream, number, SSRC. Digit: event code, RTP timestamp, duration with bit 31 for the end.
-    Other audio: 0, RTP timestamp, SSRC. The rest: SSRC in ``extra``.
+    Other audio: the `pitches` in it, RTP timestamp, SSRC. The rest: SSRC in ``extra``.
     """
     if size < HEADER_BYTES or packet[0] & 0xC0 != 0x80:
         return FOREIGN, 0, 0, 0
@@ -98,6 +153,7 @@ def classify(packet: bytes | bytearray | memoryview, size: int, event_pt: int) -
         marker, source, number = _MARK.unpack_from(packet, start)
         if marker == MARKER:
             return VOICE, source, number, ssrc
-    if QUIET.issuperset(bytes(packet[start:size])):
+    payload = bytes(packet[start:size])
+    if QUIET.issuperset(payload):
         return SILENCE, 0, 0, ssrc
-    return OTHER, 0, timestamp, ssrc
+    return OTHER, pitches(payload, second & 0x7F), timestamp, ssrc

@@ -110,6 +110,22 @@ async def test_a_call_with_voice_both_ways_and_digits(ends: Ends) -> None:
     assert [d["digit"] for d in by_owner["carrier"]["digits"]] == ["9"]
 
 
+async def test_an_ear_says_when_it_heard_none_of_those_it_should(ends: Ends) -> None:
+    ident = await ends.connected()
+    (other,) = [c["call"] for c in (await ends.ask("/calls"))["calls"] if c["way"] == "in"]
+    await asyncio.sleep(0.3)
+    since = time.time()
+    await asyncio.sleep(1.5)
+    rows = (await ends.ask(f"/measure?since={since}&ear={ident}:{other}&ear={other}:{other}"))["calls"]
+    found = {row["call"]: row["any_voice"] for row in rows}
+    assert found[ident]["packets"] > 50 and found[ident]["silent_ms"] < 500, found
+    assert found[other]["packets"] == 0 and found[other]["silent_ms"] > 800, (
+        "its own voice is not what it hears"
+    )
+    rows = (await ends.ask(f"/measure?since={since}"))["calls"]
+    assert [row["any_voice"] for row in rows] == [None, None]
+
+
 async def test_hold_stops_both_voices_and_unhold_resumes(ends: Ends) -> None:
     await ends.connected()
     await ends.ask("/phones/1001/hold", {})

@@ -25,7 +25,14 @@ def row(*hears: dict[str, Any], music: int = 0, silent_ms: float = 0.0, sent: in
         "other_longest_gap_ms": silent_ms,
         "digits": [],
         "sent": sent,
+        "any_voice": None,
     }
+
+
+def of_any(silent_ms: float, *hears: dict[str, Any], music: int = 50) -> dict[str, Any]:
+    """The row of an ear of which it was asked when it heard nobody."""
+    voices = {"packets": 500, "silent_ms": silent_ms, "longest_gap_ms": silent_ms, "longest_gap_at": 0.0}
+    return {**row(*hears, music=music), "any_voice": voices}
 
 
 def heard(call: str, received: int = 50, lost_ms: int = 0, gap_ms: float = 1.0) -> dict[str, Any]:
@@ -87,6 +94,69 @@ def test_a_mix_in_which_one_voice_is_late_at_times_is_heard(state: str, verdict:
     last["carrier-1"] = row(heard("1001-1", received=45), music=3)
     judge.judge_hearing(verdict, last, 1.0)
     assert verdict.against == ["the customer does not hear the others"]
+
+
+@pytest.mark.parametrize(
+    ("state", "lost"),
+    [
+        ("supervised", {"to_customer": 20, "to_agent": 40, "to_supervisor": 300}),
+        ("whispered", {"to_customer": 20, "to_agent": 200, "to_supervisor": 300}),
+        ("barged", {"to_customer": 100, "to_agent": 200, "to_supervisor": 300}),
+        ("conference", {"to_customer": 100, "to_agent": 200, "to_third": 400}),
+    ],
+)
+def test_every_ear_has_its_figure(verdict: Verdict, state: str, lost: dict[str, float]) -> None:
+    """Numbered packets where a voice is heard as it was sent; else the time without any voice."""
+    pair = verdict.pair
+    pair.state = state
+    if state == "conference":
+        pair.side = ("1001-1", "1041-1")
+    else:
+        pair.supervisor_call = "1060-1"
+    rows = {
+        "carrier-1": of_any(100, heard("1001-1", lost_ms=20)),
+        "1001-1": of_any(200, heard("carrier-1", lost_ms=40)),
+        "1060-1": of_any(300),
+        "1041-1": of_any(400),
+    }
+    judge.judge_audio(verdict, rows, 10, rows)
+    assert verdict.lost_ms == lost
+    assert verdict.gap_ms.keys() == lost.keys()
+    (figure,) = judge.worst([verdict.to_dict()], "lost_audio_ms")
+    assert figure == max(lost.values())
+    del rows["1060-1" if state != "conference" else "1041-1"]
+    judge.judge_audio(verdict, rows, 10, rows)
+    assert verdict.lost_ms["to_third" if state == "conference" else "to_supervisor"] == 10_000
+
+
+def test_each_ear_of_a_mix_is_told_whom_it_should_hear(verdict: Verdict) -> None:
+    pair = verdict.pair
+    assert pair.ears == {}
+    pair.state, pair.supervisor_call = "barged", "1060-1"
+    assert dict(pair.ears.values()) == {
+        "carrier-1": ("1001-1", "1060-1"),
+        "1001-1": ("carrier-1", "1060-1"),
+        "1060-1": ("carrier-1", "1001-1"),
+    }
+    pair.state, pair.supervisor_call, pair.side = "conference", "", ("1001-1", "1041-1")
+    assert dict(pair.ears.values()) == {
+        "carrier-1": ("1001-1", "1041-1"),
+        "1001-1": ("carrier-1", "1041-1"),
+        "1041-1": ("carrier-1", "1001-1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "ear", "why"), [("barged", 0, ""), ("whispered", 1, ""), ("whispered", 0, "!")]
+)
+def test_a_supervisor_heard_by_himself_is_a_stranger_only_to_whom_he_does_not_speak(
+    verdict: Verdict, state: str, ear: int, why: str
+) -> None:
+    verdict.pair.state, verdict.pair.supervisor_call = state, "1060-1"
+    rows = [of_any(0, heard("1001-1")), of_any(0, heard("carrier-1")), of_any(0)]
+    rows[ear]["hears"].append(heard("1060-1"))
+    judge.judge_audio(verdict, dict(zip(["carrier-1", "1001-1", "1060-1"], rows, strict=True)), 10, {})
+    assert ("heard 1060-1" in verdict.against) is bool(why)
 
 
 def test_a_dialog_that_ended_is_against_it(verdict: Verdict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -204,6 +205,141 @@ def test_music_that_ends_is_lost_from_then_on(pair: Pair) -> None:
     assert pair.report(until=T0 + 1_000 * MS).other_silent_ms == 500
 
 
+CUSTOMER, THIRD = SOURCE, 8
+TONES = {CUSTOMER: rtp.CARRIER_HERTZ, THIRD: rtp.PHONE_HERTZ}
+OF_CUSTOMER, OF_THIRD = (rtp.pitch_bit(hertz) for hertz in (rtp.CARRIER_HERTZ, rtp.PHONE_HERTZ))
+
+
+class Company(Pair):
+    """Two who talk, and somebody who should hear any of them: each by himself, or mixed by Asterisk."""
+
+    def __init__(self, customer: StreamLog, third: StreamLog, listener: StreamLog) -> None:
+        super().__init__(customer, listener)
+        self.third = third
+
+    def speak(self, packets: int, hear: Callable[[int], None] = lambda _: None) -> None:
+        """Both speak; ``hear`` says what comes of each packet."""
+        for _ in range(packets):
+            self.number += 1
+            self.talker.add_sent(self.at)
+            self.third.add_sent(self.at)
+            hear(self.at + MS)
+            self.at += 20 * MS
+
+    def mixed(self, at: int, tones: int = OF_CUSTOMER | OF_THIRD) -> None:
+        self.listener.add_heard(at, rtp.OTHER, tones, at // 125_000 & 0xFFFFFFFF, 5)
+
+    def music(self, at: int) -> None:
+        self.mixed(at, 0)
+
+    def third_alone(self, at: int) -> None:
+        self.listener.add_heard(at, rtp.VOICE, THIRD, self.number, 6)
+
+    def stranger(self, at: int) -> None:
+        self.listener.add_heard(at, rtp.VOICE, 77, self.number, 6)
+
+    def any_voice(self) -> tuple[int, float, float]:
+        """Packets, silence and longest gap in milliseconds."""
+        logs = {CUSTOMER: self.talker, THIRD: self.third}
+        found = report(self.listener, logs.get, T0, self.at, TONES).any_voice
+        assert found is not None
+        return found.packets, found.silent_ms, found.longest_gap_ms
+
+
+@pytest.fixture
+def company(make_log: Callable[[], StreamLog]) -> Company:
+    return Company(make_log(), make_log(), make_log())
+
+
+def test_who_is_in_company_hears_a_mix_and_a_voice_alone_alike(company: Company) -> None:
+    company.speak(50, company.mixed)
+    company.speak(50, company.third_alone)
+    company.speak(50, company.mixed)
+    assert company.any_voice() == (150, 0, 1)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "music", "stranger", "silence"])
+def test_what_is_nobodys_of_the_company_is_silence(company: Company, instead: str) -> None:
+    def silence(at: int) -> None:
+        company.listener.add_heard(at, rtp.SILENCE, 0, 0, 5)
+
+    ways = {"nothing": lambda _: None, "music": company.music, "stranger": company.stranger}
+    company.speak(50, company.mixed)
+    company.speak(15, ways.get(instead, silence))
+    company.speak(50, company.third_alone)
+    assert company.any_voice() == (100, 300, 300)
+
+
+@pytest.mark.parametrize(("tones", "silent_ms"), [(OF_CUSTOMER, 0), (OF_THIRD, 0), (0, 300)])
+def test_one_voice_of_a_mix_is_enough(company: Company, tones: int, silent_ms: float) -> None:
+    company.speak(50, company.mixed)
+    company.speak(15, lambda at: company.mixed(at, tones))
+    company.speak(50, company.mixed)
+    assert company.any_voice()[1] == silent_ms
+
+
+def test_only_the_tones_of_those_asked_for_count(company: Company) -> None:
+    company.speak(50, lambda at: company.mixed(at, OF_CUSTOMER))
+    found = report(company.listener, {}.get, T0, company.at, {THIRD: rtp.PHONE_HERTZ}).any_voice
+    assert found is not None and found.packets == 0
+    assert found.silent_ms == 600  # a second, less what may still be under way
+
+
+def test_the_begin_of_the_window_counts(company: Company) -> None:
+    company.speak(20)
+    company.speak(50, company.mixed)
+    assert company.any_voice() == (50, 401, 401)
+
+
+def test_company_that_falls_silent_for_good_is_missed_to_the_end(company: Company) -> None:
+    company.speak(50, company.mixed)
+    company.speak(100)
+    packets, silent_ms, gap_ms = company.any_voice()
+    assert packets == 50 and 1_550 <= silent_ms == gap_ms <= 1_600
+
+
+def test_nobody_is_missed_while_nobody_speaks_and_is_as_soon_as_one_does(company: Company) -> None:
+    company.speak(50, company.mixed)
+    company.at += 800 * MS
+    company.speak(50, company.mixed)
+    assert company.any_voice()[1] == 0
+    since = company.at
+    company.at += 300 * MS
+    company.say(25, heard=False)
+    company.speak(50, company.mixed)
+    logs = {CUSTOMER: company.talker, THIRD: company.third}
+    found = report(company.listener, logs.get, since, company.at, TONES).any_voice
+    assert found is not None and found.silent_ms == pytest.approx(501, abs=20)
+
+
+def test_a_digit_takes_the_place_of_any_voice(company: Company) -> None:
+    company.speak(50, company.mixed)
+    company.digit(company.at + MS)
+    company.speak(7)
+    company.speak(50, company.mixed)
+    assert company.any_voice()[1:] == (0, 1)
+
+
+@pytest.mark.parametrize("way", ["mixed", "alone"])
+def test_company_that_comes_late_and_all_at_once_is_not_lost(company: Company, way: str) -> None:
+    company.speak(50, company.mixed if way == "mixed" else company.third_alone)
+    owed: list[int] = []
+    company.speak(4, owed.append)
+    numbers = range(company.number - 3, company.number + 1)
+    for number, at in zip(numbers, owed, strict=True):
+        if way == "mixed":
+            company.listener.add_heard(company.at, rtp.OTHER, OF_THIRD, at // 125_000 & 0xFFFFFFFF, 5)
+        else:
+            company.listener.add_heard(company.at, rtp.VOICE, THIRD, number, 6)
+    company.speak(50, company.mixed if way == "mixed" else company.third_alone)
+    packets, silent_ms, gap_ms = company.any_voice()
+    assert (packets, silent_ms) == (104, 0) and gap_ms >= 79
+
+
+def test_nobody_asked_for_company() -> None:
+    assert Report().to_dict()["any_voice"] is None
+
+
 def test_a_digit_repeated_later_is_two_digits(pair: Pair) -> None:
     pair.digit(T0)
     pair.digit(T0 + 1_000 * MS)
@@ -246,6 +382,42 @@ def test_payloads_without_the_marker(payload: bytes, kind: int) -> None:
     assert rtp.classify(packet, len(packet), 101)[0] == kind
 
 
+def spoken(hertz: int, law: int = rtp.PT_PCMA) -> list[int]:
+    """The samples of a far end's packet."""
+    linear = {rtp.PT_PCMA: rtp.from_alaw, rtp.PT_PCMU: rtp.from_mulaw}[law]
+    packet = rtp.voice_buffer(SOURCE, SSRC, hertz)
+    rtp.set_voice(packet, law, 1, 160, 4_711, marker=False)
+    return [linear(code) for code in packet[rtp.HEADER_BYTES :]]
+
+
+@pytest.mark.parametrize("shift", [0, 13, 80])
+@pytest.mark.parametrize(
+    ("said", "tones"),
+    [((400,), 1), ((1_000,), 2), ((400, 1_000), 3), ((1_000, 1_000), 2), ((400, 1_000, 1_000), 3)],
+)
+def test_voices_are_found_in_a_mix_by_their_tones(said: tuple[int, ...], tones: int, shift: int) -> None:
+    """What Asterisk does: it adds samples, and its packets may begin elsewhere."""
+    summed = [sum(column) for column in zip(*map(spoken, said), strict=True)] * 2
+    payload = bytes(rtp.alaw(sample) for sample in summed[shift : shift + rtp.SAMPLES_PER_PACKET])
+    assert rtp.pitches(payload, rtp.PT_PCMA) == tones
+    packet = bytes([0x80, rtp.PT_PCMA]) + bytes(10) + payload
+    if len(said) > 1:
+        assert rtp.classify(packet, len(packet), 101)[:2] == (rtp.OTHER, tones)
+
+
+def test_a_voice_is_found_in_mu_law_too() -> None:
+    packet = rtp.voice_buffer(SOURCE, SSRC, 400)
+    assert rtp.pitches(bytes(packet[rtp.HEADER_BYTES :]), rtp.PT_PCMU) == 1
+
+
+@pytest.mark.parametrize("hertz", [440.0, 554.37, 659.25, 880.0, 950.0])
+def test_what_the_lab_plays_is_nobodys_voice(hertz: float) -> None:
+    """docker/images/asterisk/make-sounds, wherever in a note a packet begins."""
+    for begin in range(0, 800, 7):
+        samples = [8_192 * math.sin(2 * math.pi * hertz * (begin + n) / 8_000) for n in range(160)]
+        assert rtp.pitches(bytes(rtp.alaw(int(sample)) for sample in samples), rtp.PT_PCMA) == 0
+
+
 @pytest.mark.parametrize(
     "packet", [b"", b"\x80\x08", b"INVITE sip:a@b SIP/2.0", bytes([0x90, 8]) + bytes(10)]
 )
@@ -256,6 +428,9 @@ def test_what_is_no_rtp_is_foreign(packet: bytes) -> None:
 def test_alaw_matches_known_values() -> None:
     # ITU-T G.711: zero is 0xD5, the largest positive value 0xAA, the largest negative one 0x2A.
     assert [rtp.alaw(value) for value in (0, 32_767, -32_767)] == [0xD5, 0xAA, 0x2A]
+    assert [rtp.from_alaw(code) for code in (0xD5, 0xAA, 0x2A)] == [8, 32_256, -32_256]
+    assert [rtp.from_mulaw(code) for code in (0xFF, 0x80, 0x00)] == [0, 32_124, -32_124]
+    assert all(rtp.alaw(rtp.from_alaw(code)) == code for code in range(256))
 
 
 _WRITER = """
