@@ -162,7 +162,7 @@ def merge_dirty(dirty: Dirty, theirs: Any, holds: Holds, utc: float) -> Not | tu
     if isinstance(dirty.value, AgentValue):
         if theirs is None:
             return Not("the agent was removed", already=True)
-        return merge_agent(dirty.base, dirty.value, theirs, holds, utc)
+        return merge_agent(dirty.base, dirty.value, theirs, holds, utc, dirty.had)
     if isinstance(dirty.value, WaitingValue):
         return _merge_place(dirty.base, dirty.value, theirs, holds)
     if dirty.value is None:
@@ -224,7 +224,9 @@ def _intent(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> dict[str,
     return ours if mine.intent_since > theirs.intent_since else others
 
 
-def _work(base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds) -> dict[str, Any]:
+def _work(
+    base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds, had: frozenset[str]
+) -> dict[str, Any]:
     was, ours, others = (_group(agent, WORK) for agent in (base, mine, theirs))
     if ours == was:
         return others
@@ -232,7 +234,7 @@ def _work(base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds) 
         return ours
     if _holds(mine, holds) and not _is_over(base, mine, theirs):
         return ours
-    if theirs.work in BUSY and not _same_attempt(mine, theirs, base):
+    if theirs.work in BUSY and not _is_stage(theirs, (base, mine), had):
         return others
     return ours if mine.work_since >= theirs.work_since else others
 
@@ -249,12 +251,11 @@ def _is_over(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
     return same and theirs.handled > base.handled and theirs.last_end > mine.work_since
 
 
-def _same_attempt(mine: AgentValue, theirs: AgentValue, base: AgentValue) -> bool:
-    """Whether what they have is only an earlier stage of what we did."""
-    if theirs.attempt is None:
-        return False
-    ids = {a.attempt.attempt for a in (mine, base) if a.attempt is not None}
-    return theirs.attempt.attempt in ids
+def _is_stage(theirs: AgentValue, ours: Iterable[AgentValue], had: frozenset[str]) -> bool:
+    """Whether what they have may be only an earlier stage of what we did, also of what is over here: the
+    node that had the call before us tells of it when the store is back."""
+    known = had.union(agent.attempt.attempt for agent in ours if agent.attempt is not None)
+    return theirs.attempt is not None and theirs.attempt.attempt in known
 
 
 def _both_ended(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
@@ -265,15 +266,17 @@ def _both_ended(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
 
 
 def merge_agent(
-    base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds, utc: float
-) -> Not | tuple[Value | None]:
-    """One transition that brings the store up to what happened while it was away."""
+    base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds, utc: float,
+    had: frozenset[str] = frozenset(),
+) -> Not | tuple[Value | None]:  # fmt: skip
+    """One transition that brings the store up to what happened while it was away. ``had``: the attempts
+    he has had here on the way from ``base`` to ``mine``."""
     added = {name: getattr(theirs, name) + getattr(mine, name) - getattr(base, name) for name in COUNTERS}
     if _both_ended(base, mine, theirs):
         added["handled"] -= 1
         added["talk_s"] -= min(mine.talk_s - base.talk_s, theirs.talk_s - base.talk_s)
     merged = msgspec.structs.replace(
-        theirs, **_intent(base, mine, theirs), **_work(base, mine, theirs, holds), **added
+        theirs, **_intent(base, mine, theirs), **_work(base, mine, theirs, holds, had), **added
     )
     if merged.work == "idle" and merged.next_intent:
         merged = to_idle(merged, utc)

@@ -8,7 +8,7 @@ were changed while the store was away and wait to be merged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ari_ha.core.ids import NodeId
@@ -63,6 +63,14 @@ class Dirty:
     value: Any
     lines: tuple[tuple[int, QueueLine], ...] = ()
     """What the queue log would have been told on the way, numbered in the order of it all"""
+    had: frozenset[str] = frozenset()
+    """The attempts an agent has had on the way, whatever became of them"""
+
+    def then(self, value: Any) -> Dirty:
+        """The same, and ``value`` after it."""
+        part = value.attempt if isinstance(value, AgentValue) else None
+        had = self.had | {part.attempt} if part is not None else self.had
+        return replace(self, value=value, had=had)
 
 
 class View:

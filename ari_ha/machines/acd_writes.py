@@ -287,11 +287,8 @@ class Writes:
 
     def _set_dirty(self, key: str, value: Value | None) -> None:
         view = self.desk.view
-        old = view.dirty.get(key)
-        if old is not None:
-            view.dirty[key] = Dirty(old.base, value, old.lines)
-        else:
-            view.dirty[key] = Dirty(view.value(key), value)
+        base = view.value(key)
+        view.dirty[key] = view.dirty.get(key, Dirty(base, base)).then(value)
 
     def _keep_lines(self, lines: list[tuple[str, QueueLine]]) -> None:
         """The queue log is told when the store is back, with the keys it is about."""
@@ -334,7 +331,8 @@ class Writes:
                     del view.dirty[key]
                 elif key in view.dirty:
                     newer = view.dirty[key]
-                    view.dirty[key] = Dirty(dirty.value, newer.value, newer.lines[len(dirty.lines) :])
+                    lines = newer.lines[len(dirty.lines) :]
+                    view.dirty[key] = replace(newer, base=dirty.value, lines=lines)
                     again.append(key)
             if again:
                 self._flush_group(tuple(again), holds)

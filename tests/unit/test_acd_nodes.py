@@ -397,3 +397,28 @@ def test_only_a_phone_that_rings_is_taken_back_when_its_attempt_is_over(
     alive = {"x1": state}
     c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4931", c.now, c.utc, alive=alive))
     assert len(orders(c, "n1", CancelAttempt)) - before == cancelled
+
+
+@pytest.mark.parametrize("first", ["n1", "n2"])
+def test_what_is_over_here_is_not_begun_again_by_the_node_that_had_it_before(
+    cluster: Cluster, first: str
+) -> None:
+    """A colleague calls alice while nobody reaches the store; the call moves, and ends at the second node."""
+    c = cluster
+    one, two = c.nodes["n1"], c.nodes["n2"]
+    for node in (one, two):
+        c.lose_store(node)
+    for node in (one, two):
+        c._took(node, node.acd.conversation_state("k2", "alice", "join", c.now, c.utc))
+        c.advance(1.0)
+    c._took(one, one.acd.call_moved("k2", c.now, c.utc))
+    c._took(two, two.acd.conversation_ended("k2", "alice", "16", c.now, c.utc))
+    c.advance(1.0)
+    for name in (first, *({"n1", "n2"} - {first})):
+        c.find_store(c.nodes[name])
+        c.flow()
+    agent = c.agent_now("alice")
+    assert (agent.work, agent.handled, agent.talk_s) == ("idle", 1, pytest.approx(1.0))
+    c.advance(60.0)
+    assert c.agent_now("alice").handled == 1
+    assert c.findings(quiet=True) == []
