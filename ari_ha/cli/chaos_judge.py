@@ -254,13 +254,20 @@ def judge_audio(
         verdict.lost_ms["to_customer"], verdict.gap_ms["to_customer"] = music_lost_and_gap(customer, window_s)
     for name, (ear, _) in pair.ears.items():
         verdict.lost_ms[name], verdict.gap_ms[name] = voices_lost_and_gap(rows.get(ear), window_s)
+    judge_strangers(verdict, rows)
+    judge_hearing(verdict, last, 1.0)
+
+
+def judge_strangers(verdict: Verdict, rows: Mapping[str, Measured]) -> None:
+    """Customer and agent hear nobody who does not speak to them."""
+    pair = verdict.pair
+    customer, agent = rows.get(pair.customer), rows.get(pair.agent_call)
     both = ("to_customer", customer, pair.agent_call), ("to_agent", agent, pair.customer)
     for name, row, expected in both:
         _, voices = pair.ears.get(name, ("", ()))
         friends = {*pair.side, *voices}
         for stranger in [s for s in strangers(row, expected) if s not in friends or not s]:
             verdict.against.append(f"heard {stranger or 'an unknown voice'}")
-    judge_hearing(verdict, last, 1.0)
 
 
 def judge_hearing(verdict: Verdict, last: Mapping[str, Measured], window_s: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
     CONFERENCE,
     CONSULT,
@@ -22,6 +23,9 @@ PARTY_STATES = (TRANSFER, CONSULT, CONFERENCE, *UNANSWERED_STATES)
 CALLS_MAX = len(SALES)
 CONFERENCE_DIGITS = "*3"
 STATE_LIMIT_S = 20.0
+RELEASE_LIMIT_S = 10.0
+TRANSFERRED = "SIP/2.0 200 OK"
+"""What the last NOTIFY of a transfer says (RFC 3515 section 2.4.5)"""
 
 
 def place(stage: Stage, count: int, state: str, serial: int) -> list[Pair]:
@@ -172,7 +176,11 @@ def judge_side(stage: Stage, verdict: Verdict, since: float) -> None:
 
 
 def go_on(stage: Stage, verdicts: Sequence[Verdict]) -> None:
-    """What the people do next, until caller and agent (or target) should hear each other."""
+    """What the people do next, until caller and agent (or target) should hear each other. Of those who
+    consult one half connects the two, the other comes back to the customer."""
+    consulting = [verdict.pair.customer for verdict in verdicts if verdict.pair.state == CONSULT]
+    transferring = consulting[: (len(consulting) + 1) // 2]
+    released: list[tuple[Verdict, str]] = []
     for verdict in verdicts:
         pair, far = verdict.pair, stage.far
         try:
@@ -180,10 +188,33 @@ def go_on(stage: Stage, verdicts: Sequence[Verdict]) -> None:
                 far.order(pair.customer, "answer")
             elif pair.state == TRANSFER:
                 far.order(pair.agent_call, "answer")
+            elif pair.customer in transferring:
+                released += [(verdict, ident) for ident in _connect(stage, verdict)]
             elif pair.state == CONSULT:
                 far.order(pair.side[0], "hangup")
                 far.order(pair.agent_call, "unhold")
+                released.append((verdict, pair.side[1]))
             else:
                 far.order(pair.side[1], "hangup")
         except FarEndError as error:
             verdict.against.append(f"going on: {error}")
+    for verdict, ident in released:
+        gone = f"{ident} is released"
+        expect(verdict, gone, RELEASE_LIMIT_S, lambda ident=ident: ended(stage, ident, "them"))  # type: ignore[misc]
+    for verdict, ident in released:
+        asked = stage.far.call(ident)["refer"]
+        if asked["answer"] and asked["said"][-1:] != [TRANSFERRED]:
+            verdict.against.append(
+                f"{ident} was told {asked['answer']}, {', '.join(asked['said']) or 'nothing'}"
+            )
+
+
+def _connect(stage: Stage, verdict: Verdict) -> tuple[str, str]:
+    """The agent completes the transfer, as phones do: REFER in the customer's dialog, with a Replaces that
+    names the consultation's. Returns his two calls, of which he is released."""
+    pair, far = verdict.pair, stage.far
+    second, third = pair.side
+    far.order(pair.agent_call, "refer", number=far.call(third)["owner"], other=second)
+    released = (pair.agent_call, second)
+    pair.agent_call = third
+    return released

@@ -439,7 +439,7 @@ class Run:
             verdict.same_agent = judge.hears_now(last.get(pair.customer), pair.agent_call, 1.0)
 
     def _expect_talking(self, verdicts: Sequence[Verdict], limit_s: float) -> None:
-        """Everybody hears the other within the limit, and goes on for a second."""
+        """Everybody hears the other within the limit, and for a second on nobody else."""
         try:
             until("they talk", limit_s, lambda: self.stage.talking([v.pair for v in verdicts]), 0.1)
         except StageError:
@@ -448,6 +448,7 @@ class Run:
         last = self.stage.heard_lately(self.pairs)
         for verdict in verdicts:
             judge.judge_talking(verdict, last, 1.0)
+            judge.judge_strangers(verdict, last)
 
     def _serve(self, verdicts: Sequence[Verdict]) -> None:
         """Agents come: callers are connected in the order they had in the queue before the fault."""
