@@ -112,7 +112,7 @@ def mute(
     cluster, view = _view(settings, as_json)
     if call not in view.calls:
         fail(f"no call {call}", as_json, 2)
-    edge = str(view.calls[call].get("owner", {}).get("edge", ""))
+    edge = view.edge_of(call)
     base = view.edges.get(edge, {}).get("http", "")
     try:
         answer = cluster.http(base, f"/v1/calls/{quote(call)}/mute", "POST", {"leg": leg, "muted": not off})
@@ -140,7 +140,7 @@ def edge_facts(cluster: Cluster, view: View, call: str) -> dict[str, Any]:
     """What the call's edge says of it, or why it says nothing."""
     from ari_ha.cli.cluster import ClusterError, quote
 
-    owner = str(view.calls[call].get("owner", {}).get("edge", ""))
+    owner = view.edge_of(call)
     error = "no edge is registered"
     for edge in sorted(view.edges, key=lambda name: name != owner):
         try:

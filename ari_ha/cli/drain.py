@@ -247,8 +247,7 @@ def takeover(
         own = views.node_of(parts)
         if not yes and not as_json:
             typer.confirm(f"{call} leaves {own} for {to or 'another node'}?", abort=True)
-        edge = view.active_edge(str(parts["owner"].get("vip", ""))) or str(parts["owner"]["edge"])
-        base = view.edges.get(edge, {}).get("http", "")
+        base = view.edges.get(view.edge_of(call), {}).get("http", "")
         cluster.http(base, f"/v1/calls/{quote(call)}/takeover", "POST", {"to": to})
         moved = _moved(cluster, call, own)
     except ClusterError as error:

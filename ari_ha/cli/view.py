@@ -41,6 +41,12 @@ class View:
         edge = str(self.vips.get(vip, {}).get("edge", ""))
         return edge if edge in self.edges else ""
 
+    def edge_of(self, call: str) -> str:
+        """The edge that serves a call's phones: who holds its pair's place now, whoever wrote its owner key.
+        '' of a call that nobody serves."""
+        owner = self.calls.get(call, {}).get("owner", {})
+        return self.active_edge(str(owner.get("vip", ""))) or str(owner.get("edge", ""))
+
     def node_state(self, node: str) -> str:
         """not ready, draining, cordoned, or ready: only then it takes calls."""
         value = self.nodes.get(node, {})

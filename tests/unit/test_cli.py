@@ -241,6 +241,19 @@ def test_call_shows_the_edges_facts(stand: Stand, ari_ha) -> None:
     assert ari_ha("call", "nobody")[0] == 2
 
 
+@pytest.mark.parametrize("options", [(), ("--off",)])
+def test_a_leg_is_muted_at_the_edge_that_serves_now(stand: Stand, ari_ha, options: tuple[str, ...]) -> None:
+    """The owner key names the edge that wrote it, which may have died since."""
+    populate(stand)
+    stand.put(KEYS.edge("edge1"), EdgeValue(edge="edge1", vip="pair1", sip="s", http="127.0.0.1:9"))
+    stand.put(KEYS.vip("pair1"), VipValue(edge="edge2", since=time.time()))
+    stand.answers["/v1/calls/k1/mute"] = {"call": "k1"}
+    status, text = ari_ha("mute", "k1", "a2", *options)
+    assert status == 0, text
+    assert stand.asked[-1][:3] == ("POST", "/v1/calls/k1/mute", {"leg": "a2", "muted": not options})
+    assert ari_ha("mute", "nobody", "c")[0] == 2
+
+
 def test_secrets_are_not_shown(stand: Stand, ari_ha) -> None:
     populate(stand)
     for verb in (("agent", "show", "bob"), ("agents",), ("config", "show")):
