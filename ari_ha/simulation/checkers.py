@@ -174,7 +174,7 @@ class Checkers:
                         self.problem("one call per agent", f"{leg.aor}: {other} and {call.call}/{leg.leg}")
         alive: dict[str, list[Talk]] = {}
         for talk in self.cluster.phones.talks.values():
-            if talk.alive and not talk.dialled:
+            if talk.alive and not talk.dialled and not self.phones.answered_to_nobody(talk):
                 alive.setdefault(talk.who, []).append(talk)
         for who in self.cluster.agents:
             talks = alive.get(who, [])

@@ -145,8 +145,8 @@ class AtThePhones:
             return True  # whoever asked, in this line or his other, hung up before it was accepted
         if talk.call in self.apologised():
             return True
-        if any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed):
-            return True  # answered to an address nobody had: it is rung again
+        if self.answered_to_nobody(talk):
+            return True
         if not talk.dialled and not company:
             return True  # picked up when whoever called had gone already
         if talk.who != "customer":
@@ -157,6 +157,16 @@ class AtThePhones:
                 return True
         # nobody took a transfer, and there is no queue to go back to
         return all(o.who != "customer" for o in everybody) and any(o.referred for o in company)
+
+    def is_left(self, talk: Talk) -> bool:
+        """Whether nobody is with this one any more, or whoever made the call has hung up, which ends it
+        for all who were brought together in it."""
+        everybody = self.people.circles.of_call(talk.call)
+        return _is_left(self._company(talk, [o for o in everybody if o.answered_s], everybody))
+
+    def answered_to_nobody(self, talk: Talk) -> bool:
+        """Whether it was answered to an address nobody had: whoever was called there is rung again."""
+        return any(0 <= talk.answered_s - moved < NOBODY_HEARS_S for moved in self.cluster.rehomed)
 
     @staticmethod
     def _company(talk: Talk, everybody: list[Talk], all_lines: list[Talk]) -> list[Talk]:

@@ -72,7 +72,7 @@ class AtTheSupervisor:
             return len(by) == len(circle)
         # who was supervised may have handed the caller over: to another agent, or to a number outside
         asked = [one for one in circle if one.who == order.agent]
-        return len(by) == 1 and (by == asked or (not asked and by[0].who != "customer"))
+        return len(by) == 1 and (by[0] in asked or (not asked and by[0].who != "customer"))
 
     def over(self, talk: Talk) -> None:
         """His phone's dialog has ended."""
@@ -82,8 +82,8 @@ class AtTheSupervisor:
             return
         circles = self.people.circles.split(self.people.circles.of_call(talk.call))
         # a consultation that outlives the conversation he heard is another, and a transfer ends that
-        stay = [c for c in circles if len(c) > 1 and not any(one.main or one.referred for one in c)]
-        if stay:
+        apart = [c for c in circles if len(c) > 1 and not any(one.main or one.referred for one in c)]
+        if any(not self.phones.is_left(circle[0]) for circle in apart):
             self.problem(STAY, f"{talk.leg} (call {talk.call}, {order.mode}) was ended: {talk.ended_by}")
 
 

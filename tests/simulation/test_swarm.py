@@ -330,6 +330,8 @@ KEPT_EVERYTHING = {
     "whoever was called is all that is left, and was counted": 300238,
     "asked in one line and hung up the other before anybody could hear of it": 300491,
     "a conversation that began and ended while two nodes were without etcd": 350171,
+    "a conference and its supervisor, and the caller hangs up": 400192,
+    "whispered to an agent who talks to himself": 500072,
 }
 
 

@@ -23,6 +23,7 @@ from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.store import (
     Compare,
     Delete,
+    KeyValue,
     LeaseState,
     Put,
     StoreChanged,
@@ -31,8 +32,11 @@ from ari_ha.core.ports.store import (
     StoreSnapshot,
     StoreTxn,
 )
+from ari_ha.simulation.checkers import Checkers
 from ari_ha.simulation.checkers_people import AtThePhones
+from ari_ha.simulation.checkers_supervision import AtTheSupervisor
 from ari_ha.simulation.circles import Circles
+from ari_ha.simulation.cluster import SUPERVISOR
 from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
@@ -41,6 +45,7 @@ from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
 from ari_ha.simulation.world import Clock, Network, World
 from ari_ha.wire import link
+from ari_ha.wire.keyspace import Keys, SupervisorValue, encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,3 +485,77 @@ def test_whoever_hangs_up_before_his_transfer_was_heard_may_have_asked_nobody(
     )
     phones.over(caller)
     assert problems == (["only people end calls"] if accepted else [])
+
+
+def at_the_phones(cluster: Any) -> AtThePhones:
+    people: Any = SimpleNamespace(circles=Circles(cluster))
+    return AtThePhones(cluster, people, lambda *a: None, lambda *a, **k: False, lambda *a: None)
+
+
+def at_the_supervisor(talks: list[Talk], said: list[str]) -> AtTheSupervisor:
+    """Of a supervisor who was asked to whisper to 1001 in the call ``k``."""
+    keys, order = Keys("sim"), SupervisorValue(call="k", device=SUPERVISOR, mode="whisper", agent="1001")
+    item = KeyValue(keys.supervisor("k"), encode(order), 1)
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={talk.leg: talk for talk in talks if talk.who == "customer"}),
+        phones=SimpleNamespace(talks={talk.leg: talk for talk in talks if talk.who != "customer"}),
+        store=SimpleNamespace(keys={item.key: item}), keys=keys, nodes=[], rehomed=[],
+        ears=SimpleNamespace(call_of=lambda talk: None, heard_by=lambda talk: heard[talk.leg]),
+    )  # fmt: skip
+    heard = {talk.leg: ["s"] if talk.leg == "asked" else [] for talk in talks}
+    heard["s"] = sorted(talk.leg for talk in talks if talk.leg != "s" and talk.state == UP)
+    phones = at_the_phones(cluster)
+    return AtTheSupervisor(
+        cluster, phones.people, lambda rule, text: said.append(rule), phones.lasting, phones.forget, phones
+    )
+
+
+PHONE = ("10.0.0.1", 4000)
+
+
+def on_the_phone(leg: str, who: str, since_s: float, **more: Any) -> Talk:
+    return Talk(leg, who, PHONE, UP, call="k", started_s=since_s, answered_s=since_s, **more)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_whoever_called_hangs_up_and_three_and_their_supervisor_are_done(gone: bool) -> None:
+    """The agent made a conference of his caller and a colleague; the supervisor's phone hears of it first."""
+    caller = on_the_phone("caller", "customer", 1.0, dialled="6000")
+    agent, party = on_the_phone("agent", "1001", 2.0), on_the_phone("party", "1002", 4.0)
+    side = on_the_phone("side", "1001", 3.0, dialled="1002", main=agent, joining=True)
+    side.state, side.ended_by, side.ended_s = ENDED, "far", 5.0
+    listens = on_the_phone("s", SUPERVISOR, 6.0)
+    listens.state, listens.ended_by = ENDED, "far"
+    if gone:
+        caller.state, caller.ended_by, caller.ended_s = ENDED, "self", 7.0
+    said: list[str] = []
+    at_the_supervisor([caller, agent, side, party, listens], said).over(listens)
+    assert said == ([] if gone else ["supervisors stay"])
+
+
+@pytest.mark.parametrize("other", ["1001", "1002"])
+def test_a_whisper_to_an_agent_on_two_lines_of_one_conversation_is_heard_on_one(other: str) -> None:
+    """Whom he had called handed him over to himself."""
+    talks = [on_the_phone("asked", other, 3.0), on_the_phone("line", "1001", 1.0, dialled="1002")]
+    whispers = on_the_phone("s", SUPERVISOR, 2.0)
+    looks = at_the_supervisor([*talks, whispers], [])
+    order = looks._order("k")
+    assert order is not None and looks._good(whispers, talks, order) == (other == "1001")
+
+
+@pytest.mark.parametrize(("answered_s", "wrong"), [(10.1, 0), (8.0, 1)])
+def test_whoever_answers_an_address_that_nobody_has_is_rung_again(answered_s: float, wrong: int) -> None:
+    """His phone repeats the answer to nobody for half a minute, and has two calls meanwhile."""
+    first, again = on_the_phone("first", "1001", 7.0), on_the_phone("again", "1001", 11.0)
+    first.answered_s = answered_s
+    cluster: Any = SimpleNamespace(
+        edge=SimpleNamespace(machine=None), phones=SimpleNamespace(talks={"first": first, "again": again}),
+        agents=["1001"], rehomed=[10.0], world=World(1),
+    )  # fmt: skip
+    people: Any = SimpleNamespace(circles=None)
+    faults: Any = SimpleNamespace(calm_since=0.0)
+    checkers = Checkers(cluster, people, faults)
+    checkers.phones = at_the_phones(cluster)
+    for cluster.world.now in (12.0, 40.0):
+        checkers._two_calls()
+    assert [problem.rule for problem in checkers.problems] == ["one call per agent"] * wrong
