@@ -100,9 +100,12 @@ class Dialling:
         # one codec and one telephone-event number per call wherever both ends allow it
         side = AudioSide(head.side.payload, head.side.telephone_event or 101)
         side.suite = self.outbound.suite_for(number) if number else self._suite_for(aor)
+        # whoever wants the party may lead the call meanwhile
+        leader = call.legs.get(token.consult)
         leg = PhoneLeg(
             token.leg, _role(token.leg, number), context.new_id(), aor=aor, target=token.target,
-            attempt=token.attempt, agent=token.agent, side=side, consult=token.consult,
+            attempt=token.attempt, agent=token.agent, side=side,
+            consult=leader.consult if leader else token.consult,
         )  # fmt: skip
         half = NodeLeg(
             token.leg, home, call.epoch, event.leg, call.take_tag(token.leg, home.name),

@@ -301,6 +301,7 @@ KEPT_FULL = {
     "answered at a node whose call another has taken up": 320009,
     "a second line that begins while its call moves": 330030,
     "a supervisor in a record older than a transfer": 360007,
+    "a caller goes before the consulted one is dialled": 420356,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -221,6 +221,23 @@ def test_the_caller_leaves_while_his_agent_consults(world):
     assert world.phones["1002"].of(sip.LegEnded) and not world.edge.calls.by_id
 
 
+def test_the_caller_leaves_before_the_consulted_one_is_dialled(world):
+    """Whoever consults leads the call by then: whom he wanted is in it with him, and in nothing beside it."""
+    caller, call, node, phone, _ = talking(world)
+    for other in world.nodes.values():
+        other.auto_answer_new = False
+    world.register("1002")
+    second = consult(world, phone)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    dial(world, call, "a2", "device:1002", consult="k1")
+    assert call.head == "k1" and call.legs["a2"].consult == ""
+    phone.sip.hangup(second, world.now)
+    world.settle()
+    assert [(f.leg, f.head) for f in node.got(link.LegGone)][-2:] == [("k1", ""), ("a2", "")]
+    assert not world.edge.calls.by_id
+
+
 def test_the_consultation_ends_the_caller_stays(world):
     _, call, _, phone, _, second, _ = consulting(world)
     phone.sip.hangup(second, world.now)
