@@ -22,7 +22,7 @@ NOBODY_HEARS_S = 1.0
 ALONE_MAX_S = 6.0
 TALKING = b'"stage":"talking"'
 TAKEN_BACK_S = 1.0
-"""A phone that was answered this shortly ago may have answered what was just being taken back."""
+"""A phone whose answer was heard this shortly ago may have answered what was just being taken back."""
 
 
 class Lasting(Protocol):
@@ -152,7 +152,7 @@ class AtThePhones:
         if talk.who != "customer":
             # somebody else has the caller: this one came second, or just when it was taken back
             second = any(o.state == UP and o.who != "customer" and not o.dialled for o in company)
-            just = self.cluster.world.now - talk.answered_s < TAKEN_BACK_S
+            just = self.cluster.world.now - talk.connected_s < TAKEN_BACK_S
             if not talk.dialled and (second or just):
                 return True
         # nobody took a transfer, and there is no queue to go back to

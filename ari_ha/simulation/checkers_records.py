@@ -90,5 +90,5 @@ class Books:
             if customer is None or not agent.answered_s or agent.who == SUPERVISOR or agent.dialled:
                 continue
             until = min(talk.ended_s or now for talk in (customer, agent))
-            if until - max(customer.answered_s, agent.answered_s) >= TALKED_MIN_S:
+            if until - max(customer.connected_s, agent.connected_s) >= TALKED_MIN_S:
                 yield customer, agent

@@ -21,7 +21,7 @@ class Circles:
             talk.call = found[0]
             if talk.main is not None and talk.main.call != talk.call:
                 # of a phone in two calls the edge cannot know which one is meant; and where the
-                # other line was over before this one was there, this is a call like any
+                # other line was over before this one was dialled, this is a call like any
                 talk.main = next((o for o in self.of_call(talk.call) if _beside(o, talk)), None)
 
     def everybody(self) -> Iterator[Talk]:
@@ -53,8 +53,7 @@ class Circles:
         for k in talks:
             if k.joining and not k.joined and k.alive and k.main is not None and k.main.ended_by == "self":
                 heard = self.cluster.ears.heard_by(k)
-                main = (o.leg for o in talks if o.main is None and consulted(o, talks) is not k)
-                k.joined = any(leg in heard for leg in main)
+                k.joined = any(o.leg in heard and not _came_by(o, k, talks) for o in talks)
 
     @staticmethod
     def split(talks: list[Talk]) -> list[list[Talk]]:
@@ -82,8 +81,9 @@ def _is_person(talk: Talk) -> bool:
 
 
 def _beside(line: Talk, talk: Talk) -> bool:
-    """Whether it is the phone's other line, and in a conversation."""
-    return line is not talk and line.who == talk.who and line.main is None and line.state == UP
+    """Whether it is the phone's other line, and was in a conversation when this one was dialled."""
+    there = line.state == UP or (line.answered_s and line.ended_s > talk.started_s)
+    return bool(there) and line is not talk and line.who == talk.who and line.main is None
 
 
 def consulted(talk: Talk, talks: list[Talk]) -> Talk | None:
@@ -97,13 +97,22 @@ def consulted(talk: Talk, talks: list[Talk]) -> Talk | None:
     return max((k for k in asking if k.started_s <= talk.started_s), key=lambda k: k.started_s, default=None)
 
 
+def _came_by(talk: Talk | None, leads: Talk, everybody: list[Talk]) -> bool:
+    """Whether it is the line that leads this consultation, or came into the call by it."""
+    while talk is not None:
+        line = talk if talk.main is not None else consulted(talk, everybody)
+        if line is leads:
+            return True
+        talk = line.main if line is not None else None
+    return False
+
+
 def _others_stay(leads: Talk, everybody: list[Talk]) -> bool:
     """Whether the main conversation goes on without whoever leads a consultation: of three."""
-    ended_s = leads.main.ended_s if leads.main is not None else 0.0
-    return any(
-        o.state == UP and o.main is None and o.started_s < ended_s and consulted(o, everybody) is not leads
-        for o in everybody
-    )
+    assert leads.main is not None
+    rest = [o for o in everybody if not _came_by(o, leads, everybody)]
+    home = group(leads.main, rest)
+    return any(o.state == UP and o.started_s < leads.main.ended_s and group(o, rest) == home for o in rest)
 
 
 def group(talk: Talk, everybody: list[Talk], over: bool = False) -> str:

@@ -34,6 +34,8 @@ class Talk:
     """This phone put the far end on hold."""
     started_s: float = 0.0
     answered_s: float = 0.0
+    acked_s: float = 0.0
+    """When the far end had heard that it answered, and this phone that it had"""
     ended_s: float = 0.0
     ended_by: str = ""
     """self, far, failed, or lost (the phone itself is gone)"""
@@ -58,6 +60,11 @@ class Talk:
     """The digits of a conference were typed here."""
     joined: bool = False
     """It is in one, although its other line was hung up before anybody could know."""
+
+    @property
+    def connected_s(self) -> float:
+        """Since when both ends know of the answer, as far as this one can tell."""
+        return max(self.answered_s, self.acked_s)
 
     @property
     def calls_out(self) -> bool:
@@ -223,7 +230,7 @@ class Phones(SipProcess):
                 talk.remote = _rtp_of(sdp)
                 self.on_answered(talk)
             case sip.LegAcked(sdp=sdp):
-                talk.remote = _rtp_of(sdp) or talk.remote
+                talk.acked_s, talk.remote = now, _rtp_of(sdp) or talk.remote
             case sip.LegFailed(status=status):
                 self._over(talk, "failed", status)
             case sip.LegCancelled():

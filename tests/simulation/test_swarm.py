@@ -302,6 +302,10 @@ KEPT_FULL = {
     "a second line that begins while its call moves": 330030,
     "a supervisor in a record older than a transfer": 360007,
     "a caller goes before the consulted one is dialled": 420356,
+    "an answer that is lost until the ring is given up": 410010,
+    "a conference on second lines, asked for too late": 410019,
+    "a supervisor is the first to hear that all is over": 420404,
+    "dialled beside a feature code while the edge stands still": 600358,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -34,6 +34,7 @@ from ari_ha.core.ports.store import (
 )
 from ari_ha.simulation.checkers import Checkers
 from ari_ha.simulation.checkers_people import AtThePhones
+from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.checkers_supervision import AtTheSupervisor
 from ari_ha.simulation.circles import Circles
 from ari_ha.simulation.cluster import SUPERVISOR
@@ -434,6 +435,47 @@ def test_whoever_was_handed_over_by_a_line_that_never_answered_is_in_its_convers
     assert circles == [{"caller", "stays"}, {"second", "third"}]
 
 
+def test_of_a_conversation_on_second_lines_one_hangs_up_the_line_beside_which_he_consults() -> None:
+    """The others talk on, and so does he with whom he consulted: a conference was asked for too late."""
+    phone = ("10.0.0.1", 4000)
+    first = Talk("first", "1001", phone, ENDED, call="k", started_s=1.0, ended_s=3.0, ended_by="self")
+    leads = Talk("leads", "1001", phone, UP, call="k", started_s=2.0, dialled="1002", main=first)
+    second = Talk("second", "1002", phone, ENDED, call="k", started_s=2.1, ended_s=5.0, ended_by="far")
+    joined = Talk("joined", "1002", phone, UP, call="k", started_s=4.0, dialled="1003", main=second)
+    joined.joining = True
+    third = Talk("third", "1003", phone, ENDED, call="k", started_s=4.1, ended_s=7.0, ended_by="self")
+    beside = Talk("beside", "1003", phone, UP, call="k", started_s=6.0, dialled="1004", main=third)
+    beside.joining = True
+    party = Talk("party", "1004", phone, UP, call="k", started_s=6.1)
+    talks = {talk.leg: talk for talk in (first, leads, second, joined, third, beside, party)}
+    heard = {"leads": ["joined"], "joined": ["leads"], "beside": ["party"], "party": ["beside"]}
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={}), phones=SimpleNamespace(talks=talks),
+        ears=SimpleNamespace(call_of=lambda talk: None, heard_by=lambda talk: heard[talk.leg]),
+    )  # fmt: skip
+    circles = [{talk.leg for talk in circle} for circle in Circles(cluster).there_are()]
+    assert circles == [{"leads", "joined"}, {"beside", "party"}]
+    heard["beside"].append("leads")  # it was asked for in time
+    circles = [{talk.leg for talk in circle} for circle in Circles(cluster).there_are()]
+    assert circles == [{"leads", "joined", "beside", "party"}]
+
+
+def test_a_second_line_of_a_phone_in_two_calls_is_of_the_one_the_edge_says() -> None:
+    """The phone dials it beside its feature code; his conversation is over before it is answered."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, UP, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
+    agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=3.0, ended_s=6.0)
+    code = Talk("code", "1001", phone, ENDED, call="code", dialled="*23", started_s=2.0, answered_s=2.5)
+    second = Talk("second", "1001", phone, UP, started_s=5.0, answered_s=7.0, dialled="1002", main=code)
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={"caller": caller}),
+        phones=SimpleNamespace(talks={talk.leg: talk for talk in (agent, code, second)}),
+        ears=SimpleNamespace(call_of=lambda talk: ("k", "k1")),
+    )  # fmt: skip
+    Circles(cluster).learn_call(second)
+    assert second.main is agent
+
+
 def test_whoever_is_consulted_is_no_company_though_the_line_that_called_him_is_not_answered() -> None:
     """The agent hangs up on his caller in the moment in which his party answers."""
     phone = ("10.0.0.1", 4000)
@@ -559,3 +601,26 @@ def test_whoever_answers_an_address_that_nobody_has_is_rung_again(answered_s: fl
     for cluster.world.now in (12.0, 40.0):
         checkers._two_calls()
     assert [problem.rule for problem in checkers.problems] == ["one call per agent"] * wrong
+
+
+@pytest.mark.parametrize("acked_s", [5.0, 8.5])
+def test_whose_answer_nobody_heard_was_in_no_conversation(acked_s: float) -> None:
+    """His 200 OK is lost until the ring has been given up: the ACK comes with the BYE. One that was heard
+    at once had his caller, and lost him."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, UP, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
+    agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=5.0, ended_s=8.6)
+    agent.acked_s, agent.ended_by = acked_s, "far"
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={"caller": caller}), phones=SimpleNamespace(talks={"agent": agent}),
+        nodes=[], rehomed=[], world=SimpleNamespace(now=8.6),
+    )  # fmt: skip
+    people: Any = SimpleNamespace(circles=Circles(cluster), customers=[caller])
+    problems: list[str] = []
+    AtThePhones(
+        cluster, people, lambda rule, text: problems.append(rule), lambda *a, **k: False, lambda *a: None
+    ).over(agent)
+    talked = list(Books(cluster, people, lambda rule, text: None)._talked())
+    heard = acked_s < agent.ended_s - 1.0
+    assert problems == (["only people end calls"] if heard else [])
+    assert talked == ([(caller, agent)] if heard else [])
