@@ -246,7 +246,7 @@ class Run:
         on_purpose = self.fault == "drain"
         if on_purpose:
             # no digits meanwhile: Asterisk puts them in the place of voice, and every packet counts here
-            until("the node is empty", PROBE_LIMIT_S, lambda: self._emptied(struck.at), 0.1)
+            until("the node is empty", PROBE_LIMIT_S, lambda: self._emptied(struck.at), 0.3)
             time.sleep(STEADY_S)
             self._judge_audio(self.verdicts, struck.at)
         self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)

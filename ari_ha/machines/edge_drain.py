@@ -27,6 +27,12 @@ RATE_MAX_PER_S = 100.0
 RATE_MIN_PER_S = 0.1
 LOOK_EVERY_S = 0.25
 """While calls are left that cannot be moved yet: their nodes have only just got them, or the hour is bad."""
+AT_ONCE = 2
+"""Calls on their way at a time. A move is work for two Asterisks, this edge, its relay and etcd; where they
+have no processor to spare, more of it at once is heard by everybody as a hole. So hosts that are slow empty a
+node more slowly than the rate allows."""
+ON_THEIR_WAY_S = 0.02
+"""Until it is looked again whether one of them has arrived."""
 
 
 class Drains:
@@ -105,6 +111,9 @@ class Drains:
         if wait_s > 0:
             context.at(f"drain/{name}", context.now + wait_s, lambda: self._next(name))
             return
+        if self._on_their_way() >= AT_ONCE:
+            context.at(f"drain/{name}", context.now + ON_THEIR_WAY_S, lambda: self._next(name))
+            return
         reasons = [(c, self._not_now(c)) for c in self._calls.of_node(name) if self._movable(c)]
         movable = [call for call, why in reasons if not why]
         if reasons and not movable:
@@ -118,6 +127,10 @@ class Drains:
         rate = min(max(drain.rate_per_s, RATE_MIN_PER_S), RATE_MAX_PER_S)
         pause_s = 1.0 / rate if movable else LOOK_EVERY_S
         context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
+
+    def _on_their_way(self) -> int:
+        """Calls of all drains that have left and not yet arrived."""
+        return sum(c.move is not None and c.move.why == DRAIN for c in self._calls.by_id.values())
 
     def _not_now(self, call: EdgeCall) -> str:
         """Why the call is not moved on purpose at the moment; empty: nothing is in the way."""

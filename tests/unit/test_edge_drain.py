@@ -338,6 +338,22 @@ def others(world: EdgeWorld, node: str) -> list[str]:
     return [name for name in world.nodes if name != node]
 
 
+def test_not_more_than_two_are_on_their_way_however_fast_it_may_go(world):
+    for name in ("ast2", "ast3"):
+        drain(world, name, when="idle")
+    calls = [world.call_in()[1] for _ in range(6)]
+    assert {call.owner.name for call in calls} == {"ast1"}
+    undrain(world, "ast2")
+    Relay(world).silent_from_now(*[f"c@{name}.1" for name in others(world, "ast1")], for_s=0.3)
+    drain(world, "ast1", rate_per_s=100.0)
+    on_their_way = set()
+    for _ in range(100):
+        world.run(0.02)
+        on_their_way.add(sum(call.move is not None for call in calls))
+    assert max(on_their_way) == 2
+    assert {call.owner.name for call in calls} == {"ast2"}
+
+
 def test_music_of_the_old_node_plays_until_that_of_the_next_one_comes(world):
     _, call = world.call_in()
     node, relay = call.owner.name, Relay(world)
