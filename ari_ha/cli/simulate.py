@@ -51,9 +51,9 @@ def simulate(
         str,
         typer.Option(
             "--plan",
-            help="full: everything people do; everything: more faults; recorded: calls are recorded; "
-            "hard: no transfers, conferences and calls out; easy: no IVR, supervisors, slow servers and "
-            "several faults at once either.",
+            help="full: everything people do; everything: more faults; whole: and the newest; "
+            "recorded: calls are recorded; hard: no transfers, conferences and calls out; "
+            "easy: no IVR, supervisors, slow servers and several faults at once either.",
         ),
     ] = "full",
     only: Annotated[str, typer.Option("--faults", help="Only these faults, comma separated.")] = "",

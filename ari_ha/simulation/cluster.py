@@ -311,7 +311,10 @@ class Cluster:
         self.edge.name = self.edge.host = self.ears.relay_host = other
 
     def _appoint(self) -> None:
-        """The guard beside the edge has written it into etcd, and says so."""
+        """The guard beside the edge writes it into etcd, and says so."""
+        self.store.led(self.edge.in_life(self._appointed))
+
+    def _appointed(self) -> None:
         edge, process = self.edge.name, f"life{self.edge.life}"
         value = VipValue(edge=edge, since=UTC_AT_START_S + self.world.now, process=process)
         self.store.put(self.keys.vip(VIP), encode(value))

@@ -22,6 +22,7 @@ from ari_ha.core.ports.store import (
     StoreTxn,
     TxnResult,
 )
+from ari_ha.machines.etcd_operations import LIMIT_SHARE
 from ari_ha.simulation.process import MachineProcess
 from ari_ha.simulation.world import Network, Timer, World
 
@@ -29,6 +30,12 @@ HOST = "etcd"
 LEASE_MARGIN_S = 0.5
 RENEWALS_PER_TTL = 4
 LOOK_EVERY_S = 0.25
+ATTEMPT_S = 1.0
+"""A client waits so long for one member, and asks again."""
+ASKED_AGAIN, PASSED_ON = 0.5, 0.3
+"""Of what reaches the members while they have no leader, so much is asked again when there is one, and
+so much was passed on by the last leader: the next one carries it out, and the answer is late. The rest
+is lost."""
 NOTICE_MIN_S, NOTICE_MAX_S = 0.2, 1.2
 """How long a client takes to be sure that nobody answers."""
 HISTORY_MAX = 100_000
@@ -41,6 +48,15 @@ class LeaseOnServer:
     ident: int
     ttl_s: float
     timer: Timer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A transaction or a read, on its way to the members."""
+
+    effect: Effect
+    settle: Callable[[Outcome], None]
+    sent_s: float
 
 
 SLOWEST_OF_100 = 4.6
@@ -58,6 +74,8 @@ class Store:
         self.compacted = 0
         self.available = True
         """A majority of the members works."""
+        self.electing = False
+        """The members look for a leader: nothing is written, read or renewed, and no lease ends."""
         self.full = False
         """No room: reads, watches and leases go on, nothing is written."""
         self.reply_lost = 0.0
@@ -76,7 +94,33 @@ class Store:
         self.log: list[tuple[int, str, KeyValue | None]] = []
         self.on_commit: list[Callable[[list[tuple[int, str, KeyValue | None]]], None]] = []
         self._leases: dict[int, LeaseOnServer] = {}
+        self._when_led: list[Callable[[], None]] = []
         self._next_lease = 100
+
+    # -- its leader
+
+    def lose_leader(self) -> None:
+        """The leader is gone; `elect` ends that."""
+        self.electing = True
+
+    def elect(self) -> None:
+        """There is one again. It does not know how old the leases are: all begin anew. What
+        waited for it happens in the order in which it came."""
+        if not self.electing:
+            return
+        self.electing = False
+        for lease in self._leases.values():
+            self._begin_anew(lease)
+        waiting, self._when_led = self._when_led, []
+        for act in waiting:
+            act()
+
+    def led(self, act: Callable[[], None]) -> None:
+        """``act`` as soon as there is a leader: now, or when one is elected."""
+        if self.electing:
+            self._when_led.append(act)
+        else:
+            act()
 
     # -- what the cluster does
 
@@ -161,15 +205,18 @@ class Store:
         lease = self._leases.get(ident)
         if lease is None:
             return False
-        lease.timer.cancel()
-        lease.timer = self.world.after(lease.ttl_s, lambda: self.revoke(ident))
+        self._begin_anew(lease)
         return True
+
+    def _begin_anew(self, lease: LeaseOnServer) -> None:
+        lease.timer.cancel()
+        lease.timer = self.world.after(lease.ttl_s, lambda: self.revoke(lease.ident))
 
     def revoke(self, ident: int) -> None:
         """The lease ends, and its keys with it. Without a majority nothing ends: it is
-        tried again when there is one."""
+        tried again when there is one. Whoever is elected lets it begin anew."""
         lease = self._leases.get(ident)
-        if lease is None:
+        if lease is None or self.electing:
             return
         if not self.available:
             lease.timer = self.world.after(LOOK_EVERY_S, lambda: self.revoke(ident))
@@ -208,8 +255,8 @@ class StoreClient:
         self.prefixes = tuple(prefixes)
         self.ttl_s = ttl_s
         self._unwatched: tuple[str, ...] = ()
-        self._due: list[tuple[float, float]] = []
-        """Of each write: when it was sent, and when it arrives"""
+        self._asked: list[Request] = []
+        """What has not arrived"""
         self._stalled = False
         self._missed = self._unrenewed = False
         """Changes not delivered, and a renewal not sent, because nothing got through"""
@@ -250,7 +297,7 @@ class StoreClient:
             self._silent_since = None
             if self.reachable is not False:
                 self._reach(StoreReach(reachable=False, why="no space"))
-        elif self._connected():
+        elif self._connected() and not self.store.electing:
             self._silent_since = None
             back = self.reachable is not True
             if back:
@@ -265,8 +312,9 @@ class StoreClient:
                 self._silent_since = world.now
                 self._notice_s = world.between(NOTICE_MIN_S, NOTICE_MAX_S)
             if self.reachable is not False and world.now - self._silent_since >= self._notice_s:
-                why = "no leader" if not self.store.available else "no answer"
-                self._reach(StoreReach(reachable=False, no_leader=not self.store.available, why=why))
+                no_leader = self.store.electing or not self.store.available
+                why = "no leader" if no_leader else "no answer"
+                self._reach(StoreReach(reachable=False, no_leader=no_leader, why=why))
         if self._held and self.process.clock.monotonic() >= self._held_until:
             self._held = False
             self.process.post(LeaseState(held=False, lease=self.lease))
@@ -279,7 +327,8 @@ class StoreClient:
     def _renew(self) -> None:
         """Keeps the lease; takes a new one when it is gone."""
         full = self.store.full
-        self._unrenewed = not self._connected() or (self.reachable is not True and not full)
+        answered = self._connected() and not self.store.electing
+        self._unrenewed = not answered or (self.reachable is not True and not full)
         if self._unrenewed:
             return
         sent = self.process.clock.monotonic()
@@ -351,7 +400,8 @@ class StoreClient:
             if not of.startswith(self._unwatched):
                 self.process.post(event)
 
-        world.at(when, self.process.in_life(arrive))
+        # what the last leader had committed, members learn from the next one
+        world.at(when, lambda: store.led(self.process.in_life(arrive, self._life)))
 
     def unwatch(self, prefix: str) -> None:
         """Nothing under ``prefix`` is told any more, in this life of the process. Chance is still
@@ -361,8 +411,7 @@ class StoreClient:
     def overdue(self, limit_s: float) -> bool:
         """Whether a write has been under way for longer than that."""
         now = self._world.now
-        self._due = [(since, until) for since, until in self._due if until > now]
-        return any(now - since > limit_s for since, _ in self._due)
+        return any(now - r.sent_s > limit_s for r in self._asked if isinstance(r.effect, StoreTxn))
 
     # -- effects
 
@@ -387,14 +436,37 @@ class StoreClient:
         delay_s = 2 * store.network.stream_delay(self.process.host, HOST)
         if store.slow_s:
             delay_s += self._world.rng.expovariate(SLOWEST_OF_100 / store.slow_s)
-        if isinstance(effect, StoreTxn):
-            self._due.append((self._world.now, self._world.now + delay_s))
-        self._world.after(delay_s, lambda: self._arrived(effect, settle))
+        request = Request(effect, settle, self._world.now)
+        self._asked.append(request)
+        self._world.after(delay_s, lambda: self._arrived(request))
 
-    def _arrived(self, effect: Effect, settle: Callable[[Outcome], None]) -> None:
-        store = self.store
-        if not self._connected():
-            return
+    def _arrived(self, request: Request) -> None:
+        """At a member. Without a leader it is asked again, passed on already, or lost."""
+        store, world = self.store, self._world
+        fate = world.rng.random() if store.electing and self._connected() else None
+        if fate is not None and fate < ASKED_AGAIN:
+            again_s = world.between(0.0, ATTEMPT_S)
+            store.led(lambda: world.after(again_s, lambda: self._asks_again(request)))
+        elif fate is not None and fate < ASKED_AGAIN + PASSED_ON:
+            store.led(lambda: self._carry_out(request, world.between(0.0, ATTEMPT_S)))
+        elif fate is not None:
+            self._asked.remove(request)
+            store.last_lost_s = world.now
+        elif self._connected():
+            self._carry_out(request)
+        else:
+            self._asked.remove(request)
+
+    def _asks_again(self, request: Request) -> None:
+        if self._world.now - request.sent_s < request.effect.limit_s * LIMIT_SHARE:
+            self._arrived(request)
+        else:
+            self._asked.remove(request)
+
+    def _carry_out(self, request: Request, late_s: float = 0.0) -> None:
+        """The cluster does it; the answer takes ``late_s`` longer, or is lost."""
+        store, effect = self.store, request.effect
+        self._asked.remove(request)
         outcome: Outcome
         if isinstance(effect, StoreTxn) and store.full and effect.puts:
             outcome = Unreachable("no space")
@@ -407,4 +479,4 @@ class StoreClient:
         if isinstance(effect, StoreTxn) and self._world.chance(store.reply_lost):
             store.last_lost_s = self._world.now
             return
-        self._world.after(store.network.delay(), lambda: settle(outcome))
+        self._world.after(store.network.delay() + late_s, lambda: request.settle(outcome))

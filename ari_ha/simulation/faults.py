@@ -14,6 +14,7 @@ from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_config import EdgeTimings
 from ari_ha.simulation.cluster import Cluster, Node
 from ari_ha.simulation.fake_store import HOST as ETCD
+from ari_ha.simulation.fake_store import StoreClient
 from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
 from ari_ha.wire.keyspace import DrainValue, encode
 
@@ -34,6 +35,8 @@ REHOME_KINDS = ("edge-rehome", "relay-lost")
 an rtpengine that keeps its calls nowhere."""
 CUT_KINDS = ("node-unheard", "node-deaf")
 """A node's network that carries one way only, for everything: edge and etcd."""
+LEADER_KINDS = ("etcd-election",)
+"""etcd's leader dies, and its members elect another."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
 PAIR_KINDS = ("edge-switch",)
@@ -41,7 +44,11 @@ PAIR_KINDS = ("edge-switch",)
 MORE_KINDS = ("node-loss", "etcd-full", "all-hosts", "edge-and-node")
 """Faults of the full plan."""
 FULL_KINDS = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *PAIR_KINDS, *MORE_KINDS)
-KNOWN_KINDS = (*FULL_KINDS, *REHOME_KINDS, *CUT_KINDS)
+EVERYTHING_KINDS = (*FULL_KINDS, *REHOME_KINDS, *CUT_KINDS)
+KNOWN_KINDS = (*EVERYTHING_KINDS, *LEADER_KINDS)
+ELECTION_MIN_S, ELECTION_MAX_S = 0.05, 3.0
+BEHIND_MAX_S = 2.0
+"""A member that does not hear the new leader is left by its clients within that."""
 AIMED_AT = ("dials", "refers", "types", "holds", "answers")
 AIMED_WITHIN_S, AIMED_APART_S = (0.01, 1.0), 0.5
 """In the middle of it, or when it has just been done; not two at once"""
@@ -137,13 +144,13 @@ class Faults:
         network.heal()
         store.reply_lost = store.request_lost = store.lag_max_s = 0.0
         store.available, store.full = True, False
+        store.elect()
         network.lossy.clear()
         store.slow_s = cluster.media_slow_s = 0.0
         cluster.media_away = False
         cluster.office.stop_faults()
-        for client in (cluster.edge_client, *cluster.clients.values()):
-            if client is not None:
-                client.resume()
+        for client in self._clients():
+            client.resume()
         for node in cluster.nodes:
             store.delete(cluster.keys.drain(node.name))
             node.asterisk.thaw()
@@ -307,7 +314,8 @@ class Faults:
         cluster, world = self.cluster, self.cluster.world
         key = cluster.keys.drain(node.name)
         rate = world.rng.choice((0.5, 5.0, 100.0))
-        cluster.store.put(key, encode(DrainValue(node=node.name, rate_per_s=rate)))
+        value = encode(DrainValue(node=node.name, rate_per_s=rate))
+        cluster.store.led(lambda: cluster.store.put(key, value))
         begun = world.now
 
         def look() -> None:
@@ -315,7 +323,7 @@ class Faults:
                 self.not_emptied += self._left_on(node)
 
         world.after(DRAINED_WITHIN_S, look)
-        self._later(0.02, 5.0, lambda: cluster.store.delete(key))
+        self._later(0.02, 5.0, lambda: cluster.store.led(lambda: cluster.store.delete(key)))
 
     def _left_on(self, node: Node) -> list[str]:
         """Answered calls of a drained node that another node could have taken."""
@@ -340,6 +348,7 @@ class Faults:
         return (
             cluster.store.available
             and not (client and client.overdue(EdgeTimings().persist_limit_s))
+            and not (client and cluster.store.electing and client.reachable is False)
             and not cluster.store.full
             and cluster.world.now - self._etcd_back_at > ETCD_SETTLED_S
             and cluster.world.now - cluster.store.last_lost_s > ETCD_SETTLED_S
@@ -435,6 +444,31 @@ class Faults:
 
         self._later(0.5, 6.0, room)
 
+    def _etcd_election(self, node: Node) -> None:
+        """etcd's leader dies. Whoever was connected to it finds another member, and one member may not
+        hear of the new leader: the watches of these go on later than the others'."""
+        cluster, store, world = self.cluster, self.cluster.store, self.cluster.world
+        if store.electing or not store.available:
+            return
+        store.lose_leader()
+        behind = [client for client in self._clients() if world.chance(0.4)]
+        for client in behind:
+            client.stall()
+
+        def elected() -> None:
+            store.elect()
+            if cluster.edge_client is not None and cluster.edge_client.reachable is False:
+                self._etcd_back_at = world.now
+            for client in behind:
+                world.after(world.between(0.0, BEHIND_MAX_S), client.resume)
+
+        self._later(ELECTION_MIN_S, ELECTION_MAX_S, elected)
+
+    def _clients(self) -> list[StoreClient]:
+        """Clients of etcd, the edge's first."""
+        clients = (self.cluster.edge_client, *self.cluster.clients.values())
+        return [client for client in clients if client is not None]
+
     def _relay_away(self, node: Node) -> None:
         """rtpengine's control port does not answer; media flows on."""
         cluster = self.cluster
@@ -451,7 +485,8 @@ class Faults:
             self.cluster.store.revoke(self.cluster.world.rng.choice(leases))
 
     def _compaction(self, node: Node) -> None:
-        self.cluster.store.compact(self.cluster.store.revision)
+        store = self.cluster.store
+        store.led(lambda: store.compact(store.revision))
 
     # -- slow servers, several faults at once
 
@@ -478,12 +513,11 @@ class Faults:
     def _compaction_behind(self, node: Node) -> None:
         """A watch falls silent, and what it has missed is compacted before it goes on."""
         cluster = self.cluster
-        clients = [c for c in (cluster.edge_client, *cluster.clients.values()) if c is not None]
-        victim = cluster.world.rng.choice(clients)
+        victim = cluster.world.rng.choice(self._clients())
         victim.stall()
 
         def back() -> None:
-            cluster.store.compact(cluster.store.revision)
+            self._compaction(node)
             victim.resume()
 
         self._later(0.2, 2.0, back)

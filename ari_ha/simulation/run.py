@@ -16,7 +16,16 @@ from dataclasses import dataclass, field, replace
 from ari_ha.simulation.checkers import Checkers, Problem
 from ari_ha.simulation.cluster import Cluster, Shape
 from ari_ha.simulation.coverage import Coverage, Covered
-from ari_ha.simulation.faults import FULL_KINDS, HARD_KINDS, KINDS, KNOWN_KINDS, Faults, Odds, draw_odds
+from ari_ha.simulation.faults import (
+    EVERYTHING_KINDS,
+    FULL_KINDS,
+    HARD_KINDS,
+    KINDS,
+    KNOWN_KINDS,
+    Faults,
+    Odds,
+    draw_odds,
+)
 from ari_ha.simulation.people import Habits, People
 from ari_ha.simulation.world import StoryLine, World
 
@@ -78,9 +87,13 @@ EASY = Plan()
 HARD = Plan(kinds=(*KINDS, *HARD_KINDS), hard=True)
 FULL = Plan(kinds=FULL_KINDS, hard=True, full=True)
 RECORDED = replace(FULL, records=True)
-EVERYTHING = replace(FULL, kinds=KNOWN_KINDS)
+EVERYTHING = replace(FULL, kinds=EVERYTHING_KINDS)
 """Also what came after the first seeds of the full plan were kept by name: a kind more is another draw."""
-PLANS = {"easy": EASY, "hard": HARD, "full": FULL, "recorded": RECORDED, "everything": EVERYTHING}
+WHOLE = replace(FULL, kinds=KNOWN_KINDS)
+"""And what came after those of `EVERYTHING` were."""
+PLANS = {
+    "easy": EASY, "hard": HARD, "full": FULL, "recorded": RECORDED, "everything": EVERYTHING, "whole": WHOLE,
+}  # fmt: skip
 
 
 def run_seed(seed: int, plan: Plan = Plan(), tell: bool = False) -> Result:

@@ -14,13 +14,14 @@ from ari_ha.simulation.faults import (
     CUT_KINDS,
     HARD_KINDS,
     KINDS,
+    LEADER_KINDS,
     MORE_KINDS,
     PAIR_KINDS,
     PURPOSE_KINDS,
     REHOME_KINDS,
     Odds,
 )
-from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, Plan, Result, run_seed
+from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, WHOLE, Plan, Result, run_seed
 
 FULL_SEEDS = 200
 EASY_SEEDS = 60
@@ -84,7 +85,7 @@ def test_hard_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), HARD)
 
 
-@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS, *CUT_KINDS))
+@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS, *CUT_KINDS, *LEADER_KINDS))
 def test_one_kind_of_the_full_plan_often(kind: str) -> None:
     plan = dataclasses.replace(FULL, odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
     results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
@@ -117,6 +118,14 @@ EVERYTHING_SEEDS = 40
 @pytest.mark.parametrize("first", range(0, EVERYTHING_SEEDS, SEEDS_PER_BLOCK))
 def test_swarm_of_everything(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), EVERYTHING)
+
+
+WHOLE_SEEDS = 40
+
+
+@pytest.mark.parametrize("first", range(0, WHOLE_SEEDS, SEEDS_PER_BLOCK))
+def test_swarm_of_the_whole(first: int) -> None:
+    swarm(range(first, first + SEEDS_PER_BLOCK), WHOLE)
 
 
 REHOME_SEEDS = 40

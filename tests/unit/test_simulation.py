@@ -337,6 +337,74 @@ def test_a_lease_cut_off_is_known_to_be_lost_before_the_server_drops_it() -> Non
     assert lost
 
 
+def test_no_lease_ends_without_a_leader_and_the_next_one_lets_them_begin_anew() -> None:
+    bench = StoreBench()
+    bench.txn(puts=(Put("/x/mine", b"a", leased=True),))
+    bench.process.kill()
+    bench.store.lose_leader()
+    bench.run(10.0)
+    bench.store.elect()
+    bench.run(2.9)
+    assert "/x/mine" in bench.store.keys
+    bench.run(0.2)
+    assert "/x/mine" not in bench.store.keys
+
+
+def test_what_is_asked_during_an_election_is_done_late_or_nobody_knows() -> None:
+    bench = StoreBench()
+    for n in range(40):
+        bench.go(StoreTxn(puts=(Put(f"/x/{n}", b"a"),)))
+    bench.store.lose_leader()
+    bench.run(0.19)
+    assert not bench.machine.of(OutcomeOf) and not bench.machine.of(StoreChanged)
+    bench.store.elect()
+    bench.run(2.5)
+    done = {o.effect.puts[0].key for o in bench.machine.of(OutcomeOf) if isinstance(o.outcome, Done)}
+    unknown = {o.effect.puts[0].key for o in bench.machine.of(OutcomeOf) if isinstance(o.outcome, Unknown)}
+    assert done and unknown and len(done | unknown) == 40
+    assert done == set(bench.store.keys) - {"/x/before"}
+    assert [event.key for event in bench.machine.of(StoreChanged)] == list(bench.store.keys)[1:]
+
+
+def test_what_the_last_leader_had_passed_on_is_written_though_who_asked_gave_up() -> None:
+    bench = StoreBench()
+    for n in range(40):
+        bench.go(StoreTxn(puts=(Put(f"/x/{n}", b"a"),)))
+    bench.store.lose_leader()
+    bench.run(2.5)
+    assert all(isinstance(event.outcome, Unknown) for event in bench.machine.of(OutcomeOf))
+    bench.store.elect()
+    written = len(bench.store.keys)
+    assert 1 < written < 41
+    bench.run(2.5)
+    assert len(bench.store.keys) == written, "nobody asks again when his time is over"
+
+
+def test_a_watch_tells_after_the_election_what_was_committed_just_before() -> None:
+    bench = StoreBench()
+    bench.store.put("/x/one", b"1")
+    bench.store.lose_leader()
+    bench.run(0.1)
+    assert not bench.machine.of(StoreChanged)
+    bench.store.elect()
+    bench.run(0.1)
+    assert [event.key for event in bench.machine.of(StoreChanged)] == ["/x/one"]
+    assert all(event.reachable for event in bench.machine.of(StoreReach)), "too short to be noticed"
+
+
+def test_a_long_election_is_noticed_and_the_lease_is_not_sure_meanwhile() -> None:
+    bench = StoreBench()
+    bench.txn(puts=(Put("/x/mine", b"a", leased=True),))
+    bench.store.lose_leader()
+    bench.run(3.0)
+    assert bench.machine.of(StoreReach)[-1] == StoreReach(reachable=False, no_leader=True, why="no leader")
+    assert not bench.machine.of(LeaseState)[-1].held
+    bench.store.elect()
+    bench.run(1.0)
+    assert bench.machine.of(StoreReach)[-1].reachable and bench.machine.of(LeaseState)[-1].held
+    assert "/x/mine" in bench.store.keys
+
+
 class LinkBench(Bench):
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from ari_ha.cli.main import app
 from ari_ha.cli.simulate import STORY_TAIL_LINES, replay
 from ari_ha.simulation.faults import Odds
 from ari_ha.simulation.planted import PLANTED
-from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, Plan, run_seed
+from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, WHOLE, Plan, run_seed
 
 TIMED = re.compile(r" *\d+\.\d{4}  ")
 
@@ -50,6 +50,7 @@ def test_the_replay_command_names_the_faults_chosen() -> None:
     assert replay(5, EASY) == "ari-ha simulate --seed 5 --plan easy"
     assert replay(5, RECORDED) == "ari-ha simulate --seed 5 --plan recorded"
     assert replay(5, EVERYTHING) == "ari-ha simulate --seed 5 --plan everything"
+    assert replay(5, WHOLE) == "ari-ha simulate --seed 5 --plan whole"
     assert replay(5, Plan(kinds=("app-kill",))) == "ari-ha simulate --seed 5 --plan easy --faults app-kill"
     plan = Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5))
     assert replay(5, plan) == "ari-ha simulate --seed 5 --plan easy --faults app-kill --pause 2.5"
