@@ -61,7 +61,8 @@ def run(
         str,
         typer.Option(
             "--during",
-            help="What is done in the gap: hangup-caller, hangup-agent, hold-agent or refer-agent.",
+            help="What is done in the gap: hangup-caller, hangup-agent, hold-agent or refer-agent; callers: "
+            "new ones come until it is mended, and are served.",
         ),
     ] = "",
     json_file: Annotated[str, typer.Option("--json", help="Write the report here; '-': print it.")] = "",
@@ -130,10 +131,11 @@ def list_() -> None:
 
 def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: str) -> list[tuple[str, str]]:
     """Fault and state of every run; words separated by commas count as several."""
-    from ari_ha.cli.chaos_inside import ACTS_OF_AGENT, DURING, HOLD_AGENT, REFER_AGENT
+    from ari_ha.cli.chaos_callers import AGENTS as AGENTS_OF_CALLERS
+    from ari_ha.cli.chaos_inside import ACTS_OF_AGENT, CALLERS, DURING, HOLD_AGENT, REFER_AGENT
     from ari_ha.cli.chaos_judge import ALONE_STATES, STATES
     from ari_ha.cli.chaos_party import CALLS_MAX as THIRD_PERSONS_MAX
-    from ari_ha.cli.chaos_stage import CALLS_MAX
+    from ari_ha.cli.chaos_stage import CALLS_MAX, SUPPORT
     from ari_ha.cli.lab import FAULTS
 
     chosen_faults = words_of(faults, FAULTS) or list(PLAN_FAULTS)
@@ -143,6 +145,10 @@ def plan_of(faults: Sequence[str], states: Sequence[str], calls: int, during: st
         fail(f"the lab has {CALLS_MAX} agents: at most {CALLS_MAX} calls", status=2)
     if during in ACTS_OF_AGENT and {*ALONE_STATES} & {*chosen_states}:
         fail("a queued call has no agent who could do that", status=2)
+    if during == CALLERS and (
+        calls > (most := len(SUPPORT) - AGENTS_OF_CALLERS) or {*chosen_states} & {*ALONE_STATES}
+    ):
+        fail(f"new callers need agents: at most {most} calls beside them, nobody waiting", status=2)
     if during in (HOLD_AGENT, REFER_AGENT) and {*chosen_states} - {"talking"}:
         fail("only people who talk can be put on hold or be transferred", status=2)
     if during == REFER_AGENT and calls > THIRD_PERSONS_MAX:

@@ -10,10 +10,12 @@ from ari_ha.cli.chaos_judge import VOICE_STATES, Verdict
 from ari_ha.cli.chaos_stage import SALES, Stage, StageError, until
 
 HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT = "hangup-caller", "hangup-agent", "hold-agent"
-REFER_AGENT = "refer-agent"
-DURING = ("", HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT, REFER_AGENT)
+REFER_AGENT, CALLERS = "refer-agent", "callers"
+DURING = ("", HANGUP_CALLER, HANGUP_AGENT, HOLD_AGENT, REFER_AGENT, CALLERS)
 ACTS_OF_AGENT = (HANGUP_AGENT, HOLD_AGENT, REFER_AGENT)
 HANGUPS = (HANGUP_CALLER, HANGUP_AGENT)
+ASKED = (HOLD_AGENT, REFER_AGENT)
+"""After these the calls' Asterisk dies: what the edge took up in the gap must survive that too."""
 ACT_AFTER_S = 0.1
 ANSWER_LIMIT_S = 10.0
 TRANSFER_LIMIT_S = 15.0

@@ -15,9 +15,10 @@ from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli import chaos_mixed as mixed
 from ari_ha.cli import chaos_party as party
 from ari_ha.cli import chaos_records as rows
+from ari_ha.cli.chaos_acts import Acts
+from ari_ha.cli.chaos_callers import WATCHED_AT_LEAST_S, Callers
 from ari_ha.cli.chaos_commits import Quiet, Watched
 from ari_ha.cli.chaos_faults import APP_FAULTS, COMING_BACK, MEND_AFTER_S, MOVING, STAYING
-from ari_ha.cli.chaos_inside import ended, expect
 from ari_ha.cli.chaos_judge import (
     ALONE_STATES,
     CONFERENCE,
@@ -31,8 +32,8 @@ from ari_ha.cli.chaos_judge import (
     Pair,
     Verdict,
 )
-from ari_ha.cli.chaos_menu import Typed, leave_menu
-from ari_ha.cli.chaos_stage import AGENTS, RING_LONG_MS, Stage, StageError, until
+from ari_ha.cli.chaos_menu import Typed
+from ari_ha.cli.chaos_stage import RING_LONG_MS, Stage, StageError, until
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import FAULTS, NODES, PREPARED, LabError, Struck
 from ari_ha.farend.client import FarEndError
@@ -72,9 +73,11 @@ class Run:
     left: list[str] = field(default_factory=list)
     """What was left behind, in words."""
     commits: Watched = field(init=False)
+    callers: Callers = field(init=False)
 
     def __post_init__(self) -> None:
         self.commits = Watched(self.stage)
+        self.callers = Callers(self.stage, f"1557{self.serial % 1_000:03}")
 
     def perform(self) -> dict[str, Any]:
         """The whole run; its report. Raises StageError when the stage could not be set."""
@@ -107,13 +110,17 @@ class Run:
                 self.pairs = judge.as_served(self.pairs, stage.view().waiting)
             if "wrapped" in stage.ends:
                 stage.wrapped([pair for pair in self.pairs if pair.state in VOICE_STATES], began)
+            if self.during == inside.CALLERS:
+                self.callers.agents_in([pair.agent for pair in self.pairs])
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
             self.typed.begin(stage, self.pairs)
             then = after.before(stage, self.host if self.fault in APP_FAULTS else "")
             at = time.time()
             self._strike_and_watch(then)
-            self._end()
+            if self.during not in inside.HANGUPS:
+                stage.say("hanging up")
+                self._acts().hang_up()
         finally:
             stage.ring_as_before(rings)
         self._leftovers()
@@ -129,6 +136,7 @@ class Run:
             "during": self.during,
             "ends": sorted(stage.ends),
             "node_empty_ms": self.node_empty_ms,
+            "new_calls": self.callers.to_dict() if self.during == inside.CALLERS else None,
             "baseline": baseline,
             "calls": [verdict.to_dict() for verdict in self.verdicts.values()],
             "after": self.after,
@@ -181,6 +189,8 @@ class Run:
             if self.during in inside.HANGUPS:
                 by_caller = self.during == inside.HANGUP_CALLER
                 inside.hang_up(stage, self.verdicts.values(), by_caller, struck.at)
+            elif self.during == inside.CALLERS:
+                self._receive(struck.at)
             elif self.during == inside.REFER_AGENT:
                 inside.refer(stage, self.verdicts.values(), struck.at)
             elif self.during:
@@ -199,14 +209,24 @@ class Run:
             self._judge_owners()
             return
         self._after_mending()
-        if self.during:
+        if self.during in inside.ASKED:
             self._strike_again()
         self._judge_owners()
         if self.fault in STAYING:
             after.judge_stayed(stage, self.verdicts.values())
             self.after["needless_switchovers"], words = after.needless_claims(stage, then)
             self.left += words
-        self._act()
+        stage.say("acting: what people do next must work")
+        self.commits.acting()
+        self._acts().everything()
+
+    def _receive(self, since: float) -> None:
+        """New callers are served while the fault lasts, and the others do not mind."""
+        self.callers.come(since + max(MEND_AFTER_S.get(self.fault, 0.0), WATCHED_AT_LEAST_S))
+        self.left += self.callers.against
+        self.after["not_served"] = len(self.callers.against)
+        self._judge_audio(self.verdicts, since)
+        self._judge_dialogs(since)
 
     def _strike_again(self) -> None:
         """What the edge took up again is whole: the calls survive the death of their Asterisk too."""
@@ -398,143 +418,8 @@ class Run:
                 f"after mending: {reason}" for reason in again.against if reason not in verdict.against
             ]
 
-    def _act(self) -> None:
-        """What people do next works: digits, unhold, answering."""
-        self.stage.say("acting: what people do next must work")
-        self.commits.acting()
-        actions: dict[str, Callable[[Sequence[Verdict]], None]] = {
-            "held": self._unhold, "ringing": self._answer, "queued": self._serve, "ivr": self._choose,
-            **dict.fromkeys(party.PARTY_STATES, self._go_on), **dict.fromkeys(SUPERVISED, self._unsupervise),
-        }  # fmt: skip
-        living: dict[str, list[Verdict]] = {}
-        for verdict in self._living():
-            living.setdefault(verdict.pair.state, []).append(verdict)
-        for state, verdicts in living.items():
-            if state in actions:
-                actions[state](verdicts)
-        self._digits_both_ways([v for v in self._living() if v.pair.state not in ALONE_STATES])
-
-    def _living(self) -> list[Verdict]:
-        calls = self.stage.far_calls()
-        return [v for v in self.verdicts.values() if calls[v.pair.customer]["state"] != "ended"]
-
-    def _unhold(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            try:
-                self.stage.far.order(verdict.pair.agent_call, "unhold")
-            except FarEndError as error:
-                verdict.against.append(f"unhold: {error}")
-        self._expect_talking(verdicts, 5)
-
-    def _answer(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            try:
-                self.stage.far.order(verdict.pair.agent_call, "answer")
-            except FarEndError as error:
-                verdict.against.append(f"answering: {error}")
-        self._expect_talking(verdicts, 10)
-        last = self.stage.heard_lately(self.pairs)
-        for verdict in verdicts:
-            pair = verdict.pair
-            verdict.same_agent = judge.hears_now(last.get(pair.customer), pair.agent_call, 1.0)
-
-    def _expect_talking(self, verdicts: Sequence[Verdict], limit_s: float) -> None:
-        """Everybody hears the other within the limit, and for a second on nobody else."""
-        try:
-            until("they talk", limit_s, lambda: self.stage.talking([v.pair for v in verdicts]), 0.1)
-        except StageError:
-            pass  # judged below, call by call
-        time.sleep(1.2)
-        last = self.stage.heard_lately(self.pairs)
-        for verdict in verdicts:
-            judge.judge_talking(verdict, last, 1.0)
-            judge.judge_strangers(verdict, last)
-
-    def _serve(self, verdicts: Sequence[Verdict]) -> None:
-        """Agents come: callers are connected in the order they had in the queue before the fault."""
-        stage = self.stage
-        stage.far.manner(mode="answer", after_s=0.1)
-        view = stage.view()
-        there = {n for n, value in view.agents.items() if value.get("intent", "logged_out") != "logged_out"}
-        free = {queue: iter([a for a in agents if a not in there]) for queue, agents in AGENTS.items()}
-        for verdict in verdicts:
-            pair = verdict.pair
-            agent = next(free[pair.queue])
-            stage.order_agent(view, agent, "login", device=agent)
-            if expect(verdict, "the next caller is connected", 10, lambda a=agent: self._phone_up(a)):
-                pair.agent, pair.agent_call = agent, self._phone_up(agent)
-        self._expect_talking(verdicts, 5)
-
-    def _go_on(self, verdicts: Sequence[Verdict]) -> None:
-        party.go_on(self.stage, verdicts)
-        self._expect_talking(verdicts, 10)
-
-    def _choose(self, verdicts: Sequence[Verdict]) -> None:
-        """The menu still knows what was typed; then as any caller who waits."""
-        leave_menu(self.stage, verdicts, self.typed, self.struck_at)
-        self._serve(verdicts)
-
-    def _unsupervise(self, verdicts: Sequence[Verdict]) -> None:
-        """The supervisor is sent away; the people talk on as before."""
-        for verdict in verdicts:
-            self.stage.supervise(verdict.pair, "stop")
-            other = verdict.pair.supervisor_call
-            gone = f"{other} is ended"
-            expect(verdict, gone, 10, lambda other=other: ended(self.stage, other, "them"))  # type: ignore[misc]
-            verdict.pair.state = "talking"
-        self._expect_talking(verdicts, 10)
-
-    def _phone_up(self, agent: str) -> str:
-        call = self.stage.far.phone(agent)["call"]
-        return call["call"] if call and call["state"] == "up" else ""
-
-    def _digits_both_ways(self, living: Sequence[Verdict]) -> None:
-        stage = self.stage
-        since = stage.far.now()
-        stage.far.digits(
-            {v.pair.customer: "7" for v in living}
-            | {v.pair.agent_call: "8" for v in living if v.pair.agent_call}
-        )
-        wanted = {v.pair.customer: "8" for v in living} | {v.pair.agent_call: "7" for v in living}
-
-        def missing() -> list[str]:
-            rows = stage.measure(since, self.pairs)
-            return [
-                ident
-                for ident, digit in wanted.items()
-                if digit not in {d["digit"] for d in rows.get(ident, {"digits": []})["digits"]}
-            ]
-
-        try:
-            until("digits reach the other side", 4, lambda: not missing(), 0.2)
-        except StageError:
-            silent = set(missing())
-            for verdict in living:
-                for ident in silent & {verdict.pair.customer, verdict.pair.agent_call}:
-                    verdict.against.append(f"no digit reached {ident}")
-
-    def _end(self) -> None:
-        """Half the calls are ended by the customer, half by the agent; the other side must be ended too."""
-        if self.during in inside.HANGUPS:
-            return
-        self.stage.say("hanging up")
-        enders: dict[str, tuple[Verdict, str]] = {}
-        for index, verdict in enumerate(self._living()):
-            pair = verdict.pair
-            by_customer = index % 2 == 0 or not pair.agent_call
-            mine, other = (
-                (pair.customer, pair.agent_call) if by_customer else (pair.agent_call, pair.customer)
-            )
-            try:
-                self.stage.far.order(mine, "hangup")
-            except FarEndError as error:
-                verdict.against.append(f"hanging up: {error}")
-                continue
-            if other:
-                enders[other] = (verdict, mine)
-        for other, (verdict, mine) in enders.items():
-            gone = f"{other} is ended by {mine}"
-            expect(verdict, gone, 5, lambda other=other: ended(self.stage, other, "them"))  # type: ignore[misc]
+    def _acts(self) -> Acts:
+        return Acts(self.stage, list(self.verdicts.values()), self.typed, self.struck_at)
 
     def _leftovers(self) -> None:
         """What is still there when nothing should be."""

@@ -45,6 +45,8 @@ def test_commas_and_repetition_both_count() -> None:
         ["--calls", "61"],
         ["--calls", "0"],
         ["--during", "hangup-agent", "--state", "queued"],
+        ["--during", "callers", "--state", "queued"],
+        ["--during", "callers", "--state", "talking", "--calls", "33"],
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_touched(arguments: list[str]) -> None:
