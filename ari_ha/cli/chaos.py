@@ -225,6 +225,8 @@ def _print_run(run_: Mapping[str, Any]) -> None:
         text += f", lost at most {max(lost)} ms"
     if resumed:
         text += f", heard again after at most {max(resumed)} ms"
+    if new := run_.get("new_calls"):
+        text += f", {new['served']} of {new['came']} new callers served"
     say(
         text + ("" if clean else f", left behind: {run_['after']}"),
         "ok" if survived == len(calls) and clean else "bad",
