@@ -237,13 +237,23 @@ def _is_of(packet: Heard, sources: Container[int], tones: int) -> bool:
 
 
 def _pauses(logs: Sequence[StreamLog | None], since_ns: int, until_ns: int) -> list[tuple[int, int]]:
-    """Times in which nobody spoke: of one whose log is not at hand we cannot say so."""
+    """Times in which nobody spoke; whoever types does not, in a mix. Of one whose log is not at hand we
+    cannot say so."""
     known = [log for log in logs if log is not None]
     if len(known) < len(logs):
         return []
-    spoken = sorted(at_ns for log in known for _, at_ns in log.sent(since_ns - PACKET_NS, until_ns))
+    spoken = sorted(at_ns for log in known for at_ns in _spoken(log, since_ns - PACKET_NS, until_ns))
     marks = [since_ns - PACKET_NS, *spoken, until_ns]
     return [(a + PACKET_NS, b) for a, b in itertools.pairwise(marks) if b - a > SENDER_PAUSE_MIN_NS]
+
+
+def _spoken(log: StreamLog, since_ns: int, until_ns: int) -> list[int]:
+    """When voice was sent that no digit takes the place of."""
+    sent = log.sent(since_ns, until_ns)
+    digits = [at_ns for number, at_ns in sent if log.typed_with(number)]
+    return [
+        at for _, at in sent if not any(-DIGIT_BEFORE_NS <= at - typed <= DIGIT_AFTER_NS for typed in digits)
+    ]
 
 
 def _gaps(packets: Sequence[Heard], until_ns: int) -> Iterator[tuple[int, int, int]]:

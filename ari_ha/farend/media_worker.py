@@ -64,21 +64,21 @@ class _Stream:
         if self.remote is None:
             return
         self.timestamp = (self.timestamp + rtp.SAMPLES_PER_PACKET) & 0xFFFFFFFF
-        if self.digits:
-            self._send_digit()
+        typing = bool(self.digits) and self._send_digit()
         if not self.talking:
             self.first = True
             return
         rtp.set_voice(self.packet, self.pt, self.sequence, self.timestamp, self.number + 1, self.first)
         self.first = False
         self.number += 1
-        self.log.add_sent(time.time_ns())
+        self.log.add_sent(time.time_ns(), typing)
         self._out(self.packet)
 
-    def _send_digit(self) -> None:
+    def _send_digit(self) -> bool:
+        """The digit's packet of one 20 ms; False between two digits."""
         if self.gap_packets:
             self.gap_packets -= 1
-            return
+            return False
         self.digit_step += 1
         step = self.digit_step
         if step == 0:
@@ -102,6 +102,7 @@ class _Stream:
             self.digits.pop(0)
             self.digit_step = -1
             self.gap_packets = 5
+        return True
 
     def agree(self, keys: dict[str, str] | None) -> None:
         """SRTP with these keys from now on; None: plain RTP."""

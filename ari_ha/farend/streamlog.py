@@ -1,8 +1,9 @@
 """What one RTP stream sent and heard, in memory shared between the process that writes and the one that
 reads.
 
-Two rings: when each numbered packet was sent, and every packet heard with the kernel's arrival time. The
-writer only appends; the reader looks whenever it likes and asks nobody. The oldest entries are overwritten.
+Two rings: when each numbered packet was sent, and whether a digit went with it; and every packet heard with
+the kernel's arrival time. The writer only appends; the reader looks whenever it likes and asks nobody. The
+oldest entries are overwritten.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ HEARD_MAX_RECORDS = 32_768
 SENT_MAX_RECORDS = 32_768
 
 _HEARD = struct.Struct("<qIIII")
-_SENT = struct.Struct("<q")
+_SENT = struct.Struct("<q?")
 COUNTS_BYTES = 16
 _HEARD_AT = COUNTS_BYTES
 _SENT_AT = _HEARD_AT + HEARD_MAX_RECORDS * _HEARD.size
@@ -66,10 +67,10 @@ class StreamLog:
         self._heard += 1
         self._counts[0] = self._heard
 
-    def add_sent(self, at_ns: int) -> None:
-        """The next number was sent."""
+    def add_sent(self, at_ns: int, typing: bool = False) -> None:
+        """The next number was sent, and a packet of a digit beside it or not."""
         slot = self._sent % SENT_MAX_RECORDS
-        _SENT.pack_into(self._memory, _SENT_AT + slot * _SENT.size, at_ns)
+        _SENT.pack_into(self._memory, _SENT_AT + slot * _SENT.size, at_ns, typing)
         self._sent += 1
         self._counts[1] = self._sent
 
@@ -112,11 +113,21 @@ class StreamLog:
 
     def sent_at(self, number: int) -> int | None:
         """When ``number`` was sent; None when it was not, or too long ago to be known."""
+        record = self._sent_record(number)
+        return None if record is None else record[0]
+
+    def typed_with(self, number: int) -> bool:
+        """Whether a packet of a digit went with ``number``; also False when that is not known any more."""
+        record = self._sent_record(number)
+        return record is not None and record[1]
+
+    def _sent_record(self, number: int) -> tuple[int, bool] | None:
         count = self.sent_total()
         if not max(0, count - SENT_MAX_RECORDS) < number <= count:
             return None
         slot = (number - 1) % SENT_MAX_RECORDS
-        return int(_SENT.unpack_from(self._memory, _SENT_AT + slot * _SENT.size)[0])
+        at_ns, typing = _SENT.unpack_from(self._memory, _SENT_AT + slot * _SENT.size)
+        return at_ns, typing
 
     def sent(self, since_ns: int = 0, until_ns: int = 1 << 62) -> list[tuple[int, int]]:
         """(number, when) of the packets sent in the window."""

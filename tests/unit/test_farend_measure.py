@@ -320,6 +320,19 @@ def test_a_digit_takes_the_place_of_any_voice(company: Company) -> None:
     assert company.any_voice()[1:] == (0, 1)
 
 
+@pytest.mark.parametrize("third_types", [True, False])
+def test_who_types_is_not_missed_in_a_mix(company: Company, third_types: bool) -> None:
+    """Asterisk leaves out the voice of whoever types, and passes no digit on to who only listens."""
+    company.speak(50, company.mixed)
+    for packet in range(9):
+        company.number += 1
+        company.talker.add_sent(company.at, typing=packet < 7)
+        company.third.add_sent(company.at, typing=third_types and packet < 7)
+        company.at += 20 * MS
+    company.speak(50, company.mixed)
+    assert company.any_voice()[1] == (0 if third_types else 180)
+
+
 @pytest.mark.parametrize("way", ["mixed", "alone"])
 def test_company_that_comes_late_and_all_at_once_is_not_lost(company: Company, way: str) -> None:
     company.speak(50, company.mixed if way == "mixed" else company.third_alone)
