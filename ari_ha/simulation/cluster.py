@@ -151,7 +151,8 @@ class Cluster:
         self.rehomed: list[float] = []
         """When its host died, and the other took over with its own addresses; or when only
         rtpengine lost its calls"""
-        self.relays = [self._new_relay(host) for host in range(len(EDGE_HOSTS))]
+        self.relays: list[FakeRtpengine] = []
+        self.relays += [self._new_relay(host) for host in range(len(EDGE_HOSTS))]
         self.media_away = False
         self.media_slow_s = 0.0
         """rtpengine's answers take up to this."""
@@ -186,7 +187,8 @@ class Cluster:
 
     def _new_relay(self, host: int) -> FakeRtpengine:
         public, core = EDGE_HOSTS[host]
-        return FakeRtpengine({"public": public, "core": core}, started=f"{self.world.now:.3f}")
+        before = self.relays[host] if host < len(self.relays) else None
+        return FakeRtpengine({"public": public, "core": core}, f"{self.world.now:.3f}", before)
 
     @property
     def relay(self) -> FakeRtpengine:

@@ -65,17 +65,20 @@ class MediaCall:
 
 
 class FakeRtpengine:
-    """One life of a media relay with a public and a core interface."""
+    """One life of a media relay with a public and a core interface. ``before``: the life before it, whose
+    ports are not given again, so that a phone that still sends to one of them tells which call it is on."""
 
-    def __init__(self, interfaces: Mapping[str, str], started: str = "1") -> None:
+    def __init__(
+        self, interfaces: Mapping[str, str], started: str = "1", before: FakeRtpengine | None = None
+    ) -> None:
         self.interfaces = dict(interfaces)
         self.started = started
         self.calls: dict[str, MediaCall] = {}
         self.destroyed: list[tuple[str, str]] = []
         """(call, tag) whose media a command of ours destroyed"""
-        self.given: dict[tuple[str, int], tuple[str, str]] = {}
+        self.given: dict[tuple[str, int], tuple[str, str]] = dict(before.given) if before else {}
         """Which call and tag a port is, or was, of; no port is given twice."""
-        self._next_port = FIRST_PORT
+        self._next_port = before._next_port if before else FIRST_PORT
         self._keys = 0
 
     def command(self, command: str, body: Mapping[str, Any]) -> Outcome:

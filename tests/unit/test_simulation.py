@@ -566,6 +566,9 @@ def test_what_call_a_phone_was_on_is_known_also_when_its_relay_has_it_no_more() 
     late = Talk("late", "customer", ("10.0.0.1", 4000), UP, remote=at)
     assert ears.call_of(late) == ("k1", "c") and ears.heard_by(late) == []
     assert ears.call_of(Talk("other", "customer", ("10.0.0.1", 4002), UP, remote=(at[0], at[1] + 2))) is None
+    ears.relays = [relay := FakeRtpengine({"public": "192.0.2.11"}, "2", relay)]
+    relay.command("create", {"call-id": "k2", "from-tag": "c"})
+    assert ears.call_of(late) == ("k1", "c"), "and when another life of it has other calls"
 
 
 @pytest.mark.parametrize("asks", ["agent", "side"])
