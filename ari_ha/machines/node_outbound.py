@@ -112,16 +112,19 @@ class Outbound:
                 if leg.state == UP and call.stage == DIALING:
                     self.answered(leg)
             elif value.leg in arriving.ended or value.state != "trying":
-                self._gone(value)
+                self._gone(value, arriving.ended.get(value.leg, ""))
             elif not call.transfers.not_wanted(value.leg):
                 consult = value.consult if value.consult != call.head else ""  # leads the call meanwhile
                 leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=consult))
                 call.note("dialling, which the last node had not done yet", leg=leg.leg, target=leg.target)
                 call.save(lambda leg=leg: self._dial(leg))  # type: ignore[misc]
 
-    def _gone(self, value: LegValue) -> None:
-        """The party ended while the call moved."""
-        call = self._call
+    def _gone(self, value: LegValue, by: str) -> None:
+        """The party ended while the call moved: ``by`` the app where it had handed the caller over."""
+        call, t = self._call, self._call.transfers.now
+        asked = call.transfers.open and t is not None and t.leg == value.leg
+        if asked or (call.stage == TALKING and by == "app"):
+            return  # to whom is a matter of transfers
         gone = Leg(value.leg, PARTY, state="ended", target=value.target, consult=value.consult)
         if call.transfers.party_failed(gone, "no-answer"):
             return

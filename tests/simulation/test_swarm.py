@@ -346,6 +346,7 @@ KEPT_EVERYTHING = {
     "a conversation that began and ended while two nodes were without etcd": 350171,
     "a conference and its supervisor, and the caller hangs up": 400192,
     "whispered to an agent who talks to himself": 500072,
+    "whoever took a transfer transfers while the call moves": 500263,
     "a port of a relay that has been started again": 500379,
 }
 

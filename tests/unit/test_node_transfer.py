@@ -530,6 +530,31 @@ def test_a_supervisor_of_an_older_record_is_no_party_who_is_gone() -> None:
     assert bench.hears(channels["c"]) == "music" and not bench.said(link.EndLeg)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_party_who_hands_the_caller_on_is_no_party_who_is_gone(known: bool) -> None:
+    """Whom an agent had transferred his caller to transferred him into a queue; ``known``: the record says
+    that he had asked."""
+    bench = Bench(agents=())
+    legs = {
+        "c": LegValue(leg="c", role="customer", state="up"),
+        "a1": LegValue(leg="a1", role="agent", agent="1001", state="ended", ended_by="app"),
+        "a2": LegValue(leg="a2", role="party", agent="1002", state="up", target="device:1002"),
+    }
+    first = TransferValue(transfer="t1", leg="a1", number="1002", party="a2", state="over", left=True)
+    second = TransferValue(transfer="t2", leg="a2", number="6999")
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["queue", "support"], queue="support",
+        legs=legs, transfer=second if known else first,
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"a1": "app", "a2": "phone" if known else "app"}
+    channels = bench.resume("k1", "7.2", {"c": "up"}, ended=ended, head="c", trunk="carrier1")
+    bench.sleep(0.1)
+    assert bench.hears(channels["c"]) == "music" and not bench.said(link.EndLeg)
+
+
 def test_whoever_hung_up_on_him_handed_nobody_over() -> None:
     bench = Bench()
     talk(bench)
