@@ -33,6 +33,8 @@ have no processor to spare, more of it at once is heard by everybody as a hole. 
 node more slowly than the rate allows."""
 ON_THEIR_WAY_S = 0.02
 """Until it is looked again whether one of them has arrived."""
+NOT_WAITED_FOR_S = 1.0
+"""Whatever is on its way for longer keeps the others from going no more: its next node may not take it up."""
 
 
 class Drains:
@@ -129,8 +131,10 @@ class Drains:
         context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
 
     def _on_their_way(self) -> int:
-        """Calls of all drains that have left and not yet arrived."""
-        return sum(c.move is not None and c.move.why == DRAIN for c in self._calls.by_id.values())
+        """Calls of all drains that have just left and not yet arrived."""
+        since = self._context.now - NOT_WAITED_FOR_S
+        moves = [call.move for call in self._calls.by_id.values() if call.move is not None]
+        return sum(move.why == DRAIN and move.started > since for move in moves)
 
     def _not_now(self, call: EdgeCall) -> str:
         """Why the call is not moved on purpose at the moment; empty: nothing is in the way."""

@@ -354,6 +354,24 @@ def test_not_more_than_two_are_on_their_way_however_fast_it_may_go(world):
     assert {call.owner.name for call in calls} == {"ast2"}
 
 
+def test_a_node_that_takes_nobody_up_does_not_keep_the_others_from_leaving(world):
+    for name in ("ast2", "ast3"):
+        drain(world, name, when="idle")
+    calls = [world.call_in()[1] for _ in range(6)]
+    undrain(world, "ast2")
+    undrain(world, "ast3")
+    world.nodes["ast2"].auto_bridge = False
+    drain(world, "ast1", rate_per_s=100.0)
+
+    def left() -> int:
+        return sum(call.move is not None or call.owner.name == "ast3" for call in calls)
+
+    world.run(0.9)
+    before = left()
+    world.run(0.6)
+    assert before < left() and sum(call.move is not None for call in calls) > 2
+
+
 def test_music_of_the_old_node_plays_until_that_of_the_next_one_comes(world):
     _, call = world.call_in()
     node, relay = call.owner.name, Relay(world)
