@@ -114,7 +114,7 @@ def run(
 @_app.command("list")
 def list_() -> None:
     """Faults and states there are; * runs when no fault is named."""
-    from ari_ha.cli.chaos_faults import PAIR_FAULTS, WHAT
+    from ari_ha.cli.chaos_faults import ABOUT
     from ari_ha.cli.chaos_judge import STATES
     from ari_ha.cli.lab import FAULTS
 
@@ -122,7 +122,7 @@ def list_() -> None:
         return (
             fault,
             "*" * (fault in PLAN_FAULTS),
-            WHAT[fault] + ("; needs a pair" if fault in PAIR_FAULTS else ""),
+            ABOUT[fault].what + ("; needs a pair" if ABOUT[fault].edges == 2 else ""),
         )
 
     table("faults", ("fault", "", "what happens"), [row(fault) for fault in FAULTS])

@@ -18,7 +18,7 @@ from ari_ha.cli import chaos_records as rows
 from ari_ha.cli.chaos_acts import Acts
 from ari_ha.cli.chaos_callers import WATCHED_AT_LEAST_S, Callers
 from ari_ha.cli.chaos_commits import Quiet, Watched
-from ari_ha.cli.chaos_faults import APP_FAULTS, COMING_BACK, MEND_AFTER_S, MOVING, STAYING
+from ari_ha.cli.chaos_faults import ABOUT, About
 from ari_ha.cli.chaos_judge import (
     ALONE_STATES,
     CONFERENCE,
@@ -79,6 +79,11 @@ class Run:
         self.commits = Watched(self.stage)
         self.callers = Callers(self.stage, f"1557{self.serial % 1_000:03}")
 
+    @property
+    def about(self) -> About:
+        """What is known of the fault."""
+        return ABOUT[self.fault]
+
     def perform(self) -> dict[str, Any]:
         """The whole run; its report. Raises StageError when the stage could not be set."""
         try:
@@ -115,7 +120,7 @@ class Run:
             baseline = self._baseline() if self.with_baseline else None
             self.verdicts = {pair.customer: Verdict(pair) for pair in self.pairs}
             self.typed.begin(stage, self.pairs)
-            then = after.before(stage, self.host if self.fault in APP_FAULTS else "")
+            then = after.before(stage, self.host if self.about.of_app else "")
             at = time.time()
             self._strike_and_watch(then)
             if self.during not in inside.HANGUPS:
@@ -200,7 +205,7 @@ class Run:
                 self._judge_app(then)
         finally:
             self._mend(struck)
-        if self.fault in COMING_BACK:
+        if self.about.comes_back:
             kept = after.channels_kept(stage, self.host, self.mended_at)
             self.left += kept
             self.after["kept_channels"] = len(kept)
@@ -212,7 +217,7 @@ class Run:
         if self.during in inside.ASKED:
             self._strike_again()
         self._judge_owners()
-        if self.fault in STAYING:
+        if self.about.stays:
             after.judge_stayed(stage, self.verdicts.values())
             self.after["needless_switchovers"], words = after.needless_claims(stage, then)
             self.left += words
@@ -222,7 +227,7 @@ class Run:
 
     def _receive(self, since: float) -> None:
         """New callers are served while the fault lasts, and the others do not mind."""
-        self.callers.come(since + max(MEND_AFTER_S.get(self.fault, 0.0), WATCHED_AT_LEAST_S))
+        self.callers.come(since + max(self.about.mend_after_s or 0.0, WATCHED_AT_LEAST_S))
         self.left += self.callers.against
         self.after["not_served"] = len(self.callers.against)
         self._judge_audio(self.verdicts, since)
@@ -257,7 +262,7 @@ class Run:
 
     def _judge_app(self, then: after.Before) -> None:
         """A hung app must have been replaced by now, not woken up by us."""
-        if self.fault in APP_FAULTS and self.stage.lab.child_pid(self.host, "app") == then.app_pid:
+        if self.about.of_app and self.stage.lab.child_pid(self.host, "app") == then.app_pid:
             for verdict in self.verdicts.values():
                 verdict.against.append("the hung app was not killed and started again")
 
@@ -269,7 +274,7 @@ class Run:
             until("the node is empty", PROBE_LIMIT_S, lambda: self._emptied(struck.at), 0.3)
             time.sleep(STEADY_S)
             self._judge_audio(self.verdicts, struck.at)
-        self._probe(struck.at, self.verdicts, struck, moved=self.fault in MOVING)
+        self._probe(struck.at, self.verdicts, struck, moved=self.about.moves)
         if not on_purpose:
             self._judge_audio(self.verdicts, struck.at)
         if not self.address_moves and self.state in RINGING_STATES:
@@ -303,7 +308,7 @@ class Run:
         """Sends digits from both ends until a node has heard them of every call; then a steady while more."""
         heard: dict[tuple[str, str], float] = {}
         wanted = {(v.pair.customer, leg) for v in verdicts.values() for leg in v.pair.legs}
-        mend_after_s = MEND_AFTER_S.get(self.fault)
+        mend_after_s = self.about.mend_after_s
         by_looking = any(leg == SERVED for _, leg in wanted)
         looked = begin = time.monotonic()
         while time.monotonic() < begin + PROBE_LIMIT_S:

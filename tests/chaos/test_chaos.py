@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ari_ha.cli.chaos_faults import MEND_AFTER_S
+from ari_ha.cli.chaos_faults import ABOUT
 from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED
 from ari_ha.cli.chaos_mixed import shares
 from ari_ha.cli.chaos_stage import Stage
@@ -74,7 +75,9 @@ def test_a_silent_loss_while_people_talk_through_asterisk(running_lab: Stage, fa
 def test_what_nobody_on_the_phone_may_notice(
     running_lab: Stage, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MEND_AFTER_S, "etcd-quorum-loss", 15.0)  # the matrix has the whole minute
+    monkeypatch.setitem(
+        ABOUT, "etcd-quorum-loss", replace(ABOUT["etcd-quorum-loss"], mend_after_s=15.0)
+    )  # the matrix has the whole minute
     report = perform(running_lab, fault, "talking", 1)
     for call in report["calls"]:
         assert call["lost_audio_ms"] == {"to_customer": 0, "to_agent": 0}

@@ -10,7 +10,7 @@ import pytest
 
 from ari_ha.cli import chaos_judge as judge
 from ari_ha.cli.chaos import report
-from ari_ha.cli.chaos_faults import MEND_AFTER_S
+from ari_ha.cli.chaos_faults import ABOUT
 from ari_ha.cli.chaos_inside import answer_times
 from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_menu import all_digits, taken_rightly
@@ -317,7 +317,7 @@ def test_the_titles_of_the_table_say_how_long_the_fault_lasts() -> None:
         titles = re.findall(rf'Row\("([^"]+)", "{fault}"', text)
         assert titles
         for title in titles:
-            assert words.format(MEND_AFTER_S[fault]) in title
+            assert words.format(ABOUT[fault].mend_after_s) in title
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(True, "1111"), (False, "111111")])
