@@ -178,6 +178,13 @@ class Leg:
         """Whether there is a dialog, early or confirmed, to send requests in."""
         return bool(self.dialog.remote_tag) and self.state != "calling"
 
+    def answered_from(self, flow: Flow) -> None:
+        """The far side answered an INVITE by ``flow``, and its Contact is known. It stays where it was asked,
+        because a cluster may only send from another address, but where another host answers that wants to be
+        reached there: a call that was taken over."""
+        if flow.host != self.flow.host and self.dialog.leads_to(flow.host):
+            self.flow = flow
+
     def passes_over(self, flow: Flow) -> None:
         """Nobody answers at a place the dialog names: the source is tried instead, from now on."""
         place = f"{flow.host}:{flow.port}"

@@ -111,15 +111,16 @@ class Modify:
         leg.out = None
         self.core.stop(leg, "change")
         if status < 300:
-            self._accepted(leg, out, response, now)
+            self._accepted(leg, out, response, flow, now)
         elif leg.state != "ending":
             self._refused(leg, out, response, now)
 
-    def _accepted(self, leg: Leg, out: OutgoingInvite, response: Response, now: float) -> None:
+    def _accepted(self, leg: Leg, out: OutgoingInvite, response: Response, flow: Flow, now: float) -> None:
+        leg.dialog.refresh_target(response)
+        leg.answered_from(flow)
         if leg.state == "ending":
             self.core.ack(leg, out.cseq, None)
             return
-        leg.dialog.refresh_target(response)
         sdp = sdp_of(response)
         changed = sdp is not None and not same_media(sdp, leg.remote_sdp)
         leg.remote_sdp = sdp if sdp is not None else leg.remote_sdp

@@ -123,10 +123,9 @@ class Outgoing:
         if response.to_tag != leg.dialog.remote_tag:
             leg.early = OPEN  # another fork: what was agreed on was with somebody else
         leg.dialog.establish(response)
-        if flow.reliable or (flow.host != leg.flow.host and leg.dialog.leads_to(flow.host)):
-            # also when another host answers than was asked, and wants to be reached there: a call that
-            # was taken over. A cluster that only sends from another address stays where it was asked.
+        if flow.reliable:
             leg.flow = flow
+        leg.answered_from(flow)
         leg.authorization = tuple(
             item
             for item in out.request.headers

@@ -348,6 +348,7 @@ KEPT_EVERYTHING = {
     "whispered to an agent who talks to himself": 500072,
     "whoever took a transfer transfers while the call moves": 500263,
     "a port of a relay that has been started again": 500379,
+    "a hold is answered from another address": 500058,
 }
 
 

@@ -453,6 +453,26 @@ def test_an_unanswered_caller_can_be_refused_from_another_address(trio: tuple[Wo
     assert a.take(LegFailed).status == 503
 
 
+def test_a_reinvite_answered_from_another_address_is_acknowledged_there(
+    trio: tuple[World, Party, Party],
+) -> None:
+    """A phone holds, and the edge's host dies: whoever has its dialogs now answers, and hears it hang up."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    a.agent.reinvite("a", sdp(a.name, 2, "sendonly"), world.now)
+    world.transfer()
+    assert b.take(ReinviteReceived)
+    new = rehomed(world, b, leg)
+    new.agent.accept_reinvite(leg, sdp(new.name, 2, "recvonly"), world.now)
+    world.transfer()
+    assert a.take(ReinviteAnswered) and new.take(ReinviteAcked).leg == leg
+    finish(world, a, new, leg)
+
+
 def test_an_answer_from_another_address_is_acknowledged_there(trio: tuple[World, Party, Party]) -> None:
     """As an edge answers the open INVITE of a node, which has no NAT or filter in between."""
     world, a, b = trio
