@@ -229,9 +229,11 @@ class Transfers:
     def transfer_is(self, frame: link.TransferIs) -> None:
         """The app's word on how a transfer goes."""
         call = self._calls.by_id.get(frame.call)
-        legs = call.living() if call else []
-        leg = next((leg for leg in legs if leg.refer.get("id") == frame.transfer), None)
-        if call is None or leg is None:
+        if call is None or not call.served_under(frame.epoch):
+            self._context.count("edge_stale_frames", kind="TransferIs")
+            return  # whoever has the call now is asked for it again
+        leg = next((leg for leg in call.living() if leg.refer.get("id") == frame.transfer), None)
+        if leg is None:
             return
         if not leg.refer.get("left"):
             self._notify(leg, frame.status)

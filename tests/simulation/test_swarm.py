@@ -311,6 +311,7 @@ KEPT_FULL = {
     "a second line that begins while its call moves": 330030,
     "a supervisor in a record older than a transfer": 360007,
     "a caller goes before the consulted one is dialled": 420356,
+    "a transfer done by a node that has lost the call": 710021,
     "an answer that is lost until the ring is given up": 410010,
     "a conference on second lines, asked for too late": 410019,
     "a supervisor is the first to hear that all is over": 420404,

@@ -137,6 +137,24 @@ def test_a_refer_that_crosses_the_takeover_reaches_the_survivor(world):
     assert {f.transfer for f in survivor.got(link.TransferAsked)} == {call.legs["a1"].refer["id"]}
 
 
+def test_a_transfer_done_by_a_node_that_has_lost_the_call_is_asked_of_the_next(world):
+    """Its app does not know yet. What it ends is not ended, so what it says of the transfer is not true."""
+    _, call, node, phone, leg = talking(world)
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    before = str(call.epoch)
+    refer(world, phone, leg, "<sip:6000@test>")
+    kill(world, node.name)
+    world.say(node, link.TransferIs(call.call, "a1", before, call.legs["a1"].refer["id"], 200))
+    world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=before, cause="16"))
+    world.settle()
+    assert fragments(phone) == ["SIP/2.0 100 Trying"] and call.legs["a1"].alive
+    survivor = world.nodes[call.move.to.name]
+    world.say(survivor, link.Bridged(call=call.call, epoch=str(call.epoch), legs=["a1", "c"]))
+    world.settle()
+    assert {f.transfer for f in survivor.got(link.TransferAsked)} == {call.legs["a1"].refer["id"]}
+
+
 def test_a_refer_survives_the_edge(world):
     _, call, _, phone, leg = talking(world)
     refer(world, phone, leg, "<sip:1002@test>")
