@@ -31,6 +31,8 @@ class EdgeLink:
     peer: str
     vip: str = ""
     sip: str = ""
+    revision: int = 0
+    """By which it serves, or served; 0: it stands by."""
     hello: bool = False
     calls: EdgeCalls | None = None
     """Its last list of the calls we serve; None until it has sent one."""
@@ -74,6 +76,10 @@ class NodeContext:
         self.store_since = 0.0
         """Since when the store is reachable"""
         self.links: dict[str, EdgeLink] = {}
+        self.replaced: set[str] = set()
+        """Edges that are connected though another has taken their address: nothing they say counts"""
+        self._actives: dict[str, tuple[int, str]] = {}
+        """Address -> the newest revision of its key that we have heard of, and whose it is"""
         self._out: list[Effect] = []
         self._then: dict[str, Then] = {}
         self._serial = 0
@@ -173,6 +179,22 @@ class NodeContext:
         self.ari(f"hangup/{channel}", "channels.hangup", {"channelId": channel, "reason_code": str(cause)})
 
     # --- links ---------------------------------------------------------------------
+
+    def active_is(self, vip: str, revision: int, edge: str) -> None:
+        """Etcd or the edge itself says whose the address is. Who had it by an older revision has stood
+        still, or was cut off, and is back before anybody has told him: he knows of no end and no answer
+        since, and his list of calls would end people who talk."""
+        self._actives[vip] = newest, active = max(self._actives.get(vip, (0, "")), (revision, edge))
+        for one in list(self.links.values()):
+            if one.vip == vip and one.peer != active and 0 < one.revision < newest:
+                del self.links[one.peer]
+                self.replaced.add(one.peer)
+                self.note("node", "an edge that was replaced", level="warning", edge=one.peer, active=active)
+
+    def etcd_read(self, revision: int) -> None:
+        """Whose addresses are has been read whole. Who has them by a newer revision has them in an etcd that
+        was restored from a backup since."""
+        self._actives = {vip: known for vip, known in self._actives.items() if known[0] <= revision}
 
     def say(self, frame: Any, vip: str = "") -> bool:
         """Sends a frame about a call to the edges that may serve it (all of ``vip``'s

@@ -425,6 +425,8 @@ class NodeCore:
         """News of the keys the node itself reads."""
         seen = self.records.seen
         if isinstance(event, StoreSnapshot):
+            if event.prefix == self.context.keys.prefix("vips"):
+                self.context.etcd_read(event.revision)
             for key in self._stale(event):
                 self._take(key, None)
             for key, kv in event.items.items():
@@ -474,6 +476,8 @@ class NodeCore:
                 self._keep(self._edges, name, kv, EdgeValue)
             case ("vips", name):
                 self._keep(self._vips, name, kv, VipValue)
+                if kv is not None and name in self._vips:
+                    self.context.active_is(name, kv.mod_revision, self._vips[name].edge)
             case ("ivrs", name):
                 self._keep(self._ivrs, name, kv, IvrMenuValue)
             case ("users", name):

@@ -31,6 +31,7 @@ class Links:
 
     def up(self, peer: str) -> None:
         """A link is open: we say who we are and what we have."""
+        self._context.replaced.discard(peer)
         self._context.links[peer] = EdgeLink(peer, opened=self._context.now)
         self._context.note("node", "link up", edge=peer)
         self.hello(peer)
@@ -58,6 +59,7 @@ class Links:
     def down(self, peer: str, reason: str, clean: bool) -> None:
         """The link is gone; no call is touched."""
         self._context.links.pop(peer, None)
+        self._context.replaced.discard(peer)
         self._context.note("node", "link down", level="warning", edge=peer, reason=reason, clean=clean)
 
     def hello(self, peer: str = "") -> None:
@@ -138,12 +140,16 @@ class Links:
 
     def frame(self, peer: str, frame: object) -> None:
         """One frame of an edge."""
+        if peer in self._context.replaced:
+            self._context.count("node_frames_of_replaced_edges", type=type(frame).__name__)
+            return
         edge = self._context.links.get(peer)
         match frame:
             case link.EdgeHello():
                 if edge is not None:
                     edge.vip, edge.hello = frame.vip, True
-                    edge.sip = getattr(frame, "sip", "")
+                    edge.sip, edge.revision = frame.sip, frame.edge_revision
+                    self._context.active_is(frame.vip, frame.edge_revision, peer)
             case link.EdgeCalls():
                 self._edge_calls(peer, frame)
             case link.CallMoved(call=ident, epoch=epoch, to_node=to):

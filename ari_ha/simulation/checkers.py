@@ -134,6 +134,7 @@ class Checkers:
         self.moves.look()
         self.commits.look(self.cluster.world.now)
         self._untouched()
+        self._replaced()
         self.books.look()
         self.tapes.look()
         self.cluster.world.after(LOOK_EVERY_S, self._look)
@@ -198,6 +199,21 @@ class Checkers:
                     )
                     if method != "BYE" and not (method == "INVITE" and told):
                         self.problem("phones are left alone", f"{talk.leg} got {method} at {at:.3f}")
+
+    def _replaced(self) -> None:
+        """An edge that another has replaced writes nothing, ends nothing, and is gone when it is told."""
+        old = self.cluster.replaced
+        if old is None:
+            return
+        for txn in old.wrote:
+            keys = ", ".join(change.key for change in (*txn.puts, *txn.deletes))
+            self.problem("a replaced edge does nothing", f"{old.name} wrote {keys}")
+        for request in old.ended:
+            self.problem(
+                "a replaced edge does nothing", f"{old.name} sent {request.splitlines()[0].decode()}"
+            )
+        if old.late:
+            self.problem("a replaced edge does nothing", f"{old.name} has not stood down")
 
     # -- endings
 

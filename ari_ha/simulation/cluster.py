@@ -9,7 +9,7 @@ from typing import Any
 
 from ari_ha.core.machine import Effect, Event, Outcome, Refused, Unreachable
 from ari_ha.core.ports.ari import AriCall, SetMaintenance
-from ari_ha.core.ports.guard import PairWord, TellGuard
+from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
 from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.media import MediaReach, NgCommand
 from ari_ha.core.ports.operator import OperatorReply
@@ -36,6 +36,7 @@ from ari_ha.simulation.links import AriLink, NodeLink
 from ari_ha.simulation.office import Office
 from ari_ha.simulation.process import DEAD, MachineProcess, Settle
 from ari_ha.simulation.recorders import FakeRecorder
+from ari_ha.simulation.replaced import Replaced
 from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import UTC_AT_START_S, Network, World
 from ari_ha.sip.auth import ha1
@@ -171,6 +172,11 @@ class Cluster:
         """Called after everything rtpengine was told."""
         self.edge = self._process(EDGES[0], EDGES[0], self._make_edge, self._edge_effect, self._edge_now)
         self.edge_client: StoreClient | None = None
+        self.replaced: Replaced | None = None
+        """The edge process that was replaced last while it was alive"""
+        self.vip_key = self.keys.vip(VIP)
+        self.vip_life = 0
+        """The life of the edge that is the active one by etcd"""
         self.clients: dict[str, StoreClient] = {}
         self.nodes = [self._node(n) for n in range(1, shape.nodes + 1)]
         self.by_name = {node.name: node for node in self.nodes}
@@ -202,7 +208,7 @@ class Cluster:
     def _process(self, name: str, host: str, make: Any, perform: Any, perform_now: Any) -> MachineProcess:
         process = MachineProcess(
             self.world, name, host, make=make, perform=perform, perform_now=perform_now,
-            instant=(SendSip, SendLink, SendProbe, OperatorReply, TellGuard, StoreUnwatch),
+            instant=(SendSip, SendLink, SendProbe, OperatorReply, TellGuard, StandDown, StoreUnwatch),
         )  # fmt: skip
         skew, offset = self.shape.clock_skew, self.shape.wall_offset_s
         process.clock.rate = 1.0 + (self.world.between(-skew, skew) if skew else 0.0)
@@ -213,10 +219,14 @@ class Cluster:
         world, name, address = self.world, f"ast{number}", f"10.0.0.{30 + number}"
         asterisk = FakeAsterisk(world, self.wire, name, name, address)
         app = self._process(name, name, self._make_node, self._node_effect, self._node_now)
-        link = NodeLink(world, self.network, self.edge, app)
-        link.taps.append(lambda one, two, frame: self.traffic.frames.append((world.now, one, two, frame)))
+        link = self._link(app)
         recorder = FakeRecorder(world, app, address)
         return Node(name, name, asterisk, app, AriLink(world, app, asterisk), link, recorder)
+
+    def _link(self, app: MachineProcess) -> NodeLink:
+        link, frames = NodeLink(self.world, self.network, self.edge, app), self.traffic.frames
+        link.taps.append(lambda one, two, frame: frames.append((self.world.now, one, two, frame)))
+        return link
 
     def _ids(self, process: MachineProcess, letter: str) -> Any:
         life, count = process.life, [0]
@@ -297,6 +307,7 @@ class Cluster:
         """The edge's host is gone with its addresses and its relay. The next life of the edge is
         on the other host, and far ends that try both addresses find it there."""
         self.edge.kill()
+        self._end_replaced()
         self.wire.gone |= set(EDGE_HOSTS[self.edge_host])
         self.relays[self.edge_host] = self._new_relay(self.edge_host)
         self.edge_host = 1 - self.edge_host
@@ -309,8 +320,28 @@ class Cluster:
         """The edge process stops, and its address goes to the other host; call `start_edge`
         when it is there. rtpengine's calls are there already, by their own replication."""
         self.edge.kill()
-        other = EDGES[self.edge.name == EDGES[0]]
-        self.edge.name = self.edge.host = self.ears.relay_host = other
+        self._end_replaced()
+        self.edge.name = self.edge.host = self.ears.relay_host = EDGES[self.edge.name == EDGES[0]]
+
+    def replace_edge(self, relay: FakeRtpengine) -> Replaced:
+        """The other host takes the address while the edge process stands still, or hears nobody: another
+        life begins there, with ``relay``, and the old one runs on when it can."""
+        self._end_replaced()
+        old, self.replaced = self.edge, Replaced(self, self.relay)
+        self.relays[self.edge_host] = relay
+        other = self.ears.relay_host = EDGES[old.name == EDGES[0]]
+        self.edge = self._process(other, other, self._make_edge, self._edge_effect, self._edge_now)
+        self.edge.life = old.life
+        for node in self.nodes:
+            before, node.link = node.link, self._link(node.app)
+            node.link.number, node.link.drop = before.number, before.drop
+        self.start_edge()
+        return self.replaced
+
+    def _end_replaced(self) -> None:
+        """The host of a life that was replaced is needed again: it is gone."""
+        if self.replaced is not None:
+            self.replaced.process.kill()
 
     def _appoint(self) -> None:
         """The guard beside the edge writes it into etcd, and says so."""
@@ -319,7 +350,8 @@ class Cluster:
     def _appointed(self) -> None:
         edge, process = self.edge.name, f"life{self.edge.life}"
         value = VipValue(edge=edge, since=UTC_AT_START_S + self.world.now, process=process)
-        self.store.put(self.keys.vip(VIP), encode(value))
+        self.vip_life = self.edge.life
+        self.store.put(self.vip_key, encode(value))
         self.edge.post(PairWord(word=RoleWord(edge=edge, process=process, revision=self.store.revision)))
 
     def start_app(self, node: Node) -> None:
@@ -333,16 +365,16 @@ class Cluster:
         return MediaReach(reachable=not self.media_away, started=self.relay.started)
 
     def _ping_media(self) -> None:
-        told = [self._reach()]
+        told, edge = [self._reach()], self.edge
 
         def ping() -> None:
             reach = self._reach()
             if reach != told[0]:
                 told[0] = reach
-                self.edge.post(reach)
-            self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
+                edge.post(reach)
+            self.world.after(MEDIA_PING_S, edge.in_life(ping))
 
-        self.world.after(MEDIA_PING_S, self.edge.in_life(ping))
+        self.world.after(MEDIA_PING_S, edge.in_life(ping))
 
     def _media_timeout(self) -> None:
         """rtpengine forgets a call by itself when nobody has spoken for a while."""
@@ -407,15 +439,19 @@ class Cluster:
     # -- the edge's effects
 
     def _sip_in(self, listener: str) -> Any:
+        edge = self.edge
+
         def receive(data: bytes, host: str, port: int) -> None:
-            self.edge.post(SipBytes(data=data, flow=Flow(listener, "udp", host, port)))  # type: ignore[arg-type]
+            edge.post(SipBytes(data=data, flow=Flow(listener, "udp", host, port)))  # type: ignore[arg-type]
 
         return receive
 
     def _sip_refused(self, listener: str) -> Any:
+        edge = self.edge
+
         def refused(host: str, port: int) -> None:
             flow: Any = Flow(listener, "udp", host, port)
-            self.edge.post(SipFlowClosed(flow=flow, reason="connection refused", refused=True))
+            edge.post(SipFlowClosed(flow=flow, reason="connection refused", refused=True))
 
         return refused
 
@@ -424,7 +460,10 @@ class Cluster:
 
     def _edge_effect(self, process: MachineProcess, effect: Effect, settle: Settle) -> None:
         world = self.world
-        if isinstance(effect, NgCommand):
+        if process is not self.edge:
+            assert self.replaced is not None
+            self.replaced.perform(effect, settle)
+        elif isinstance(effect, NgCommand):
             if self.media_away:
                 world.after(0.001, lambda: settle(Unreachable("connection refused")))
                 return
@@ -450,7 +489,10 @@ class Cluster:
             self._nobody(effect, settle)
 
     def _edge_now(self, process: MachineProcess, effect: Effect) -> None:
-        if isinstance(effect, SendSip):
+        if process is not self.edge:
+            assert self.replaced is not None
+            self.replaced.perform_now(effect)
+        elif isinstance(effect, SendSip):
             flow = effect.flow
             self.wire.send(self.edge_at(flow.listener), (flow.host, flow.port), effect.data)
         elif isinstance(effect, SendLink):
@@ -467,10 +509,10 @@ class Cluster:
 
     def _probe(self, probe: SendProbe) -> None:
         """OPTIONS on a connected socket: a reply, a refusal of the kernel, or nothing."""
-        node, network = self.by_name[probe.node], self.network
+        node, network, edge = self.by_name[probe.node], self.network, self.edge
 
         def back(event: Event) -> None:
-            network.datagram(node.host, self.edge.host, lambda: self.edge.deliver(event))
+            network.datagram(node.host, edge.host, lambda: edge.deliver(event))
 
         def arrive() -> None:
             if node.host in self.wire.hosts_down:
@@ -480,7 +522,7 @@ class Cluster:
             else:
                 node.asterisk.in_life(lambda: back(ProbeReply(node=probe.node, n=probe.n)))()
 
-        network.datagram(self.edge.host, node.host, arrive)
+        network.datagram(edge.host, node.host, arrive)
 
     # -- a node's effects
 
@@ -501,8 +543,12 @@ class Cluster:
             self._nobody(effect, settle)
 
     def _node_now(self, process: MachineProcess, effect: Effect) -> None:
-        if isinstance(effect, SendLink) and effect.peer == self.edge.name:
-            self.by_name[process.name].link.send(process, effect.frame)
+        if isinstance(effect, SendLink):
+            links = [self.by_name[process.name].link]
+            if self.replaced is not None:
+                links.append(self.replaced.links[process.name])
+            for link in [link for link in links if link.edge.name == effect.peer][:1]:
+                link.send(process, effect.frame)
         elif isinstance(effect, OperatorReply):
             self.replies[effect.request] = effect
 

@@ -268,6 +268,8 @@ class StoreClient:
         self._last_delivery = 0.0
         self._silent_since: float | None = None
         self._notice_s = 0.0
+        self.on_write: Callable[[StoreTxn], None] = lambda effect: None
+        """Called with every write that has been done."""
         self._life = process.life
         store.on_commit.append(self._committed)
         self._world = store.world
@@ -472,6 +474,8 @@ class StoreClient:
             outcome = Unreachable("no space")
         elif isinstance(effect, StoreTxn):
             outcome = store.txn(effect, self.lease)
+            if isinstance(outcome, Done) and outcome.value.succeeded and (effect.puts or effect.deletes):
+                self.on_write(effect)
         elif isinstance(effect, StoreRead):
             outcome = Done(store.read(effect.key, effect.prefix))
         else:

@@ -16,6 +16,7 @@ from ari_ha.simulation.cluster import Cluster, Node
 from ari_ha.simulation.fake_store import HOST as ETCD
 from ari_ha.simulation.fake_store import StoreClient
 from ari_ha.simulation.process import DEAD, FROZEN, MachineProcess
+from ari_ha.simulation.replaced import Comeback
 from ari_ha.wire.keyspace import DrainValue, encode
 
 ETCD_SETTLED_S = 4.0
@@ -37,6 +38,8 @@ CUT_KINDS = ("node-unheard", "node-deaf")
 """A node's network that carries one way only, for everything: edge and etcd."""
 LEADER_KINDS = ("etcd-election",)
 """etcd's leader dies, and its members elect another."""
+REPLACED_KINDS = ("edge-zombie",)
+"""An edge process that stood still, or was cut off, runs on though another has taken its place."""
 PURPOSE_KINDS = ("drain",)
 """What operators do, and may do while anything else goes wrong."""
 PAIR_KINDS = ("edge-switch",)
@@ -45,7 +48,7 @@ MORE_KINDS = ("node-loss", "etcd-full", "all-hosts", "edge-and-node")
 """Faults of the full plan."""
 FULL_KINDS = (*KINDS, *HARD_KINDS, *PURPOSE_KINDS, *PAIR_KINDS, *MORE_KINDS)
 EVERYTHING_KINDS = (*FULL_KINDS, *REHOME_KINDS, *CUT_KINDS)
-KNOWN_KINDS = (*EVERYTHING_KINDS, *LEADER_KINDS)
+KNOWN_KINDS = (*EVERYTHING_KINDS, *LEADER_KINDS, *REPLACED_KINDS)
 ELECTION_MIN_S, ELECTION_MAX_S = 0.05, 3.0
 BEHIND_MAX_S = 2.0
 """A member that does not hear the new leader is left by its clients within that."""
@@ -157,6 +160,9 @@ class Faults:
             node.app.thaw()
             self._boot(node)
         cluster.edge.thaw()
+        if cluster.replaced is not None:
+            cluster.replaced.wake(0.0)
+            cluster.replaced.tell()
         if cluster.edge.state == DEAD:
             cluster.start_edge()
         self.calm_since = world.now
@@ -418,6 +424,15 @@ class Faults:
     def _edge_freeze(self, node: Node) -> None:
         self.cluster.edge.freeze()
         self._later(0.1, 1.5, self.cluster.edge.thaw)
+
+    def _edge_zombie(self, node: Node) -> None:
+        """The edge's host stands still, or is cut off from all; the other takes its place, and then it
+        is back. See `ari_ha.simulation.replaced`."""
+        cluster = self.cluster
+        machine, wakes = cluster.edge.machine, Comeback(cluster, self._later)
+        serves = isinstance(machine, EdgeMachine) and machine.serving
+        if cluster.edge.running and serves and self._etcd_safe():
+            wakes.begin()
 
     def _etcd_away(self, node: Node) -> None:
         store = self.cluster.store

@@ -34,6 +34,8 @@ class NodeLink:
         self.edge = edge
         self.app = app
         self.up = False
+        self.last = False
+        """Its edge is never started again."""
         self.number = 0
         """Which connection this is; what belongs to an earlier one is lost."""
         self._lives = (0, 0)
@@ -54,6 +56,8 @@ class NodeLink:
     def _look(self) -> None:
         """The state of both ends and of the way between them, now and then."""
         world = self.world
+        if self.last and not self.up and self.edge.state == DEAD:
+            return
         world.after(LOOK_EVERY_S * world.between(0.8, 1.2), self._look)
         edge, app = self.edge, self.app
         if not self.up:

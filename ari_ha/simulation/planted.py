@@ -22,7 +22,7 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_model import NORMAL, Leg
 from ari_ha.machines.node_resume import Arriving
 from ari_ha.simulation.cluster import Cluster
-from ari_ha.simulation.faults import REHOME_KINDS, Odds
+from ari_ha.simulation.faults import REHOME_KINDS, REPLACED_KINDS, Odds
 from ari_ha.simulation.run import Plan
 from ari_ha.wire import link
 from ari_ha.wire.ivr import IvrMenuValue
@@ -344,6 +344,15 @@ def _lost_place(cluster: Cluster) -> None:
     cluster.on_node.append(change)
 
 
+def _unfenced_write(cluster: Cluster) -> None:
+    """The edge's writes do not compare whose the address is."""
+
+    def change(machine: EdgeMachine) -> None:
+        machine.calls.store._fence = lambda: ()  # type: ignore[method-assign]
+
+    cluster.on_edge.append(change)
+
+
 def _one_recorder(cluster: Cluster) -> None:
     """Every voice is recorded by one node."""
 
@@ -436,6 +445,10 @@ PLANTED = {
     "effect-twice": Planted(
         "a step with effects is run again", _effect_twice, ("asterisk-kill", "app-kill"),
         ("an effect happens once",), hard=True,
+    ),
+    "unfenced-write": Planted(
+        "a replaced edge goes on writing", _unfenced_write, REPLACED_KINDS, ("a replaced edge does nothing",),
+        full=True,
     ),
     "left-behind": Planted(
         "channels stay on a node the call has left", _left_behind, ("node-cut",), ("nothing is left",)

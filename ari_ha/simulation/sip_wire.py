@@ -38,11 +38,11 @@ class Wire:
         self._sockets[(address, port)] = (process, receive, refused)
         self._buffered[(address, port)] = 0
 
-    def send(self, source: tuple[str, int], to: tuple[str, int], data: bytes) -> None:
-        """A datagram on its way."""
+    def send(self, source: tuple[str, int], to: tuple[str, int], data: bytes, host: str = "") -> None:
+        """A datagram on its way; from ``host`` where that is not the one that has the address."""
         for tap in self.taps:
             tap(*source, *to, data)
-        here, there = self.host_of.get(source[0], source[0]), self.host_of.get(to[0], to[0])
+        here, there = host or self.host_of.get(source[0], source[0]), self.host_of.get(to[0], to[0])
         self.network.datagram(here, there, lambda: self._arrive(source, to, data, here, there))
 
     def _arrive(

@@ -19,6 +19,7 @@ from ari_ha.simulation.faults import (
     PAIR_KINDS,
     PURPOSE_KINDS,
     REHOME_KINDS,
+    REPLACED_KINDS,
     Odds,
 )
 from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, WHOLE, Plan, Result, run_seed
@@ -85,7 +86,7 @@ def test_hard_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), HARD)
 
 
-@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS, *CUT_KINDS, *LEADER_KINDS))
+@pytest.mark.parametrize("kind", (*MORE_KINDS, *PAIR_KINDS, *CUT_KINDS, *LEADER_KINDS, *REPLACED_KINDS))
 def test_one_kind_of_the_full_plan_often(kind: str) -> None:
     plan = dataclasses.replace(FULL, odds=Odds(kinds=(kind,), pause_s=PAUSE_S))
     results = [run_seed(seed, plan) for seed in range(SEEDS_PER_FAULT)]
@@ -334,6 +335,20 @@ def test_what_failed_once_in_the_recorded_plan(name: str) -> None:
 @pytest.mark.parametrize("name", KEPT_FULL)
 def test_what_failed_once_in_the_full_plan(name: str) -> None:
     swarm([KEPT_FULL[name]], FULL)
+
+
+KEPT_ZOMBIES = {
+    "its list of calls ends people": 154,
+    "told again of ends, it ends whoever was brought together": 117,
+    "a number that it dials once more": 139,
+}
+"""Seeds in which an edge that had been replaced was listened to."""
+
+
+@pytest.mark.parametrize("name", KEPT_ZOMBIES)
+def test_what_failed_once_when_an_edge_came_back(name: str) -> None:
+    kinds = (*REPLACED_KINDS, "asterisk-kill", "app-freeze")
+    swarm([KEPT_ZOMBIES[name]], dataclasses.replace(FULL, odds=Odds(kinds=kinds, pause_s=1.5)))
 
 
 KEPT_EVERYTHING = {

@@ -21,6 +21,7 @@ from ari_ha.wire.keyspace import (
     OwnerValue,
     RecordValue,
     UserValue,
+    VipValue,
     WaitingValue,
     decode,
 )
@@ -774,6 +775,63 @@ def test_two_pairs_while_the_store_is_away() -> None:
     assert "k2" in core.calls
     bench.post(LinkReceived(peer=other, frame=link.Relinquish(call="k2", epoch="7.1")))
     assert "k2" not in core.calls
+
+
+def _other_edge_is_active(bench: Bench, told_by: str) -> None:
+    if told_by == "etcd":
+        key = bench.keys.vip("v1")
+        kv = bench.store.put(key, VipValue(edge="edge9", since=UTC0))
+        bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+    else:
+        bench.post(LinkUp(peer="edge9"))
+        hello = link.EdgeHello(edge="edge9", vip="v1", edge_revision=bench.store.revision)
+        bench.post(LinkReceived(peer="edge9", frame=hello))
+
+
+@pytest.mark.parametrize("told_by", ["etcd", "edge"])
+@pytest.mark.parametrize("reconnects", [True, False])
+def test_an_edge_that_was_replaced_ends_nobody(told_by: str, reconnects: bool) -> None:
+    """It stood still, or was cut off, and is back: it does not know that the agent has answered."""
+    bench = Bench()
+    customer, agent = bench.talk()
+    _other_edge_is_active(bench, told_by)
+    heard = len(bench.sent)
+    if reconnects:
+        bench.link_down()
+        bench.link({"k1": link.CallAtEdge(epoch="7.1", legs={"c": link.LegAtEdge(state="answered")})})
+    bench.frame(link.LegGone(call="k1", leg="a1", epoch="7.1", cause="16", by="phone"))
+    bench.frame(link.LegHeld(call="k1", leg="c", epoch="7.1", held=True))
+    bench.frame(link.Relinquish(call="k1", epoch="7.1"))
+    bench.sleep(5)
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    calls = (link.EndLeg, link.Conversations, link.WantMedia, link.Bridged)
+    if told_by == "etcd":
+        assert not [frame for frame in bench.sent[heard:] if isinstance(frame, calls)]
+
+
+def test_an_edge_that_takes_its_address_back_is_heard_again() -> None:
+    bench = Bench()
+    bench.talk()
+    _other_edge_is_active(bench, "edge")
+    bench.link_down()
+    bench.post(LinkUp(peer=EDGE))
+    bench.frame(link.EdgeHello(edge=EDGE, vip="v1", edge_revision=bench.store.revision + 5))
+    bench.frame(link.Relinquish(call="k1", epoch="7.1"))
+    assert "k1" not in bench.machine.core.calls
+
+
+def test_an_etcd_that_was_restored_from_a_backup_replaces_no_edge() -> None:
+    """Its revisions begin again where they were then."""
+    bench = Bench()
+    bench.talk()
+    bench.link_down()
+    bench.post(LinkUp(peer="edge9"))
+    hello = link.EdgeHello(edge="edge9", vip="v1", edge_revision=1_000_000)
+    bench.post(LinkReceived(peer="edge9", frame=hello))
+    bench.read("vips")
+    bench.link({"k1": link.CallAtEdge(epoch="7.1", legs={"c": link.LegAtEdge(state="answered")})})
+    bench.frame(link.Relinquish(call="k1", epoch="7.1"))
+    assert "k1" not in bench.machine.core.calls
 
 
 @pytest.mark.parametrize("asterisk_dies", [False, True])
