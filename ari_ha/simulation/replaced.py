@@ -38,7 +38,6 @@ RELAY_S = 0.0005
 STANDS_DOWN_WITHIN_S = 0.5
 """After its guard's first word. It says it every 200 ms."""
 WORD_EVERY_S = 0.2
-ENDS = (b"BYE ", b"CANCEL ")
 
 
 class Replaced:
@@ -58,8 +57,6 @@ class Replaced:
         """When its guard said for the first time that it is not the one any more"""
         self.wrote: list[StoreTxn] = []
         """Writes of it that were done since it was replaced"""
-        self.ended: list[bytes] = []
-        """Requests of it that ended something at a phone or carrier"""
         self.client.on_write = self._wrote
         for link in self.links.values():
             link.last = True
@@ -125,8 +122,6 @@ class Replaced:
         cluster, flow = self.cluster, effect.flow
         if cluster.world.now >= self.heard_until:
             return
-        if flow.listener == "public-udp" and effect.data.startswith(ENDS):
-            self.ended.append(effect.data)
         source = cluster.edge_at(flow.listener)
         cluster.wire.send(source, (flow.host, flow.port), effect.data, self.process.host)
 
