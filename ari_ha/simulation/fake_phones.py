@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from urllib.parse import quote
 
 from ari_ha.simulation.sip_wire import Refused, SipProcess, Wire
@@ -35,7 +36,7 @@ class Talk:
     started_s: float = 0.0
     answered_s: float = 0.0
     acked_s: float = 0.0
-    """When the far end had heard that it answered, and this phone that it had"""
+    """When the far end had heard that it answered, and this phone that it had; 0 for who dialled"""
     ended_s: float = 0.0
     ended_by: str = ""
     """self, far, failed, or lost (the phone itself is gone)"""
@@ -63,7 +64,10 @@ class Talk:
 
     @property
     def connected_s(self) -> float:
-        """Since when both ends know of the answer, as far as this one can tell."""
+        """Since when both ends know of the answer, as far as this one can tell; infinite for who was called
+        and whose answer was never acknowledged."""
+        if not self.dialled and not self.acked_s:
+            return inf
         return max(self.answered_s, self.acked_s)
 
     @property
