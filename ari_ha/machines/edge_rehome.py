@@ -202,7 +202,7 @@ class Rehome:
             elif self._setup.take_port(outcome, leg):
                 leg.origin = origin if origin != leg.host else ""
                 if leg.waits or not leg.side.web:
-                    self._far_end(call, leg.leg, leg)
+                    self.far_end(call, leg.leg, leg)
                 self._opened(call, key)
                 self.answered(call, leg)
                 leg.elsewhere &= not leg.waits  # it hears of the port with its answer
@@ -294,7 +294,7 @@ class Rehome:
                 self._opened(call, half.key)
             elif self._setup.take_port(outcome, half):
                 half.origin = origin if origin != half.host else ""
-                self._far_end(call, half.tag, half)
+                self.far_end(call, half.tag, half)
                 self._opened(call, half.key)
                 self.half_answered(call, half)
                 # a node that calls us hears of the port with its answer
@@ -353,8 +353,8 @@ class Rehome:
             return False
         return where == (side.host, side.port)
 
-    def _far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:
-        """rtpengine here has never heard of it."""
+    def far_end(self, call: EdgeCall, tag: str, side: PhoneLeg | NodeLeg) -> None:
+        """rtpengine may never have heard where it is: it is told with the next change of the media."""
         sip = self._context.sip
         if sip.leg_state(side.key) == "ended":
             return

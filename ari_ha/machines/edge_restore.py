@@ -54,6 +54,7 @@ def restore_call(
     if not moved:
         _import_recorders(call, value)
         _assume_media(call)
+        _tell_far_ends(rehome, call)
     context.note(f"call/{call.call}", "continued after a restart", facts=call.facts(), epoch=call.epoch)
     rehome.refuse_unanswered(call)
     if not call.ended:
@@ -179,3 +180,15 @@ def _assume_media(call: EdgeCall) -> None:
         for state in (call.media.state, HITLESS, THROUGH, DIRECT):
             graph |= wanted_graph(state, up, tags)
     call.media.assume(graph)
+
+
+def _tell_far_ends(rehome: Rehome, call: EdgeCall) -> None:
+    """What a far end said last was answered, and rtpengine may not have been told before the process died: it
+    would send nothing to whoever has taken his call back. Not of a leg with keys: it is told by `publish`,
+    and in a call that rtpengine has read from valkey a second one may cost the port (26.0.1)."""
+    for leg in call.up():
+        if not leg.elsewhere and not leg.side.suite and not leg.side.web:
+            rehome.far_end(call, leg.leg, leg)
+    for half in call.halves.values():
+        if half.state == "up" and not half.elsewhere:
+            rehome.far_end(call, half.tag, half)

@@ -365,6 +365,7 @@ KEPT_EVERYTHING = {
     "whoever took a transfer transfers while the call moves": 500263,
     "a port of a relay that has been started again": 500379,
     "a hold is answered from another address": 500058,
+    "taken back while rtpengine is slow, and the edge dies": 500630,
     "an answer that nobody hears is acknowledged with the end": 500061,
     "a supervisor answers an edge whose host is dead": 500661,
 }

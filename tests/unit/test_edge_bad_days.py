@@ -292,6 +292,25 @@ def test_whoever_takes_his_call_back_hears_again_though_his_hold_was_never_writt
     assert ["sendonly" in sdp for sdp in told()[before:]] == [False]
 
 
+def test_where_far_ends_are_is_said_again_by_a_restarted_edge(world):
+    """rtpengine is slow, a phone that held takes its call back, and the process dies before that is told."""
+    _, call, node, phone, leg = talking(world)
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    world.ng_refuse = lambda command: command.command == "create answer"
+    phone.sip.reinvite(leg, phone.sdp(), world.now)
+    world.settle()
+    assert len(phone.of(sip.ReinviteAnswered)) == 2
+    world.ng_refuse = lambda command: False
+    before = len(world.ng)
+    world.boot()
+    world.run(0.5)
+    bodies = [c.body for c in world.ng[before:] if c.command == "create answer"]
+    told = {str(body["from-tag"]): str(body["sdp"]) for body in bodies}
+    assert told.keys() == {"c", "a1", f"c@{node.name}.1", f"a1@{node.name}.1"}
+    assert all("a=sendrecv" in sdp for sdp in told.values())
+
+
 @pytest.mark.parametrize("who", ["caller", "agent"])
 def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
     """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""
