@@ -68,6 +68,8 @@ class CallBase:
     """Taken up from elsewhere and not whole yet."""
     bridged_said: tuple[str, ...] = ()
     """Legs of the last `Bridged`."""
+    forgotten: bool = False
+    """Not served here any more, under this epoch: what is still heard of it means nothing."""
     continue_at: tuple[str, str] = ("", "")
     """Context and extension where the dialplan took the call."""
 

@@ -230,6 +230,7 @@ class NodeCore:
     def _forget(self, call: NodeCall, discard: bool) -> None:
         if self.calls.get(call.call) is not call:
             return
+        call.forgotten = True
         del self.calls[call.call]
         self._touched.pop(call.call, None)
         for channel in [c for c, (owner, _) in self.by_channel.items() if owner == call.call]:

@@ -112,7 +112,7 @@ class Dialling:
         if not isinstance(outcome, Done):
             self._timeouts.pop(channel, None)
             self._failed(leg, channel, "channels.create", outcome)
-        elif not leg.alive:
+        elif not self._is_wanted(leg):
             self._timeouts.pop(channel, None)
             context.hang_up(channel)
         elif channel in self._timeouts:
@@ -120,12 +120,16 @@ class Dialling:
             name = f"dial/{self._call.call}/{channel}"
             context.after(name, ENTER_LIMIT_S, lambda: self.entered(leg))
 
+    def _is_wanted(self, leg: Leg) -> bool:
+        """Whether somebody still waits for the phone, here and under this epoch."""
+        return leg.alive and not self._call.forgotten
+
     def entered(self, leg: Leg) -> None:
         """The channel is in Stasis now: before that ARI refuses to dial it (409)."""
         channel = leg.channel.id if leg.channel is not None else ""
         timeout_s = self._timeouts.pop(channel, None)
         self._parts.context.cancel(f"dial/{self._call.call}/{channel}")
-        if timeout_s is None or not leg.alive:
+        if timeout_s is None or not self._is_wanted(leg):
             return
         params = {"channelId": channel, "timeout": str(timeout_s)}
         self._parts.context.ari(
@@ -142,6 +146,9 @@ class Dialling:
         call, context = self._call, self._parts.context
         call.note(f"{what} failed", level="warning", leg=leg.leg, outcome=outcome)
         context.count("node_dials_failed")
+        if call.forgotten:
+            context.hang_up(channel)
+            return
         was_alive = leg.alive
         if was_alive and (isinstance(outcome, Unknown) or what == "channels.dial"):
             call.end_leg(leg, NORMAL, "not dialled")

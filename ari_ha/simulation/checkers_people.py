@@ -11,7 +11,7 @@ from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.circles import group
 from ari_ha.simulation.cluster import HEADER_KEY, SUPERVISOR, Cluster
 from ari_ha.simulation.ears import MUSIC
-from ari_ha.simulation.fake_phones import RINGING, UP, Talk
+from ari_ha.simulation.fake_phones import RINGING, TAKEN_BACK_S, UP, Talk
 from ari_ha.simulation.people import People
 from ari_ha.wire.token import BadToken, verify
 
@@ -21,8 +21,6 @@ NOBODY_HEARS_S = 1.0
 """An edge at another address serves by then."""
 ALONE_MAX_S = 6.0
 TALKING = b'"stage":"talking"'
-TAKEN_BACK_S = 1.0
-"""A phone whose answer was heard this shortly ago may have answered what was just being taken back."""
 
 
 class Lasting(Protocol):

@@ -20,6 +20,10 @@ FIRST_RTP_PORT = 40_000
 TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
 
 
+TAKEN_BACK_S = 1.0
+"""A phone whose answer was heard this shortly ago may have answered what was just being taken back."""
+
+
 @dataclass
 class Talk:
     """One person's side of one call, as that person's phone has it."""
@@ -69,6 +73,10 @@ class Talk:
         if not self.dialled and not self.acked_s:
             return inf
         return max(self.answered_s, self.acked_s)
+
+    def answered_too_late(self, now_s: float) -> bool:
+        """Whether it answered what was just being taken back: that was heard a moment ago, or by nobody."""
+        return bool(self.answered_s) and now_s - self.connected_s < TAKEN_BACK_S
 
     @property
     def calls_out(self) -> bool:

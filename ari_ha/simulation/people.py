@@ -239,5 +239,7 @@ class People:
             self.answered[talk.who] += 1
         if talk.dialled:
             return
-        if talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore"):
+        let_go = talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore")
+        unheard = talk.ended_by == "far" and talk.answered_too_late(self.world.now)
+        if let_go or unheard:
             self.not_answered[talk.who] += 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 import pytest
 
-from ari_ha.core.machine import Event, Outcome, OutcomeOf, Refused
+from ari_ha.core.machine import Effect, Event, Outcome, OutcomeOf, Refused, Unknown
 from ari_ha.core.ports.ari import AriCall, AriDown, AriEvent, AriRefusedUs
 from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.core.ports.store import StoreChanged, StoreReach
@@ -990,6 +992,34 @@ def test_what_a_ring_came_to_here_is_no_word_about_a_phone_that_rings_on_elsewhe
     bench.store_back()
     bench.sleep(1)
     assert not bench.machine.core.calls and bench.agent() == before
+
+
+def test_what_becomes_of_a_dial_of_asterisks_last_life_is_nothing_to_the_call_that_goes_on() -> None:
+    bench = Bench(("1001",))
+    dials: list[AriCall] = []
+    perform = bench._perform
+
+    def held(work: deque[Effect], queue: deque[Event]) -> None:
+        effect = work[0]
+        if isinstance(effect, AriCall) and effect.operation == "channels.create" and not dials:
+            dials.append(effect)
+            work.popleft()
+        else:
+            perform(work, queue)
+
+    bench._perform = held  # type: ignore[method-assign]
+    bench.trunk()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up"})
+    taken_up = bench.record()
+    assert taken_up is not None and taken_up.epoch == "7.2"
+    agent = bench.agent()
+    assert agent.work == "reserved", "he is rung again under the same attempt"
+    bench.post(OutcomeOf(effect=dials[0], outcome=Unknown("no outcome within 2 s")))
+    bench.sleep(0.5)
+    assert bench.record() == taken_up and bench.agent() == agent
 
 
 def test_an_edge_that_stood_by_is_told_what_was_said_to_nobody() -> None:
