@@ -113,7 +113,7 @@ class Drains:
         if wait_s > 0:
             context.at(f"drain/{name}", context.now + wait_s, lambda: self._next(name))
             return
-        if self._on_their_way() >= AT_ONCE:
+        if self._takeover.moving_since(context.now - NOT_WAITED_FOR_S, DRAIN) >= AT_ONCE:
             context.at(f"drain/{name}", context.now + ON_THEIR_WAY_S, lambda: self._next(name))
             return
         reasons = [(c, self._not_now(c)) for c in self._calls.of_node(name) if self._movable(c)]
@@ -129,12 +129,6 @@ class Drains:
         rate = min(max(drain.rate_per_s, RATE_MIN_PER_S), RATE_MAX_PER_S)
         pause_s = 1.0 / rate if movable else LOOK_EVERY_S
         context.at(f"drain/{name}", context.now + pause_s, lambda: self._next(name))
-
-    def _on_their_way(self) -> int:
-        """Calls of all drains that have just left and not yet arrived."""
-        since = self._context.now - NOT_WAITED_FOR_S
-        moves = [call.move for call in self._calls.by_id.values() if call.move is not None]
-        return sum(move.why == DRAIN and move.started > since for move in moves)
 
     def _not_now(self, call: EdgeCall) -> str:
         """Why the call is not moved on purpose at the moment; empty: nothing is in the way."""

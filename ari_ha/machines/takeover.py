@@ -436,3 +436,9 @@ class Takeover:
     def moving_count(self) -> int:
         """Moves under way."""
         return len(self._moving)
+
+    def moving_since(self, since: float, why: str) -> int:
+        """Moves under way for this reason that began after that."""
+        calls = (self._calls.by_id.get(ident) for ident in self._moving)
+        moves = [call.move for call in calls if call is not None and call.move is not None]
+        return sum(move.why == why and move.started > since for move in moves)
