@@ -49,20 +49,20 @@ class Acts:
         calls = self.stage.far_calls()
         return [v for v in self.verdicts if calls[v.pair.customer]["state"] != "ended"]
 
-    def _unhold(self, verdicts: Sequence[Verdict]) -> None:
+    def _agents(self, verdicts: Sequence[Verdict], order: str, what: str) -> None:
+        """Every agent's phone gets an order."""
         for verdict in verdicts:
             try:
-                self.stage.far.order(verdict.pair.agent_call, "unhold")
+                self.stage.far.order(verdict.pair.agent_call, order)
             except FarEndError as error:
-                verdict.against.append(f"unhold: {error}")
+                verdict.against.append(f"{what}: {error}")
+
+    def _unhold(self, verdicts: Sequence[Verdict]) -> None:
+        self._agents(verdicts, "unhold", "unhold")
         self._expect_talking(verdicts, 5)
 
     def _answer(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
-            try:
-                self.stage.far.order(verdict.pair.agent_call, "answer")
-            except FarEndError as error:
-                verdict.against.append(f"answering: {error}")
+        self._agents(verdicts, "answer", "answering")
         self._expect_talking(verdicts, 10)
         last = self.stage.heard_lately(self._pairs)
         for verdict in verdicts:

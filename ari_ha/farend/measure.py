@@ -4,6 +4,7 @@ out."""
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -251,9 +252,7 @@ def _spoken(log: StreamLog, since_ns: int, until_ns: int) -> list[int]:
     """When voice was sent that no digit takes the place of."""
     sent = log.sent(since_ns, until_ns)
     digits = [at_ns for number, at_ns in sent if log.typed_with(number)]
-    return [
-        at for _, at in sent if not any(-DIGIT_BEFORE_NS <= at - typed <= DIGIT_AFTER_NS for typed in digits)
-    ]
+    return [at_ns for _, at_ns in sent if not _near_digit(at_ns, digits)]
 
 
 def _gaps(packets: Sequence[Heard], until_ns: int) -> Iterator[tuple[int, int, int]]:
@@ -335,9 +334,10 @@ def _hearing(
     heard.first, heard.last = packets[0].at_ns / 1e9, packets[-1].at_ns / 1e9
     heard.ssrc_changes = sum(1 for a, b in itertools.pairwise(packets) if a.extra != b.extra)
     expected = _expected(packets, source_log, since_ns, until_ns)
+    typed = sorted(packet.at_ns for packet in digits)
     for number, at_ns in expected:
         if number not in numbers:
-            if _near_digit(at_ns, digits):
+            if _near_digit(at_ns, typed):
                 heard.replaced_by_digit += 1
             else:
                 heard.lost += 1
@@ -366,8 +366,11 @@ def _expected(
     return [(n, at) for n, at in sent if n >= first and (n <= last or at < until_ns - SETTLE_NS)]
 
 
-def _near_digit(at_ns: int, digits: Sequence[Heard]) -> bool:
-    return any(-DIGIT_AFTER_NS <= packet.at_ns - at_ns <= DIGIT_BEFORE_NS for packet in digits)
+def _near_digit(at_ns: int, digits: Sequence[int]) -> bool:
+    """Whether a digit's packet may have taken the place of voice of that time. ``digits``: when there was
+    one, in order."""
+    place = bisect_left(digits, at_ns - DIGIT_AFTER_NS)
+    return place < len(digits) and digits[place] <= at_ns + DIGIT_BEFORE_NS
 
 
 def _longest_gap(
