@@ -11,7 +11,7 @@ from ari_ha.machines.edge import EdgeMachine
 from ari_ha.simulation.circles import group
 from ari_ha.simulation.cluster import HEADER_KEY, SUPERVISOR, Cluster
 from ari_ha.simulation.ears import MUSIC
-from ari_ha.simulation.fake_phones import RINGING, TAKEN_BACK_S, UP, Talk
+from ari_ha.simulation.fake_phones import RINGING, UP, Talk
 from ari_ha.simulation.people import People
 from ari_ha.wire.token import BadToken, verify
 
@@ -150,7 +150,7 @@ class AtThePhones:
         if talk.who != "customer":
             # somebody else has the caller: this one came second, or just when it was taken back
             second = any(o.state == UP and o.who != "customer" and not o.dialled for o in company)
-            if not talk.dialled and (second or self.taken_back(talk)):
+            if not talk.dialled and (second or talk.taken_back(self.cluster.world.now)):
                 return True
         # nobody took a transfer, and there is no queue to go back to
         return all(o.who != "customer" for o in everybody) and any(o.referred for o in company)
@@ -160,10 +160,6 @@ class AtThePhones:
         for all who were brought together in it."""
         everybody = self.people.circles.of_call(talk.call)
         return _is_left(self._company(talk, [o for o in everybody if o.answered_s], everybody))
-
-    def taken_back(self, talk: Talk) -> bool:
-        """Whether nobody heard that it had answered, or so late that it was just being taken back."""
-        return self.cluster.world.now - talk.connected_s < TAKEN_BACK_S
 
     def answered_to_nobody(self, talk: Talk) -> bool:
         """Whether it was answered to an address nobody had: whoever was called there is rung again."""

@@ -78,7 +78,7 @@ class AtTheSupervisor:
         """His phone's dialog has ended."""
         self.people.circles.learn_call(talk)
         order = self._order(talk.call)
-        if talk.ended_by == "self" or self.phones.taken_back(talk) or order is None:
+        if talk.ended_by == "self" or talk.taken_back(self.cluster.world.now) or order is None:
             return
         circles = self.people.circles.split(self.people.circles.of_call(talk.call))
         # a consultation that outlives the conversation he heard is another, and a transfer ends that

@@ -18,8 +18,6 @@ from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 SIP_PORT = 5060
 FIRST_RTP_PORT = 40_000
 TRYING, RINGING, UP, ENDED = "trying", "ringing", "up", "ended"
-
-
 TAKEN_BACK_S = 1.0
 """A phone whose answer was heard this shortly ago may have answered what was just being taken back."""
 
@@ -74,9 +72,9 @@ class Talk:
             return inf
         return max(self.answered_s, self.acked_s)
 
-    def answered_too_late(self, now_s: float) -> bool:
-        """Whether it answered what was just being taken back: that was heard a moment ago, or by nobody."""
-        return bool(self.answered_s) and now_s - self.connected_s < TAKEN_BACK_S
+    def taken_back(self, now_s: float) -> bool:
+        """Whether nobody heard that it had answered, or so late that it was just being taken back."""
+        return now_s - self.connected_s < TAKEN_BACK_S
 
     @property
     def calls_out(self) -> bool:

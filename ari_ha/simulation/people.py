@@ -240,6 +240,6 @@ class People:
         if talk.dialled:
             return
         let_go = talk.answered_s == 0.0 and (talk.ended_by == "self" or self._will.get(talk.leg) == "ignore")
-        unheard = talk.ended_by == "far" and talk.answered_too_late(self.world.now)
+        unheard = talk.answered_s > 0.0 and talk.ended_by == "far" and talk.taken_back(self.world.now)
         if let_go or unheard:
             self.not_answered[talk.who] += 1

@@ -41,6 +41,26 @@ def restart(world: World, party: Party, lose: bool = False, **options: object) -
         party.agent.import_leg(leg, record, world.now, **options)
 
 
+def ringing(world: World, a: Party, b: Party) -> str:
+    """``a`` calls, and ``b`` rings; its leg."""
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.ring(leg, world.now)
+    world.transfer()
+    return leg
+
+
+def connected(world: World, a: Party, b: Party) -> str:
+    """``a`` calls, and ``b`` answers; its leg."""
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.transfer()
+    return leg
+
+
 def finish(world: World, a: Party, b: Party, leg: str) -> None:
     """Both sides can still end it normally."""
     b.agent.hangup(leg, world.now)
@@ -90,11 +110,7 @@ def test_a_restart_at_any_point_of_the_set_up(
 def test_a_callers_retransmission_and_cancel_find_the_new_process(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
     world.losing(180)
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.ring(leg, world.now)
-    world.transfer()
+    leg = ringing(world, a, b)
     restart(world, b)
     again = a.messages("INVITE")[0]
     b.agent.receive(again.serialise(), b.flow(a), world.now)
@@ -107,11 +123,7 @@ def test_a_callers_retransmission_and_cancel_find_the_new_process(trio: tuple[Wo
 
 def test_the_new_caller_process_can_cancel(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.ring(leg, world.now)
-    world.transfer()
+    leg = ringing(world, a, b)
     restart(world, a)
     a.agent.hangup("a", world.now)
     world.transfer()
@@ -227,11 +239,7 @@ def test_a_held_ack_goes_before_the_bye(trio: tuple[World, Party, Party]) -> Non
 
 def test_the_margin_keeps_numbers_apart(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    connected(world, a, b)
     record = a.agent.export_leg("a")
     for _ in range(5):
         a.agent.info("a", "text/plain", b"x", world.now)
@@ -245,11 +253,7 @@ def test_the_margin_keeps_numbers_apart(trio: tuple[World, Party, Party]) -> Non
 
 def test_open_reinvites_survive_on_both_sides(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     a.take(LegAnswered)
     b.take(LegAcked)
     a.agent.reinvite("a", sdp(a.name, 2), world.now)
@@ -266,11 +270,7 @@ def test_open_reinvites_survive_on_both_sides(trio: tuple[World, Party, Party]) 
 
 def test_a_hangup_under_way_is_finished(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     a.agent.hangup("a", world.now)
     restart(world, a, lose=True)
     world.advance(1)
@@ -349,11 +349,7 @@ def test_a_record_that_is_none_raises(trio: tuple[World, Party, Party]) -> None:
 def test_a_reinvite_without_its_answer_is_asked_again(trio: tuple[World, Party, Party]) -> None:
     """It had its 100, so the far side does not repeat it."""
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     a.take(LegAnswered)
     b.take(LegAcked)
     hold = sdp(a.name, 2, "sendonly")
@@ -382,11 +378,7 @@ def rehomed(world: World, party: Party, leg: str) -> Party:
 @pytest.mark.parametrize("side", ["caller", "callee"])
 def test_a_far_side_learns_another_address_by_reinvite(trio: tuple[World, Party, Party], side: str) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     gone, ours, stays, theirs = (a, "a", b, leg) if side == "caller" else (b, leg, a, "a")
     dialog = stays.agent.dialog_of(theirs)
     new = rehomed(world, gone, ours)
@@ -427,11 +419,7 @@ def test_an_invite_whose_answer_has_no_way_back_is_cancelled(
 def test_an_answer_that_has_no_way_back_is_ended(trio: tuple[World, Party, Party]) -> None:
     """It rang when the record was written, and was answered at nobody's address."""
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.ring(leg, world.now)
-    world.transfer()
+    leg = ringing(world, a, b)
     new = rehomed(world, a, "a")
     b.agent.answer(leg, sdp(b.name), world.now)
     world.transfer()
@@ -442,11 +430,7 @@ def test_an_answer_that_has_no_way_back_is_ended(trio: tuple[World, Party, Party
 
 def test_an_unanswered_caller_can_be_refused_from_another_address(trio: tuple[World, Party, Party]) -> None:
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.ring(leg, world.now)
-    world.transfer()
+    leg = ringing(world, a, b)
     new = rehomed(world, b, leg)
     new.agent.reject(leg, 503, world.now)
     world.transfer()
@@ -458,11 +442,7 @@ def test_a_reinvite_answered_from_another_address_is_acknowledged_there(
 ) -> None:
     """A phone holds, and the edge's host dies: whoever has its dialogs now answers, and hears it hang up."""
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     a.agent.reinvite("a", sdp(a.name, 2, "sendonly"), world.now)
     world.transfer()
     assert b.take(ReinviteReceived)
@@ -476,11 +456,7 @@ def test_a_reinvite_answered_from_another_address_is_acknowledged_there(
 def test_an_answer_from_another_address_is_acknowledged_there(trio: tuple[World, Party, Party]) -> None:
     """As an edge answers the open INVITE of a node, which has no NAT or filter in between."""
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.ring(leg, world.now)
-    world.transfer()
+    leg = ringing(world, a, b)
     new = rehomed(world, b, leg)
     new.agent.answer(leg, sdp(new.name), world.now)
     world.transfer()
@@ -530,11 +506,7 @@ def test_a_2xx_that_was_not_acknowledged_is_from_another_address(
 ) -> None:
     """The ACK was lost and its sender died; or the sender died before it heard of the 2xx."""
     world, a, b = trio
-    a.call(b)
-    world.transfer()
-    leg = b.take(InviteReceived).leg
-    b.agent.answer(leg, sdp(b.name), world.now)
-    world.transfer()
+    leg = connected(world, a, b)
     a.agent.reinvite("a", sdp(a.name, 2), world.now)
     world.losing(lost)
     world.transfer()
