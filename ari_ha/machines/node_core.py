@@ -146,14 +146,16 @@ class NodeCore:
         return list(dict.fromkeys(names))
 
     def edge_has(self, call: NodeCall, leg: str, since: float) -> bool | None:
-        """Whether the call's edge has listed the leg since then; None: no edge is there that could say."""
+        """Whether the call's edge has listed the leg since then; None: no edge is there that could say, or it
+        has begun to serve and the call is not among ours, but on its way to another node, or over."""
         owner, links = self.records.owner(call.call), self.context.links
         peers = [owner.edge] if owner else self.edges_of(call)
         said = [links[peer] for peer in peers if peer in links and links[peer].calls is not None]
         if not said:
             return None
-        lists = [edge.calls.calls for edge in said if edge.calls is not None and edge.calls_at >= since]
-        return any(leg in calls[call.call].legs for calls in lists if call.call in calls)
+        lists = [edge.calls.calls for edge in said if edge.calls is not None and edge.calls_at > since]
+        named = [calls[call.call].legs for calls in lists if call.call in calls]
+        return None if lists and not named else any(leg in legs for legs in named)
 
     def _sip_of(self, edge: str) -> str:
         said = self.context.links[edge].sip if edge in self.context.links else ""

@@ -374,3 +374,13 @@ KEPT_EVERYTHING = {
 @pytest.mark.parametrize("name", KEPT_EVERYTHING)
 def test_what_failed_once_in_the_plan_of_everything(name: str) -> None:
     swarm([KEPT_EVERYTHING[name]], EVERYTHING)
+
+
+KEPT_WHOLE = {
+    "a party answers an edge that dies, and the call has to move": 900250,
+}
+
+
+@pytest.mark.parametrize("name", KEPT_WHOLE)
+def test_what_failed_once_in_the_plan_of_the_whole(name: str) -> None:
+    swarm([KEPT_WHOLE[name]], WHOLE)

@@ -108,6 +108,20 @@ def test_refused_while_it_moved_the_caller_is_told() -> None:
     assert bench.said(link.EndLeg, leg="c") and not bench.dialled()
 
 
+def test_what_became_of_a_party_in_a_call_that_is_on_its_way_elsewhere_is_not_ours_to_say() -> None:
+    """The party answered, and the edge died with our INVITE: for its next life we do not serve the call."""
+    bench = Bench()
+    agent_dials(bench)
+    (channel,) = bench.dialled()
+    bench.ring(channel)
+    bench.link_down()
+    bench.post(*bench.asterisk.destroy(channel, 34, 503))
+    bench.sleep(1.0)
+    bench.link()
+    bench.sleep(1.0)
+    assert not bench.said(link.EndLeg)
+
+
 def test_nobody_is_called_again_where_no_record_says_who_was() -> None:
     """The edge says that somebody was, and is gone; a carrier's caller is served anew."""
     bench = Bench()
