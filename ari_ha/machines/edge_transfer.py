@@ -158,7 +158,9 @@ class Transfers:
             other = self._replaced(call, unquote(replaces))
             known = other is not None and other is not leg and leg.leg in (other.of, *_of(call, leg))
             # not 481, which would end the dialog it was asked in (RFC 3261 §12.2.1.2)
-            return (number, other.leg, 0) if other is not None and known else (number, "", 603)
+            if other is None or not known or _is_alone(call, leg if leg.of else other):
+                return number, "", 603
+            return number, other.leg, 0
         if not number or leg.consult:
             return number, "", 400 if not number else 603
         return number, "", 0
@@ -246,6 +248,13 @@ class Transfers:
 def _of(call: EdgeCall, leg: PhoneLeg) -> tuple[str, ...]:
     """The main leg of the phone whose consulting leg this is."""
     return (leg.leg,) if leg.of else ()
+
+
+def _is_alone(call: EdgeCall, side: PhoneLeg) -> bool:
+    """Whether whoever was called by this second line was there, and has hung up: whom could anybody be
+    connected with?"""
+    with_him = [o for o in call.living() if o.consult == side.consult and o is not side]
+    return side.state == "up" and not with_him
 
 
 def _transfer_frame(call: EdgeCall, leg: PhoneLeg) -> link.TransferAsked:

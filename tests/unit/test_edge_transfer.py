@@ -228,6 +228,20 @@ def test_an_attended_transfer(world, fault):
     assert world.phones["1002"].of(sip.LegEnded) and not world.edge.calls.by_id
 
 
+@pytest.mark.parametrize("asks_in", ["a1", "k1"])
+def test_an_attended_transfer_to_somebody_who_has_hung_up_is_refused(world, asks_in):
+    """Also where no app is there that could end the line he was called by: whoever asks knows that he keeps
+    his caller."""
+    _, call, node, phone, leg, second, far = consulting(world)
+    node.gone = True
+    world.phones["1002"].sip.hangup(far, world.now)
+    world.settle()
+    asks, other = (leg, second) if asks_in == "a1" else (second, leg)
+    refer(world, phone, asks, replaces(phone, other))
+    assert [r.status for r in phone.of(sip.ResponseReceived) if r.key == asks] == [603]
+    assert not any(o.refer for o in call.living()) and {"c", "a1", "k1"} <= set(call.legs)
+
+
 def test_the_caller_leaves_while_his_agent_consults(world):
     caller, call, _, phone, leg, second, _ = consulting(world)
     world.carrier.sip.hangup(caller, world.now)
