@@ -89,11 +89,13 @@ class MediaWish:
             self._context.after(f"media/{call.call}", limit_s, self.on_limit)
 
     def confirmed(self, frame: link.MediaIs) -> bool:
-        """The edge's answer; False when it is to an older wish."""
+        """The edge's answer; False when it is to an older wish. In doubt about our node it goes where
+        it is not asked to, and back later without a word: the limit stands."""
         if frame.request != self.request:
             return False
         self.there = frame.state
-        self._context.cancel(f"media/{self._call.call}")
+        if frame.state in (THROUGH, self.want):
+            self._context.cancel(f"media/{self._call.call}")
         return True
 
     def may_speak(self) -> bool:

@@ -317,6 +317,7 @@ KEPT_FULL = {
     "a conference on second lines, asked for too late": 410019,
     "a supervisor is the first to hear that all is over": 420404,
     "dialled beside a feature code while the edge stands still": 600358,
+    "a supervisor, and an edge that doubts his node": 802935,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

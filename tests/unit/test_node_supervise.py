@@ -74,6 +74,21 @@ def test_nothing_is_whispered_before_the_edge_is_there() -> None:
     assert snoops(bench)
 
 
+def test_an_edge_that_doubts_our_rtp_is_not_waited_for() -> None:
+    """It lets the two talk without us, says so, and says nothing when it is as asked later on."""
+    bench = Bench()
+    _, agent = bench.talk()
+    bench.answers_media = False
+    order(bench, "whisper")
+    (supervisor,) = bench.dialled()
+    bench.pick_up(supervisor)
+    wish = bench.said(link.WantMedia, state="coach")[-1]
+    bench.frame(link.MediaIs("k1", "7.1", "hitless", wish.request))
+    assert not snoops(bench)
+    bench.sleep(1.0)
+    assert snoops(bench) == [(agent, "out")]
+
+
 def test_hold_wins_over_whispering() -> None:
     bench = Bench()
     _, agent, _ = supervised(bench, "whisper")
