@@ -60,8 +60,8 @@ class CallBase:
     legs: dict[str, Leg] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     legs_used: set[str] = field(default_factory=set)
-    over_before: frozenset[str] = frozenset()
-    """Legs that had ended when the call was taken up, as its edge says"""
+    over_before: dict[str, str] = field(default_factory=dict)
+    """Legs that had ended when the call was taken up, and who ended them, as its edge says"""
     ending: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     recovering: bool = False

@@ -16,7 +16,8 @@ import msgspec
 from ari_ha.core.ids import PRIMARY_LEG
 from ari_ha.core.machine import Done, Outcome, Refused, Unreachable
 from ari_ha.core.ports.web import WebAnswer
-from ari_ha.machines.node_model import IVR, NORMAL
+from ari_ha.machines.node_call_base import CONTINUE
+from ari_ha.machines.node_model import DIALING, DIALPLAN, ENDED, IVR, NORMAL, QUEUED
 from ari_ha.machines.node_parts import Parts
 from ari_ha.wire import ivr
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep
@@ -340,17 +341,58 @@ class CallIvr:
         return self.place is not None and self.place.steps == steps and self._call.stage == IVR
 
     def record_came(self, record: RecordValue) -> None:
-        """The node that had the call before us wrote once more: a step it began is begun."""
-        place, theirs = self.place, record.ivr
-        if place is None or theirs is None or self._call.stage != IVR or not theirs.step:
+        """The node that had the call before us wrote more than we began with: a step it began is begun, and
+        where it led the caller he is."""
+        place, theirs, call = self.place, record.ivr, self._call
+        if place is None or theirs is None or call.stage != IVR:
             return
-        if record.epoch == str(self._call.epoch) or theirs.steps < place.steps:
+        if record.epoch == str(call.epoch) or theirs.steps < place.steps:
             return
-        self._call.note("the node before us had begun a step", step=theirs.step, on=record.node)
+        if theirs.menu and not theirs.step and theirs.steps == place.steps:
+            return
+        call.note("the node before us had gone on", menu=theirs.menu, step=theirs.step, on=record.node)
         self._begun += 1
+        self.leave()
         self.place = msgspec.structs.replace(theirs)
-        self._call.save()
-        self.resume()
+        if theirs.menu:
+            call.save()
+            self.resume()
+        else:
+            self._led_out(record)
+
+    def _led_out(self, record: RecordValue) -> None:
+        """He was out of the IVR before the call was taken up: he goes on there."""
+        call = self._call
+        call.legs_used.update(record.legs)
+        call.variables |= record.variables
+        if call.head in record.ending:
+            call.end_leg(call.legs[call.head], record.ending[call.head], "announced before")
+            call.over("ended meanwhile")
+            return
+        if record.stage == DIALPLAN:
+            extension = record.extension if record.variables.get(CONTINUE) == "extension" else ""
+            call.to_dialplan("resumed", record.context, extension)
+            return
+        if record.stage == DIALING or not record.queue:
+            call.stage, call.transfers.now = record.stage, record.transfer
+            call.outbound.resumed(call.over_before, record)
+            call.transfers.resumed(record, call.over_before)
+        else:
+            self._waits(record)
+        call.save()
+        call.touch()
+
+    def _waits(self, record: RecordValue) -> None:
+        call, acd, config = self._call, self._parts.acd, self._parts.queue(record.queue)
+        call.stage, call.queue, call.entered = QUEUED, record.queue, record.entered
+        call.queue_priority, call.media_policy = record.queue_priority, record.want_media
+        call.music = config.moh if config else call.music
+        ended = [attempt.attempt for attempt in record.attempts.values() if attempt.state == ENDED]
+        acd.caller_resumed(
+            call.call, call.queue, call.entered, call.queue_priority, call.caller, ended=ended,
+            from_node=record.node, alive={}, talking=(),
+        )  # fmt: skip
+        acd.call_recovered(call.call)
 
     def _begin(self, begun: int, steps: int, step: IvrStep, last: bool = False) -> None:
         """The intent is stored: now the act. Where it could not be stored only a harmless

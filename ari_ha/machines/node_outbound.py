@@ -7,6 +7,7 @@ takes once: asking again after a takeover rings nobody twice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ari_ha.core.ids import is_supervisor
@@ -16,7 +17,6 @@ from ari_ha.wire.keyspace import LegValue, RecordValue
 
 if TYPE_CHECKING:
     from ari_ha.machines.node_call import NodeCall
-    from ari_ha.machines.node_resume import Arriving
 
 DIAL_LIMIT_S = 60.0
 """A number is rung this long."""
@@ -100,9 +100,10 @@ class Outbound:
 
     # --- taken up ------------------------------------------------------------------
 
-    def resumed(self, arriving: Arriving, record: RecordValue) -> None:
-        """After a takeover. The edge's word about the party is true: it rings, talks, or
-        has ended; of a leg it never had, nothing was dialled."""
+    def resumed(self, ended: Mapping[str, str], record: RecordValue) -> None:
+        """After a takeover, or when a newer record comes. ``ended``: legs that are over, and by whom. The
+        edge's word about the party is true: it rings, talks, or has ended; of a leg it never had,
+        nothing was dialled."""
         call = self._call
         dialled = [v for v in record.legs.values() if v.target and not is_supervisor(v.leg)]
         for value in [v for v in dialled if v.state != "ended"]:
@@ -111,8 +112,8 @@ class Outbound:
                 leg.target = value.target
                 if leg.state == UP and call.stage == DIALING:
                     self.answered(leg)
-            elif value.leg in arriving.ended or value.state != "trying":
-                self._gone(value, arriving.ended.get(value.leg, ""))
+            elif value.leg in ended or value.state != "trying":
+                self._gone(value, ended.get(value.leg, ""))
             elif not call.transfers.not_wanted(value.leg):
                 consult = value.consult if value.consult != call.head else ""  # leads the call meanwhile
                 leg = call.add_leg(Leg(value.leg, PARTY, target=value.target, consult=consult))

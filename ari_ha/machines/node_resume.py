@@ -315,7 +315,7 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
         here = attempt.leg in call.legs and by_leg.get(attempt.leg) is attempt
         if attempt.state in OPEN_STATES and not here:
             attempt.state = ENDED
-    call.over_before = frozenset(arriving.ended)
+    call.over_before = dict(arriving.ended)
     call.legs_used.update(arriving.ended)
 
 
@@ -451,7 +451,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         _agents_lost(call, past)
     consults = call.stage == QUEUED and any(leg.consult for leg in call.living())
     if record is not None and (consults or call.stage in (DIALING, TALKING)):
-        call.outbound.resumed(arriving, record)
+        call.outbound.resumed(arriving.ended, record)
         call.transfers.resumed(record, arriving.ended)
     call.touch()
 

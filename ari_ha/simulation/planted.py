@@ -3,7 +3,7 @@ find its own bug checks nothing; the tests run each of these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -258,7 +258,7 @@ def _on_resumed(change: Callable[[NodeMachine, NodeCall], None]) -> Callable[[Cl
 def _trunk_twice(machine: NodeMachine, call: NodeCall) -> None:
     """A survivor dials anew what the record says was dialled, under a new leg's name."""
 
-    def resumed(arriving: Arriving, record: RecordValue) -> None:
+    def resumed(ended: Mapping[str, str], record: RecordValue) -> None:
         for value in record.legs.values():
             if value.target.startswith("number:") and value.state != "ended":
                 call.outbound.ring(value.target.removeprefix("number:"), value.consult)

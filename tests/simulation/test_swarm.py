@@ -381,6 +381,7 @@ KEPT_WHOLE = {
     "a party answers an edge that dies, and the call has to move": 900250,
     "an attended transfer to somebody who has hung up": 902232,
     "the same, and the node is cut off": 906604,
+    "out of an IVR, and taken up by a node without etcd": 903977,
 }
 
 

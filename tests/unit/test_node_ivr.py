@@ -11,8 +11,8 @@ from ari_ha.core.ports.store import StoreChanged
 from ari_ha.core.ports.web import WebAnswer
 from ari_ha.wire import ari, link
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep, complaints, step_at
-from ari_ha.wire.keyspace import OwnerValue, RecordValue, decode
-from tests.support.node_bench import LOST, Bench
+from ari_ha.wire.keyspace import IvrPlace, LegValue, OwnerValue, RecordValue, WaitingValue, decode
+from tests.support.node_bench import LOST, UTC0, Bench
 
 SUPPORT = IvrStep(do="queue", to="support", variables={"HA_PRIORITY": "7", "HA_SKILLS": "german"})
 PAY = IvrStep(
@@ -415,3 +415,63 @@ def test_a_step_begun_by_the_last_node_stays_written_while_it_is_looked_up() -> 
     written = bench.record()
     assert written is not None and written.ivr is not None
     assert (written.epoch, written.ivr.step) == ("7.2", "choice:3")
+
+
+def taken_up_without_etcd(bench: IvrBench, **theirs: object) -> None:
+    """The node before us, which died too, led the caller on and wrote that where we could not read it; then
+    etcd is back."""
+    bench.enter()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.store_away()
+    bench.resume("k1", "7.3", {"c": "up"}, ended={"a1": "timeout"})
+    assert bench.said_menus()[-1].startswith("sound:hello"), "all that is known here"
+    stored = bench.record()
+    assert stored is not None and stored.ivr is not None
+    there = msgspec.structs.replace(stored.ivr, menu="", steps=stored.ivr.steps + 1, typed="")
+    newer = msgspec.structs.replace(stored, epoch="7.2", node="ast2#x", ivr=there, variables={"CARD": "17"})
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(newer, **theirs))
+    bench.store_back()
+
+
+def test_a_caller_who_was_led_out_waits_where_he_waited_when_his_record_can_be_read() -> None:
+    """What the step did outside was done; at the menu he would do it once more."""
+    bench = IvrBench()
+    taken_up_without_etcd(bench, stage="queued", queue="support", entered=UTC0 + 5, queue_priority=7)
+    call = bench.machine.core.calls["k1"]
+    assert (call.stage, bench.waiting()) == ("queued", ["k1"]) and call.variables["CARD"] == "17"
+    place = decode(bench.store.data[bench.keys.waiting("support", "k1")].value, WaitingValue)
+    assert (place.entered, place.priority) == (UTC0 + 5, 7)
+    written = bench.record()
+    assert written is not None and (written.epoch, written.stage) == ("7.3", "queued")
+    bench.sleep(60.0)
+    assert call.stage == "queued" and len(bench.said_menus()) == 2, "nothing more is said to him"
+
+
+def test_a_caller_who_was_led_out_goes_on_in_the_dialplan_when_his_record_can_be_read() -> None:
+    bench = IvrBench()
+    where = {"context": "shop", "extension": "200", "variables": {"HA_CONTINUE": "extension"}}
+    taken_up_without_etcd(bench, stage="dialplan", **where)
+    (went,) = bench.operations("channels.continueInDialplan")
+    assert (went["context"], went["extension"]) == ("shop", "200")
+
+
+@pytest.mark.parametrize("leg, dialled", [("a1", 0), ("a2", 1)], ids=["did not answer", "not called yet"])
+def test_the_number_to_which_a_caller_was_led_is_called_once(leg: str, dialled: int) -> None:
+    bench = IvrBench()
+    party = LegValue(leg=leg, role="party", target="number:+4930", state="trying")
+    taken_up_without_etcd(bench, stage="dialing", legs={"c": LegValue(leg="c", role="customer"), leg: party})
+    assert len(bench.dialled()) == dialled
+    assert ("k1" in bench.machine.core.calls) == bool(dialled), "he hears that nobody answered"
+
+
+def test_a_caller_who_was_sent_home_is_when_his_record_can_be_read() -> None:
+    bench = IvrBench()
+    taken_up_without_etcd(bench, ending={"c": "16"})
+    assert [frame.cause for frame in bench.said(link.EndLeg)] == ["16"]
+
+
+def test_a_caller_who_was_led_to_another_menu_is_in_it_when_his_record_can_be_read() -> None:
+    bench = IvrBench()
+    taken_up_without_etcd(bench, ivr=IvrPlace("thanks", steps=2))
+    assert bench.said_menus()[-1] == "sound:thanks"
