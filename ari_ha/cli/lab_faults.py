@@ -14,8 +14,9 @@ TAKEOVER_BEGUN_S = 0.15
 """After the first death, the survivors are taking the calls up."""
 LOSS_SHARE = 5
 """Packets in a hundred that a bad network loses, each way."""
-ETCD_STOPPED_S, ETCD_RUNS_S = 0.7, 0.5
-"""Rhythm in which all members of a slow etcd stand still: a transaction takes up to a second."""
+ETCD_STOPPED_S, ETCD_RUNS_S = 1.0, 0.5
+"""Rhythm in which all members of a slow etcd stand still: of transactions in turn, one in a hundred takes
+more than a second."""
 BETWEEN_DEATHS_S = 2.0
 """A media relay that has just come back has lived so long when it dies again."""
 RELAY_START_LIMIT_S = 10.0
