@@ -55,6 +55,8 @@ class Transfers:
         self._call = call
         self.now: TransferValue | None = None
         """The transfer under way, or the last one"""
+        self._failed: dict[str, tuple[str, int]] = {}
+        """leg -> the last transfer its phone asked for in vain, and what it was told"""
         self._typed = ""
 
     @property
@@ -67,13 +69,19 @@ class Transfers:
         self.now = msgspec.structs.replace(self.now, **changes)
 
     def _say(self, status: int) -> None:
-        t, call = self.now, self._call
-        if t is not None:
-            call.say(
-                link.TransferIs(
-                    call=call.call, leg=t.leg, epoch=str(call.epoch), transfer=t.transfer, status=status
-                )
-            )
+        if self.now is not None:
+            self._tell(self.now.leg, self.now.transfer, status)
+
+    def _fail(self, status: int) -> None:
+        """The transfer under way comes to nothing, and whoever asked is there to be told."""
+        self._say(status)
+        self.now = None
+
+    def _tell(self, leg: str, transfer: str, status: int) -> None:
+        call, epoch = self._call, str(self._call.epoch)
+        if status >= 300:
+            self._failed[leg] = (transfer, status)
+        call.say(link.TransferIs(call=call.call, leg=leg, epoch=epoch, transfer=transfer, status=status))
 
     def say_conversations(self) -> None:
         """Tells the edge who belongs to whom."""
@@ -243,36 +251,28 @@ class Transfers:
     def asked(self, frame: link.TransferAsked) -> None:
         """A phone wants its partner to be somebody else's: intent first."""
         call, t = self._call, self.now
-        leg = call.legs.get(frame.leg)
+        leg, failed = call.legs.get(frame.leg), self._failed.get(frame.leg)
+        if failed is not None and failed[0] == frame.transfer:
+            self._tell(frame.leg, *failed)  # his edge had not heard it yet: it is not tried anew
+            return
         if t is not None and t.transfer == frame.transfer:
             if t.state != ASKED:
                 self._say(200)
             return
-        if self.open:
-            self._refuse(frame)
+        if self.open:  # whoever asks must not take silence for yes, and hang up
+            call.note("transfer refused: another is under way", leg=frame.leg, number=frame.number)
+            self._tell(frame.leg, frame.transfer, REQUEST_PENDING)
             return
         self.now = TransferValue(
             transfer=frame.transfer, leg=frame.leg, number=frame.number, other=frame.other
         )
         if leg is None or not leg.alive or call.stage != TALKING:
-            self._say(481)
-            self.now = None
+            self._fail(481)
             return
         self._set(device=self._device(leg))
         call.note("transfer", leg=frame.leg, number=frame.number, other=frame.other)
         self._parts.context.count("node_transfers", kind="attended" if frame.other else "blind")
         call.save(self._act)
-
-    def _refuse(self, frame: link.TransferAsked) -> None:
-        """Another is under way in the call: whoever asks must not take silence for yes, and hang up."""
-        call = self._call
-        call.note("transfer refused: another is under way", leg=frame.leg, number=frame.number)
-        call.say(
-            link.TransferIs(
-                call=call.call, leg=frame.leg, epoch=str(call.epoch), transfer=frame.transfer,
-                status=REQUEST_PENDING,
-            )
-        )  # fmt: skip
 
     def _device(self, leg: Leg) -> str:
         agent = self._parts.acd.acd.agents().get(leg.agent)
@@ -287,8 +287,7 @@ class Transfers:
         elif queue := self._parts.queue_of_number(t.number):
             leg = call.legs.get(t.leg)
             if leg is not None and len(self._others(leg)) > 1:
-                self._say(480)  # of three people nobody can wait for the others
-                self.now = None
+                self._fail(480)  # of three people nobody can wait for the others
             else:
                 self._into_queue(queue)
         elif (leg := self._dialled(t)) is not None:
@@ -322,8 +321,7 @@ class Transfers:
         into = main.consult if main else ""  # who was consulted may consult in turn
         stays = [o for o in call.living() if o.leg not in both and o.consult == into and not o.aside]
         if party is None or not stays:
-            self._say(480)  # there is nobody to be connected
-            self.now = None
+            self._fail(480)  # there is nobody to be connected
             return
         party.consult = into
         self._set(party=party.leg, state=OVER if party.state == UP else RINGS, left=True)
@@ -428,8 +426,7 @@ class Transfers:
             return False
         asker = call.legs.get(t.leg)
         if asker is not None and asker.alive and not t.left:
-            self._say(leg.status if leg.status >= 400 else STATUS_OF_KIND.get(kind, 480))
-            self.now = None
+            self._fail(leg.status if leg.status >= 400 else STATUS_OF_KIND.get(kind, 480))
         elif t.state != BACK and t.device:
             call.note("transfer failed: whoever asked is rung again", device=t.device, kind=kind)
             self._set(state=BACK, party="")

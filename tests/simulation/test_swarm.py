@@ -382,6 +382,8 @@ KEPT_WHOLE = {
     "an attended transfer to somebody who has hung up": 902232,
     "the same, and the node is cut off": 906604,
     "out of an IVR, and taken up by a node without etcd": 903977,
+    "a transfer fails, and its edge asks for it again before it hears so": 900419,
+    "a transfer fails while the app is away, and is asked for again": 901903,
 }
 
 

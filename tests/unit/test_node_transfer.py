@@ -396,6 +396,16 @@ def test_refused_while_the_asker_is_there_they_go_on() -> None:
     assert bench.agent("1001").work == "talking"
 
 
+def test_asked_again_because_his_edge_had_not_heard_that_it_failed_it_is_not_tried_anew() -> None:
+    """As after a move: by then the asker's phone knows, and he goes on with his caller."""
+    bench = Bench()
+    talk(bench)
+    asks(bench, "1002")
+    bench.gone("k1", "a2", status=486, by="failed")
+    asks(bench, "1002")
+    assert statuses(bench) == [486, 486] and not bench.dialled()
+
+
 def test_nobody_answers_the_asker_is_rung_again_and_then_the_queue_has_him() -> None:
     bench = Bench()
     customer, _ = talk(bench)
