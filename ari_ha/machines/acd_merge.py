@@ -236,6 +236,8 @@ def _work(
         return ours
     if theirs.work in BUSY and not _is_stage(theirs, (base, mine), had):
         return others
+    if _is_left(base, mine, theirs):
+        return others
     return ours if mine.work_since >= theirs.work_since else others
 
 
@@ -243,12 +245,23 @@ def _holds(agent: AgentValue, holds: Holds) -> bool:
     return agent.work in BUSY and agent.attempt is not None and holds(agent.attempt.call)
 
 
+def _in_the_same(base: AgentValue, mine: AgentValue) -> bool:
+    """Whether he has been in one attempt, or its conversation, from ``base`` to ``mine``."""
+    was, now = base.attempt, mine.attempt
+    return was is not None and now is not None and was.attempt == now.attempt
+
+
 def _is_over(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
     """Whether another node has ended since what we knew as his conversation: the call has been there
     meanwhile, and came back without him."""
-    parts = (base.attempt, mine.attempt)
-    same = len({part.attempt for part in parts if part is not None}) == 1 and None not in parts
-    return same and theirs.handled > base.handled and theirs.last_end > mine.work_since
+    ended = theirs.handled > base.handled and theirs.last_end > mine.work_since
+    return ended and _in_the_same(base, mine)
+
+
+def _is_left(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
+    """Whether he is in nothing any more by the word of those who have served his call since, whatever
+    we heard of it later than they wrote."""
+    return mine.work in BUSY and theirs.work not in BUSY and _in_the_same(base, mine)
 
 
 def _is_stage(theirs: AgentValue, ours: Iterable[AgentValue], had: frozenset[str]) -> bool:

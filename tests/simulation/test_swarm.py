@@ -318,6 +318,7 @@ KEPT_FULL = {
     "a supervisor is the first to hear that all is over": 420404,
     "dialled beside a feature code while the edge stands still": 600358,
     "a supervisor, and an edge that doubts his node": 802935,
+    "a hold is heard of when the conversation is over elsewhere": 800455,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 
@@ -384,6 +385,7 @@ KEPT_WHOLE = {
     "out of an IVR, and taken up by a node without etcd": 903977,
     "a transfer fails, and its edge asks for it again before it hears so": 900419,
     "a transfer fails while the app is away, and is asked for again": 901903,
+    "an answer is written down when the conversation is over elsewhere": 901294,
 }
 
 

@@ -159,6 +159,18 @@ def test_a_call_that_came_back_without_its_agent_is_not_his_again() -> None:
     assert result[0].work == "talking"
 
 
+@pytest.mark.parametrize(("work", "then"), [("talking", "hold"), ("ringing", "talking")])
+def test_what_is_over_elsewhere_is_not_begun_again_by_what_was_heard_late(work: str, then: str) -> None:
+    """Without the store: he holds, or has answered, and by then another node has the call and ended it."""
+    base = busy(BASE, "k1", work, UTC)
+    mine = with_(base, work=then, work_since=UTC + 9)
+    theirs = with_(base, work="acw", work_since=UTC + 5, handled=6, last_end=UTC + 5, seq=13)
+    assert isinstance(merge_agent(base, mine, theirs, lambda call: False, UTC + 9), Not)
+    freed = with_(BASE, work_since=UTC + 5, seq=13)
+    assert isinstance(merge_agent(base, mine, freed, lambda call: False, UTC + 9), Not)
+    assert merged(mine, freed, "k1").work == then, "it is ours still"
+
+
 def test_a_pending_intent_of_theirs_applies_to_work_that_ended_here() -> None:
     mine = with_(BASE, work="idle", work_since=UTC + 8, handled=6)
     theirs = with_(busy(BASE, "k1", "talking", UTC), next_intent="not_ready", next_reason="lunch")
