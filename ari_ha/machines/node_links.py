@@ -40,14 +40,17 @@ class Links:
 
     def _say_again(self, call: NodeCall) -> None:
         """What the edge may have missed while there was no link, or while it did not serve: one that stands
-        by has its link already, and what was said meanwhile was said to nobody."""
-        for leg in call.legs.values():
-            if leg.announced:  # its channel may be gone: the edge, which has not heard why, keeps the phone
-                cause = call.ending.get(leg.leg, "16")
-                frame = link.EndLeg(
-                    call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, reason="said again"
-                )
-                call.say(frame)
+        by has its link already, and what was said meanwhile was said to nobody. Who belongs to whom comes
+        before the ends: of a line that leads others it would end these as well."""
+        announced = [leg for leg in call.legs.values() if leg.announced]
+        if announced:
+            call.transfers.say_conversations()
+        for leg in announced:  # its channel may be gone: the edge, which has not heard why, keeps the phone
+            cause = call.ending.get(leg.leg, "16")
+            frame = link.EndLeg(
+                call=call.call, leg=leg.leg, epoch=str(call.epoch), cause=cause, reason="said again"
+            )
+            call.say(frame)
         if call.media.request:
             call.media.ask_again()
         call.recording_said = None

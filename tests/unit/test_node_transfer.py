@@ -1166,6 +1166,19 @@ def test_the_caller_hung_up_before_the_edge_heard_of_the_conference() -> None:
     assert not bench.asterisk.channels
 
 
+def test_a_conference_is_said_again_before_the_end_of_the_line_that_it_replaces() -> None:
+    """Else that line still leads the others for the edge, which ends them with it."""
+    bench = Bench()
+    _, _, second, _ = consulting(bench)
+    bench.link_down()
+    types(bench, second, "*3")
+    bench.sent.clear()
+    bench.link()
+    words = [frame for frame in bench.sent if isinstance(frame, link.Conversations | link.EndLeg)]
+    assert [type(frame) for frame in words] == [link.Conversations, link.EndLeg]
+    assert (words[0].head, words[0].consult, words[1].leg) == ("c", {}, "a1")
+
+
 def test_of_three_one_transfers_and_leaves_and_nobody_takes_it() -> None:
     """The other two talk on: neither waits for an agent again."""
     bench = Bench()
