@@ -458,7 +458,7 @@ class Channels:
                 return
             call, leg, epoch = entry.token.call, entry.token.leg, entry.epoch
         else:
-            call, leg, epoch = name
+            call, leg, epoch, _ = name
         arriving = self._core.resumes.adopt(call, epoch)
         if arriving.epoch != epoch:
             self._suspects[HANGUP].add(channel.id)

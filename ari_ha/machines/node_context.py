@@ -191,6 +191,10 @@ class NodeContext:
                 self.replaced.add(one.peer)
                 self.note("node", "an edge that was replaced", level="warning", edge=one.peer, active=active)
 
+    def revision_of(self, vip: str) -> int:
+        """The newest revision of an address's key that we have heard of; 0: none."""
+        return self._actives.get(vip, (0, ""))[0]
+
     def etcd_read(self, revision: int) -> None:
         """Whose addresses are has been read whole. Who has them by a newer revision has them in an etcd that
         was restored from a backup since."""

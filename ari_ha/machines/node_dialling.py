@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ari_ha.core.machine import Done, Outcome, Unknown
@@ -28,6 +30,10 @@ class Dialling:
         self._call = call
         self._timeouts: dict[str, int] = {}
         """Channels that were created and not dialled yet, and Asterisk's limit for each."""
+        self._dials: dict[str, Callable[[], None]] = {}
+        """Leg -> how it was dialled"""
+        self._times: Counter[str] = Counter()
+        """Leg -> how often"""
 
     def begin(self, order: StartAttempt) -> None:
         """The intent is written first; the phone rings when it is stored, or may as
@@ -82,13 +88,16 @@ class Dialling:
             call.note("no edge to dial through", level="error")
             call.leg_failed(leg, "unreachable")
             return
-        channel = str(ChannelName(call.call, leg.leg, call.epoch))
+        self._times[leg.leg] += 1
+        channel = str(ChannelName(call.call, leg.leg, call.epoch, self._times[leg.leg]))
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
             target=target, attempt=attempt, caller=call.caller, consult=leg.consult,
             agent=leg.agent or self._parts.agent_at(target),
         )  # fmt: skip
-        leg.channel = Channel(channel, dialled=True, answered=True)
+        through = context.revision_of(call.vip)
+        leg.channel = Channel(channel, dialled=True, answered=True, through=through)
+        self._dials[leg.leg] = lambda: self.dial(leg, target, attempt, timeout_s)
         self._parts.index(channel, call, leg.leg)
         lane = f"dial/{channel}"
         create = {
@@ -106,6 +115,18 @@ class Dialling:
         }
         self._timeouts[channel] = round(timeout_s)
         context.ari(lane, "channels.create", create, lambda o: self._created(leg, channel, o))
+
+    def anew(self, leg: Leg) -> None:
+        """The edge through which it was dialled has died before anybody rang, and the INVITE with it: it is
+        sent again. Should the one before come after all, of the two of one leg the edge takes the first."""
+        old = leg.channel
+        if old is None or old.id in self._timeouts:
+            return  # not sent yet
+        self._call.note("dialled again: its edge died with the INVITE", leg=leg.leg)
+        self._parts.unindex(old.id)
+        leg.channel = None
+        self._parts.context.hang_up(old.id)
+        self._dials[leg.leg]()
 
     def _created(self, leg: Leg, channel: str, outcome: Outcome) -> None:
         context = self._parts.context
@@ -146,7 +167,7 @@ class Dialling:
         call, context = self._call, self._parts.context
         call.note(f"{what} failed", level="warning", leg=leg.leg, outcome=outcome)
         context.count("node_dials_failed")
-        if call.forgotten:
+        if call.forgotten or (leg.channel is not None and leg.channel.id != channel):
             context.hang_up(channel)
             return
         was_alive = leg.alive

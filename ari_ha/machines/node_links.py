@@ -7,7 +7,7 @@ from ari_ha.machines.acd_orders import ClaimDevice
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_context import EdgeLink
 from ari_ha.machines.node_core import NodeCore
-from ari_ha.machines.node_model import OVER, RINGING, UP, Leg
+from ari_ha.machines.node_model import OVER, RINGING, UP
 from ari_ha.machines.node_records import epoch_of
 from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
 from ari_ha.machines.node_transfer import Asked
@@ -269,7 +269,7 @@ class Links:
                 self._facts_for(arriving, fact)
             return
         if call is not None and call.epoch == epoch:
-            self._apply(call, fact)
+            self._apply(call, fact, self._context.links[peer].revision)
         elif call is None or call.epoch < epoch:
             # a call we do not have, or have only under an older epoch
             frame = link.ResumeRefused(call=ident, epoch=fact.epoch, leg="", reason="unknown call")
@@ -290,8 +290,9 @@ class Links:
         arriving.edge_known = True
         self._core.resumes.look(arriving)
 
-    def _apply(self, call: NodeCall, fact: link.CallAtEdge) -> None:
-        """The edge's facts of the legs, when frames were missed."""
+    def _apply(self, call: NodeCall, fact: link.CallAtEdge, revision: int) -> None:
+        """The edge's facts of the legs, when frames were missed. Whom it does not know it has ended,
+        but who was dialled just now: it may not know him yet; or never, if it is another life by now."""
         for name, value in fact.legs.items():
             leg = call.legs.get(name)
             if leg is None or not leg.alive:
@@ -299,16 +300,13 @@ class Links:
             if value.state != RINGING and leg.state == RINGING:
                 call.leg_answered(leg)
             call.phone_held(leg, value.held)
-        for leg in call.living():
-            if leg.leg not in fact.legs and not self._young(leg):
+        for leg in [leg for leg in call.living() if leg.leg not in fact.legs]:
+            if leg.state != "trying":
                 gone = link.LegGone(call=call.call, leg=leg.leg, epoch=str(call.epoch), cause="16", by="edge")
                 call.phone_gone(leg, gone)
+            elif leg.channel is not None and 0 < leg.channel.through < revision:
+                call.dialling.anew(leg)
         call.touch()
-
-    @staticmethod
-    def _young(leg: Leg) -> bool:
-        """Dialled just now: the edge may not know it yet."""
-        return leg.state == "trying"
 
     def _is_of(self, call: NodeCall, peer: str) -> bool:
         """Whether ``peer`` is the edge whose word about this call counts."""

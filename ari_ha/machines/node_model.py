@@ -36,18 +36,22 @@ class ChannelName(NamedTuple):
     call: str
     leg: str
     epoch: Epoch
+    time: int = 1
+    """Of a leg that is dialled more than once"""
 
     def __str__(self) -> str:
-        return f"{self.call}.{self.leg}.{self.epoch}"
+        again = f"~{self.time}" if self.time > 1 else ""
+        return f"{self.call}.{self.leg}{again}.{self.epoch}"
 
     @classmethod
     def parse(cls, text: str) -> ChannelName | None:
         """The name in a channel id, or None when the id is not of our making."""
         parts = text.rsplit(".", 3)
-        if len(parts) != 4 or parts[1][:1] not in CHANNEL_LETTERS or not parts[1][1:].isdigit():
+        leg, again, time = parts[1].partition("~") if len(parts) == 4 else ("", "", "")
+        if leg[:1] not in CHANNEL_LETTERS or not leg[1:].isdigit():
             return None
         try:
-            return cls(parts[0], parts[1], Epoch.parse(f"{parts[2]}.{parts[3]}"))
+            return cls(parts[0], leg, Epoch.parse(f"{parts[2]}.{parts[3]}"), int(time) if again else 1)
         except ValueError:
             return None
 
@@ -86,6 +90,8 @@ class Channel:
     bridge: str = ""
     music: str = NO_MUSIC
     dialled: bool = False
+    through: int = 0
+    """By which revision of its address the edge served that was to dial it; 0: not known"""
     left: bool = False
     """Its far end, which is the edge, hung it up: nothing in this Asterisk did."""
 

@@ -319,6 +319,7 @@ KEPT_FULL = {
     "dialled beside a feature code while the edge stands still": 600358,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
+    "an edge dies before it has rung whoever is rung back": 800457,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -440,11 +440,11 @@ class Bench:
         """These families of keys have been read."""
         self.post(*(self.store.snapshot(family) for family in families))
 
-    def link(self, calls: dict[str, link.CallAtEdge] | None = None) -> None:
-        """The edge's link comes up."""
+    def link(self, calls: dict[str, link.CallAtEdge] | None = None, revision: int = 7) -> None:
+        """The edge's link comes up; a life of its own has a ``revision`` of its own."""
         self.link_up = True
         self.post(LinkUp(peer=EDGE))
-        self.frame(link.EdgeHello(edge=EDGE, vip="v1", edge_revision=7))
+        self.frame(link.EdgeHello(edge=EDGE, vip="v1", edge_revision=revision))
         self.frame(link.EdgeCalls(calls=calls or {}))
 
     def link_down(self) -> None:
@@ -617,7 +617,7 @@ class Bench:
 
 def _parts(channel: str) -> tuple[str, str, str]:
     call, leg, revision, n = channel.rsplit(".", 3)
-    return call, leg, str(Epoch.parse(f"{revision}.{n}"))
+    return call, leg.partition("~")[0], str(Epoch.parse(f"{revision}.{n}"))
 
 
 LOST = Unknown("no reply within 2 s")

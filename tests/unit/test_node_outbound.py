@@ -141,6 +141,29 @@ def test_not_dialled_yet_it_is_dialled_under_the_same_name() -> None:
     assert bench.dialled() == ["k1.a1.7.2"]
 
 
+@pytest.mark.parametrize("dialled", ["agent", "number"])
+def test_an_edge_that_died_before_anybody_rang_is_asked_again(dialled: str) -> None:
+    """Its next life has heard of no such leg; the same one, whose link was away, may just be about to."""
+    bench = Bench(("1001",))
+    if dialled == "agent":
+        bench.trunk()
+    else:
+        agent_dials(bench)
+    (first,) = bench.dialled()
+    head = {"k1": link.CallAtEdge("7.1", {"c": link.LegAtEdge("answered")})}
+    bench.link_down()
+    bench.link(head)
+    assert bench.dialled() == [first]
+    bench.link_down()
+    bench.link(head, revision=50)
+    (second,) = bench.dialled()
+    assert second != first and bench.target(second) == bench.target(first)
+    bench.ring(second)
+    bench.pick_up(second)
+    bench.sleep(1.0)
+    assert bench.hears(second) == "people"
+
+
 @pytest.mark.parametrize("supervised", [False, True])
 def test_the_party_hung_up_in_the_gap(supervised: bool) -> None:
     """A supervisor is nobody to talk to."""

@@ -720,7 +720,7 @@ def test_every_interrupted_prefix_of_a_resume_converges(prefix: int) -> None:
     assert bench.said(link.Bridged, epoch="7.2") and bench.agent().work == "talking"
 
 
-@pytest.mark.parametrize(("text", "name"), [("k1.a12.7.3", ("k1", "a12")), ("x.y.a1.7.3", ("x.y", "a1"))])
+@pytest.mark.parametrize(("text", "name"), [("k1.a12.7.3", ("k1", "a12")), ("x.y.a1~2.7.3", ("x.y", "a1"))])
 def test_names_of_our_channels(text: str, name: tuple[str, str]) -> None:
     parsed = ChannelName.parse(text)
     assert parsed is not None and (parsed.call, parsed.leg) == name and str(parsed) == text
