@@ -311,8 +311,7 @@ class EdgeMachine:
         """Snapshot for a node app: what it serves, with the facts of the legs."""
         calls = {}
         for call in self.calls.of_node(node):
-            primary = call.primary
-            if call.lost or call.by_dialplan or primary is None or primary.state == "trying":
+            if call.lost or call.by_dialplan or call.primary is None or call.fresh:
                 continue
             legs = {
                 leg.leg: link.LegAtEdge(state="answered" if leg.state == "up" else leg.fact, held=leg.held)

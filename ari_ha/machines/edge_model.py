@@ -401,6 +401,13 @@ class EdgeCall:
         leg = self.legs.get(self.head)
         return leg if leg and leg.alive else None
 
+    @property
+    def fresh(self) -> bool:
+        """Nobody has answered its caller, or is called for him: another node can be asked as if he had just
+        come. Not whose second line leads it: no node takes that for a call of its own."""
+        leg = self.primary
+        return leg is not None and leg.state == "trying" and not leg.of
+
     def keep_times(self, utc: float) -> None:
         """Keeps what the call's record will say and only this moment knows."""
         up = [leg for leg in self.up() if not leg.aside]

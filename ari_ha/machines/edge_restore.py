@@ -144,7 +144,7 @@ def _go_on(
         half.state = "up"
         context.sip.answer(half.key, half.local_sdp(), context.now)
     away, served = any(side.elsewhere for side in (*call.living(), *call.halves.values())), False
-    if call.primary and call.primary.state == "trying":
+    if call.fresh:
         # nobody has answered, and the node's answer to the old process is nobody's
         why = "edge restarted before the answer"
         context.at(f"afresh/{call.call}", context.now + AFRESH_AFTER_S, lambda: takeover.lose(call, why))

@@ -89,7 +89,7 @@ class Takeover:
         leg = call.primary
         if call.ended or leg is None:
             return
-        if leg.state == "trying":
+        if call.fresh and call.move is None:
             self._start_afresh(call, why)
             return
         if not call.lost:

@@ -317,6 +317,8 @@ KEPT_FULL = {
     "a conference on second lines, asked for too late": 410019,
     "a supervisor is the first to hear that all is over": 420404,
     "dialled beside a feature code while the edge stands still": 600358,
+    "a second line leads the call, and its node is lost": 801470,
+    "the same, and its node was lost before": 803374,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,

@@ -270,6 +270,29 @@ def test_the_caller_leaves_before_the_consulted_one_is_dialled(world):
     assert not world.edge.calls.by_id
 
 
+@pytest.mark.parametrize("before", ["served", "moving", "edge restarted"])
+def test_whose_second_line_leads_is_taken_up_and_no_new_caller(world, before):
+    """Nobody is called for him yet: to a node his line would be a call to where the caller had called."""
+    caller, call, node, phone, _ = talking(world)
+    for other in world.nodes.values():
+        other.auto_answer_new = other.auto_bridge = False
+    consult(world, phone)
+    world.carrier.sip.hangup(caller, world.now)
+    world.settle()
+    if before == "moving":
+        unknown = link.ResumeRefused(call=call.call, epoch=str(call.epoch), leg="", reason="unknown call")
+        world.say(node, unknown)
+    elif before == "edge restarted":
+        world.boot()
+        (call,) = world.edge.calls.by_id.values()
+    kill(world, node.name)
+    survivor = world.nodes[call.move.to.name]
+    assert [(t.kind, t.head) for t in survivor.tokens.values() if t.leg == "k1"] == [("resume", "k1")]
+    world.say(survivor, link.Bridged(call=call.call, epoch=str(call.epoch), legs=["k1"]))
+    world.run(2)
+    assert call.owner.name == survivor.name and survivor.got(link.ConsultAsked)[-1].number == "1002"
+
+
 def test_the_consultation_ends_the_caller_stays(world):
     _, call, _, phone, _, second, _ = consulting(world)
     phone.sip.hangup(second, world.now)
