@@ -348,14 +348,16 @@ class Writes:
         ours = {key: ours_to_tell(value, stored[key], key in writes) for key, value in dirty.items()}
         kept = sorted((n, line) for lines in ours.values() for n, line in lines)
         connected = {line.call for _, line in kept if line.event == "CONNECT"}
-        done = {key for key, value in dirty.items() if ours[key] or stored[key] == value.base}
+        done = {key for key, value in dirty.items() if stored[key] == value.base}
+        about = {(key, line.call) for key, lines in ours.items() for _, line in lines}
         merged = self._lines(stored, writes, "", connected)
         cut = [
             completed(value.value, Around(utc=self.desk.utc))
             for key, value in dirty.items()
             if cut_short(value, (line for _, line in ours[key]), {**stored, **writes}[key])
         ]
-        return (*(line for _, line in kept), *cut, *(line for key, line in merged if key not in done))
+        rest = (line for key, line in merged if not (key in done or (key, line.call) in about))
+        return (*(line for _, line in kept), *cut, *rest)
 
     def next_try(self) -> float | None:
         """When an op that waits for a time wants to be pumped again."""

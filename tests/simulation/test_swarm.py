@@ -319,6 +319,7 @@ KEPT_FULL = {
     "dialled beside a feature code while the edge stands still": 600358,
     "a second line leads the call, and its node is lost": 801470,
     "the same, and its node was lost before": 803374,
+    "two conversations without etcd, and the first is told by another node": 805621,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,
@@ -390,6 +391,7 @@ KEPT_WHOLE = {
     "a transfer fails while the app is away, and is asked for again": 901903,
     "an answer is written down when the conversation is over elsewhere": 901294,
     "the end of a line that a conference replaces is said again": 902951,
+    "an answer that the next leader of etcd writes, when its agent has paused": 904782,
 }
 
 

@@ -140,6 +140,51 @@ def test_what_another_node_writes_of_what_the_agent_wants_tells_no_conversation(
     assert wrong_in_log(c) == []
 
 
+def test_an_end_that_only_the_merge_knows_is_told_beside_what_the_agent_wants() -> None:
+    """His answer was written after all, when the caller was gone and he had paused."""
+    c = cluster()
+    queued(c)
+    attempt = attempt_of(c)
+    c.ring(attempt)
+    c.flow()
+    n1 = c.nodes["n1"]
+    c.pick_up(attempt)
+    c.hang_up("k1")
+    c.perform(n1, "late")
+    c.lose_store(n1)
+    c.verb("n1", "not-ready", "alice", reason="1")
+    c.advance(1.0)
+    c.arrive_late()
+    c.find_store(n1)
+    c.advance(5.0)
+    assert sorted(event for event, *_ in events(c)) == ["COMPLETEAGENT", "CONNECT", "ENTERQUEUE", "PAUSEALL"]
+    assert wrong_in_log(c) == []
+
+
+def test_an_end_that_only_the_merge_knows_is_told_beside_the_next_conversation() -> None:
+    """His node died without etcd, and the next one ended what he was in; the first is back first."""
+    c = cluster(wrapup_ms=0)
+    for node in c.nodes.values():
+        c.lose_store(node)
+    c.call("k1", "support", "n1")
+    c.advance(2.0)
+    c.ring(attempt_of(c))
+    c.pick_up(attempt_of(c))
+    c.take_over("k1", "n2")
+    c.advance(1.0)
+    c.hang_up("k1")
+    c.call("k2", "support", "n2")
+    c.advance(2.0)
+    c.ring(attempt_of(c))
+    c.pick_up(attempt_of(c))
+    c.advance(1.0)
+    for node in c.nodes.values():
+        c.find_store(node)
+        c.flow()
+    assert {("COMPLETEAGENT", "alice", "k1"), ("CONNECT", "alice", "k2")} <= {*events(c)}
+    assert wrong_in_log(c) == []
+
+
 @pytest.mark.parametrize("first", ["n1", "n2"])
 def test_what_two_nodes_saw_without_the_store_is_told_once(first: str) -> None:
     """The agent answers at the one node; his call moves, and is answered at the other too."""
