@@ -114,15 +114,15 @@ class NodeCall(CallBase):
         names = sorted({leg.consult for leg in people if leg.consult or self.stage == TALKING})
         groups = {name: [leg for leg in people if leg.consult == name] for name in names}
         for consult, members in groups.items():
-            # some of them may have no channel yet, or none any more: the others wait in silence
+            # some of them may have no channel yet, or none any more: the others wait, with music where held
             there = [leg for leg in members if leg.joined]
             if len(there) >= 2:
                 wanted.bridges[consult] = tuple(leg.leg for leg in there)
-                wanted.music |= {
-                    leg.leg: self.music
-                    for leg in there
-                    if not leg.held and any(other.held for other in members if other is not leg)
-                }
+            wanted.music |= {
+                leg.leg: self.music
+                for leg in there
+                if not leg.held and any(other.held for other in members if other is not leg)
+            }
         if len(main) >= 2 and self.stage == TALKING:
             if self.media_policy == HITLESS and all(len(members) <= 2 for members in groups.values()):
                 wanted.media = HITLESS

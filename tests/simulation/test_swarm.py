@@ -323,6 +323,7 @@ KEPT_FULL = {
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,
+    "held by somebody whose answer his node has not": 804481,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -136,6 +136,21 @@ def test_hold_and_taking_back() -> None:
     assert bench.hears(customer) == bench.hears(agent) == "people" and bench.agent().work == "talking"
 
 
+def test_whoever_is_held_hears_music_also_before_the_other_ones_channel_is_there() -> None:
+    """The edge has the agent's answer; its own to our Asterisk is lost for many seconds."""
+    bench = Bench()
+    customer = bench.trunk()
+    (agent,) = bench.dialled()
+    bench.frame(link.LegAnswered("k1", "a1", "7.1"))
+    assert bench.hears(customer) == "nothing"
+    bench.frame(link.LegHeld("k1", "a1", "7.1", True))
+    assert bench.hears(customer) == "music"
+    bench.post(*bench.asterisk.up(agent))
+    assert bench.hears(customer) == "music"
+    bench.frame(link.LegHeld("k1", "a1", "7.1", False))
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+
+
 def test_a_through_queue_keeps_asterisk_in_the_path() -> None:
     bench = Bench(media="through")
     bench.talk()
