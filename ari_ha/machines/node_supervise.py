@@ -213,7 +213,9 @@ class CallSupervision:
         """Whose channel he hears, and whispers to: the agent's he asked for, in whichever part of the call;
         when that one has left, whoever was called."""
         there = sorted((leg for leg in self._call.people() if leg.joined), key=lambda leg: bool(leg.consult))
-        asked = [leg for leg in there if leg.agent and leg.agent == order.agent]
+        # an agent whom a colleague handed over into a queue is a caller there, without his name
+        named = [(leg, leg.agent or self._parts.agent_at(leg.target)) for leg in there]
+        asked = [leg for leg, agent in named if agent and agent == order.agent]
         head = self._call.legs.get(self._call.head)
         if not asked and head in there and (head.role == "user" or head.of):
             return head  # he has dialled: on a second line, or where no record is left, he has no name

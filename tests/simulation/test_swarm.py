@@ -393,6 +393,7 @@ KEPT_WHOLE = {
     "an answer is written down when the conversation is over elsewhere": 901294,
     "the end of a line that a conference replaces is said again": 902951,
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,
+    "a whisper to an agent who was handed over into a queue": 904839,
 }
 
 

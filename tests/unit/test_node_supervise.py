@@ -11,6 +11,7 @@ from ari_ha.machines.node_supervise import RETRY_MAX_S
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import SupervisorValue, UserValue
 from tests.support.node_bench import Bench
+from tests.unit.test_node_outbound import agent_dials
 
 MODES = [("listen", "none", "hitless"), ("whisper", "out", "coach"), ("barge", "both", "through")]
 """Mode, into whom the supervisor speaks, and the media that needs."""
@@ -353,3 +354,22 @@ def test_whispering_to_an_agent_who_has_dialled_reaches_him_alone() -> None:
     bench.pick_up(supervisor)
     assert snoops(bench) == [(start.channel.id, "out")]
     assert bench.said(link.WantMedia)[-1].state == "through", "coach would be for the other one"
+
+
+def test_whispering_to_an_agent_who_waited_in_the_queue_reaches_him_alone() -> None:
+    """A colleague, whom he talked to, handed him over: he is the caller now, and speaks to an agent or, when
+    that one hands him on, to somebody outside."""
+    bench = Bench(numbers=["6200"])
+    agent_dials(bench, "1002")
+    (asked,) = bench.dialled()
+    bench.pick_up(asked)
+    bench.frame(link.TransferAsked("k1", "c", "7.1", "t9", "6200", ""))
+    bench.sleep(1.5)
+    (other,) = bench.dialled()
+    assert bench.target(other) == "device:1001"
+    bench.pick_up(other)
+    order(bench, "whisper", agent="1002")
+    (supervisor,) = bench.dialled()
+    bench.pick_up(supervisor)
+    assert snoops(bench) == [(asked, "out")]
+    assert bench.said(link.WantMedia)[-1].state == "through"
