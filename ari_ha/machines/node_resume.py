@@ -272,7 +272,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.music = config.moh if config else call.music
     call.media_policy = THROUGH if record.want_media == THROUGH and arriving.record else HITLESS
     call.retired = list(arriving.retired)
-    call.legs_used.update(record.legs)
+    call.legs_used.update(record.legs, record.ending)
     for value in record.attempts.values():
         call.attempts[value.attempt] = Attempt(
             value.attempt, value.agent, value.device, value.leg, value.state, value.started,

@@ -394,6 +394,7 @@ KEPT_WHOLE = {
     "the end of a line that a conference replaces is said again": 902951,
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,
     "a whisper to an agent who was handed over into a queue": 904839,
+    "a supervisor with the name of one who was given up": 902986,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ari_ha.core.machine import Done, Refused, Unreachable
@@ -180,6 +181,22 @@ def test_a_supervisor_who_left_meanwhile_is_not_rung_again() -> None:
     bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, ended={"s1": "phone"})
     bench.sleep(2)
     assert len(bench.operations("channels.create")) == 2 and not snoops(bench)
+
+
+def test_a_supervisor_is_not_given_the_name_of_one_whose_end_was_announced() -> None:
+    """That one was never rung: two takeovers later only his end is in the record."""
+    bench = Bench()
+    bench.talk()
+    record = msgspec.structs.replace(bench.record(), ending={"s1": "16"}, epoch="7.1", node="ast2#x")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    kv = bench.store.put(bench.keys.record("k1"), record)
+    bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"})
+    order(bench, "listen")
+    (supervisor,) = bench.dialled()
+    assert supervisor == "k1.s2.7.2" and not set(bench.record().ending) & set(bench.record().legs)
 
 
 def test_a_restart_of_the_app_keeps_it() -> None:
