@@ -229,6 +229,7 @@ class Checkers:
     # -- etcd
 
     def _commit(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
+        self.supervision.commit(changes)
         utc = UTC_AT_START_S + self.cluster.world.now
         self.commits.commit({key: item.value if item else None for _, key, item in changes}, utc)
 

@@ -5,8 +5,9 @@ but he, or who ordered it, ends that."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ari_ha.core.ports.store import KeyValue
 from ari_ha.simulation.checkers_people import DEAF_MAX_S, AtThePhones, Lasting
 from ari_ha.simulation.cluster import SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import UP, Talk
@@ -28,6 +29,15 @@ class AtTheSupervisor:
     lasting: Lasting
     forget: Callable[[str, set[str]], None]
     phones: AtThePhones
+    _stopped: dict[str, float] = field(default_factory=dict)
+    """call -> when an order about it was taken back last"""
+
+    def commit(self, changes: list[tuple[int, str, KeyValue | None]]) -> None:
+        """What has just changed in etcd."""
+        for _, key, item in changes:
+            parts = self.cluster.keys.split(key)
+            if item is None and parts[0] == "calls" and parts[2] == "supervisor":
+                self._stopped[parts[1]] = self.cluster.world.now
 
     def look(self) -> None:
         """Every supervisor on the phone, now."""
@@ -80,6 +90,8 @@ class AtTheSupervisor:
         order = self._order(talk.call)
         if talk.ended_by == "self" or talk.taken_back(self.cluster.world.now) or order is None:
             return
+        if self._stopped.get(talk.call, 0.0) > talk.started_s:
+            return  # ordered anew since, which is another ring
         circles = self.people.circles.split(self.people.circles.of_call(talk.call))
         # a consultation that outlives the conversation he heard is another, and a transfer ends that
         apart = [c for c in circles if len(c) > 1 and not any(one.main or one.referred for one in c)]

@@ -324,6 +324,7 @@ KEPT_FULL = {
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,
     "held by somebody whose answer his node has not": 804481,
+    "a supervisor is sent away, and asked back at once": 802944,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -687,6 +687,22 @@ def test_a_supervisor_whose_answer_nobody_heard_was_not_there_to_stay(acked_s: f
     assert said == ["supervisors stay"] * wrong
 
 
+@pytest.mark.parametrize(("stopped_s", "wrong"), [(5.0, 1), (8.0, 0)])
+def test_a_supervisor_who_was_sent_away_and_asked_back_at_once_is_rung_again(
+    stopped_s: float, wrong: int
+) -> None:
+    """The order that there is when he hears of his end is another one's."""
+    talks = [on_the_phone("caller", "customer", 1.0, dialled="6000"), on_the_phone("agent", "1001", 2.0)]
+    listens, said = on_the_phone("s", SUPERVISOR, 6.0), list[str]()
+    listens.state, listens.ended_by = ENDED, "far"
+    looks = at_the_supervisor([*talks, listens], said)
+    looks.cluster.world.now = stopped_s
+    looks.commit([(7, looks.cluster.keys.supervisor("k"), None)])
+    looks.cluster.world.now = 9.0
+    looks.over(listens)
+    assert said == ["supervisors stay"] * wrong
+
+
 @pytest.mark.parametrize("acked_s", [5.0, 8.5, 0.0])
 def test_whose_answer_nobody_heard_was_in_no_conversation(acked_s: float) -> None:
     """His 200 OK is lost until the ring has been given up: the ACK comes with the BYE, or after it. One that
