@@ -279,7 +279,7 @@ def asked_frames(call: EdgeCall) -> list[link.Frame]:
                     call=call.call, leg=leg.leg, epoch=str(call.epoch), of=leg.of, number=leg.number_asked
                 )
             )
-        if leg.refer and not leg.refer.get("left"):
+        if leg.refer:
             frames.append(_transfer_frame(call, leg))
         if leg.taken:
             frames.append(taken_frame(call, leg))

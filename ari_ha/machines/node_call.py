@@ -496,6 +496,25 @@ class NodeCall(CallBase):
         self.save()
         self.touch()
 
+    def phone_taken(self, leg: Leg, device: str) -> None:
+        """Another phone has the leg now: whoever answered it leaves, and the agent at that phone,
+        if there is one, is in the call."""
+        acd, agent = self.parts.acd, self.parts.agent_at(device)
+        if not leg.alive or leg.target == device or (leg.leg == self.head and leg.agent == agent):
+            return
+        self.note("taken over by another phone", leg=leg.leg, device=device, agent=agent)
+        acd.conversation_ended(self.call, leg.agent, "transfer")
+        if leg.attempt in self.attempts:
+            self.attempts[leg.attempt].state = ENDED
+        leg.agent, leg.attempt = "", ""
+        if leg.leg != self.head:
+            leg.target = device
+        if leg.state == UP and agent:
+            leg.agent = agent
+            acd.conversation_state(self.call, agent, "join")
+        self.save()
+        self.touch()
+
     # --- channels, as Asterisk sees them -------------------------------------------
 
     def channel_came(self, leg: Leg, channel: Channel) -> None:

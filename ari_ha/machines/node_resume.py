@@ -367,7 +367,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
                 unwilling.append(value.attempt)
         elif value.state in (ANSWERED, LOST):
             lost.append(value.agent)
-    if call.transfers.open:
+    if call.transfers.pending:
         lost, left, unwilling = [], [], []
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
@@ -383,7 +383,7 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         stage = dialling
     elif (head := call.legs.get(call.head)) is not None and head.of and head.state == RINGING:
         stage = DIALING  # the main conversation ended meanwhile, and the side one is not answered yet
-    elif any(not leg.consult for leg in agents_up) or call.transfers.open:
+    elif any(not leg.consult for leg in agents_up) or call.transfers.pending:
         stage = TALKING
     elif head is not None and any(_is_party(leg) for leg in call.living() if leg is not head):
         stage = DIALING if head.state == RINGING else TALKING  # somebody rings for him

@@ -58,11 +58,18 @@ class Transfers:
         self._failed: dict[str, tuple[str, int]] = {}
         """leg -> the last transfer its phone asked for in vain, and what it was told"""
         self._typed = ""
+        self._awaited = False
+        """A phone waits for one that we have not heard of"""
 
     @property
     def open(self) -> bool:
         """Whether one is under way."""
         return self.now is not None and self.now.state != OVER
+
+    @property
+    def pending(self) -> bool:
+        """Whether one is under way, or a phone waits for one that its edge will tell us of."""
+        return self.open or self._awaited
 
     def _set(self, **changes: object) -> None:
         assert self.now is not None
@@ -76,6 +83,9 @@ class Transfers:
         """The transfer under way comes to nothing, and whoever asked is there to be told."""
         self._say(status)
         self.now = None
+        if self._awaited and self._alone():
+            self._other_side_left()
+        self._awaited = False
 
     def _tell(self, leg: str, transfer: str, status: int) -> None:
         call, epoch = self._call, str(self._call.epoch)
@@ -103,7 +113,7 @@ class Transfers:
                 self.consult_asked(frame)
             case link.LegTaken(leg=name, device=device):
                 if (leg := self._call.legs.get(name)) is not None:
-                    self.taken(leg, device)
+                    self._call.phone_taken(leg, device)
 
     # --- consulting ----------------------------------------------------------------
 
@@ -323,7 +333,7 @@ class Transfers:
         if party is None or not stays:
             self._fail(480)  # there is nobody to be connected
             return
-        party.consult = into
+        party.consult, self._awaited = into, False
         self._set(party=party.leg, state=OVER if party.state == UP else RINGS, left=True)
         self._new_head({leg.leg for leg in legs})
         self.say_conversations()
@@ -377,26 +387,6 @@ class Transfers:
                 call.attempts[leg.attempt].state = ENDED
             self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
         self._set(left=True)
-
-    def taken(self, leg: Leg, device: str) -> None:
-        """Another phone has the leg now: whoever answered it leaves, and the agent at that phone,
-        if there is one, is in the call."""
-        call, acd = self._call, self._parts.acd
-        agent = self._parts.agent_at(device)
-        if not leg.alive or leg.target == device or (leg.leg == call.head and leg.agent == agent):
-            return
-        call.note("taken over by another phone", leg=leg.leg, device=device, agent=agent)
-        acd.conversation_ended(call.call, leg.agent, "transfer")
-        if leg.attempt in call.attempts:
-            call.attempts[leg.attempt].state = ENDED
-        leg.agent, leg.attempt = "", ""
-        if leg.leg != call.head:
-            leg.target = device
-        if leg.state == UP and agent:
-            leg.agent = agent
-            acd.conversation_state(call.call, agent, "join")
-        call.save()
-        call.touch()
 
     # --- the target ----------------------------------------------------------------
 
@@ -509,9 +499,10 @@ class Transfers:
     # --- taken up ------------------------------------------------------------------
 
     def asking(self, legs: Collection[str], alive: Collection[str]) -> None:
-        """``legs``: whose phones wait for a transfer, as their edge says. Where whoever asked is there and
-        does not wait, the one of the record has failed; nobody is called for it any more."""
-        t = self.now
+        """``legs``: whose phones wait for a transfer, as their edge says, which will say what for. Where
+        whoever asked is there and does not wait, the one of the record has failed; nobody is called for it
+        any more."""
+        t, self._awaited = self.now, any(leg in alive for leg in legs)
         if t is not None and t.leg in alive and t.leg not in legs and t.party not in alive:
             self._set(state=OVER)
 
@@ -531,7 +522,7 @@ class Transfers:
             return
         if head is not None:
             waits = record.stage == QUEUED and leader.of == head.leg  # in a queue, and consults meanwhile
-            if self._others(head) or self.open or waits:
+            if self._others(head) or self.pending or waits:
                 return
             call.ending[head.leg] = NORMAL
         main = record.legs.get(leader.of)
@@ -576,8 +567,7 @@ class Transfers:
         the call. Whom he talked to last has hung up; else he was being handed over, nobody knows where,
         or to somebody who did not answer."""
         call = self._call
-        main = [leg for leg in call.living() if not (leg.consult or leg.aside)]
-        if call.stage != TALKING or [leg.leg for leg in main] != [call.head]:
+        if not self._alone():
             return
         known = {name for name, leg in record.legs.items() if leg.consult}
         last = [by for name, by in ended.items() if name[0] in MAIN_LETTERS and name not in known]
@@ -586,9 +576,21 @@ class Transfers:
         here = {leg.agent for leg in call.living()}
         for leg in [leg for leg in record.legs.values() if leg.leg in ended and leg.agent not in here]:
             self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+        if self._awaited:
+            return  # who talked to him asked for it, and hung up
         if last[-1] != "phone":
             self.nowhere("handed over, and the record of it is lost")
-            return
+        else:
+            self._other_side_left()
+
+    def _alone(self) -> bool:
+        """Whether nobody is with whoever leads the call."""
+        call = self._call
+        main = [leg.leg for leg in call.living() if not (leg.consult or leg.aside)]
+        return call.stage == TALKING and main == [call.head]
+
+    def _other_side_left(self) -> None:
+        call = self._call
         head = call.legs[call.head]
         call.end_leg(head, NORMAL, "the other side hung up")
         if not self.side_goes_on(head):

@@ -320,6 +320,7 @@ KEPT_FULL = {
     "a second line leads the call, and its node is lost": 801470,
     "the same, and its node was lost before": 803374,
     "two conversations without etcd, and the first is told by another node": 805621,
+    "an attended transfer asked for while the app starts again": 805658,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,

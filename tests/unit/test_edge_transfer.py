@@ -456,6 +456,23 @@ def test_the_app_acts_on_an_attended_transfer_whose_asker_has_left(world):
     assert set(call.legs) == {"c", "a2"} and call.legs["a2"].consult == ""
 
 
+@pytest.mark.parametrize("asks_in", ["a1", "k1"])
+def test_an_app_that_starts_again_is_told_of_a_transfer_whose_asker_has_left(world, asks_in):
+    """Else it takes the caller for one on whom he hung up."""
+    _, call, node, phone, leg, second, _ = consulting(world)
+    world.post(LinkDown(peer=node.name, reason="closed by the far end", clean=True))
+    asks, other = (leg, second) if asks_in == "a1" else (second, leg)
+    refer(world, phone, asks, replaces(phone, other))
+    phone.sip.hangup(leg, world.now)
+    world.settle()
+    node.frames.clear()
+    world.link_up(node)
+    world.settle()
+    (listed,) = node.got(link.EdgeCalls)
+    assert listed.calls[call.call].asking == ["k1"]
+    assert [(f.leg, f.other) for f in node.got(link.TransferAsked)] == [("k1", "a1")]
+
+
 def test_the_end_of_the_main_conversation_says_who_leads_the_call(world):
     caller, _, node, *_ = consulting(world)
     world.carrier.sip.hangup(caller, world.now)

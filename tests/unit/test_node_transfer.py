@@ -506,6 +506,45 @@ def test_the_asker_hung_up_in_the_gap() -> None:
     assert bench.hears(channels["c"]) == "people"
 
 
+@pytest.mark.parametrize("party", [True, False])
+@pytest.mark.parametrize("restarted", [True, False])
+def test_whoever_asked_hung_up_his_first_line_before_any_app_heard_of_his_transfer(
+    restarted: bool, party: bool
+) -> None:
+    """The edge says that his other line waits for one: the caller is kept for it, and sent home only where
+    whoever was to have him has gone as well."""
+    bench = Bench()
+    consulting(bench)
+    ended = {"a1": "phone"} if party else {"a2": "phone", "a1": "phone"}
+    facts = dict.fromkeys(["c", "k1", *(["a2"] if party else [])], "up")
+    sides = {leg: "k1" for leg in facts if leg != "c"}
+    epoch = E if restarted else "7.2"
+    if restarted:
+        bench.restart_app()
+        legs = {leg: link.LegAtEdge(state="answered") for leg in facts}
+        fact = link.CallAtEdge(
+            epoch=E, legs=legs, ended=ended, head="c", sides=sides, lines={"k1": "a1"}, asking=["k1"]
+        )
+        bench.link({"k1": fact})
+        names = {leg: bench.channels_of("k1", leg, E) for leg in facts}
+        channels = {leg: ident for leg, idents in names.items() for ident in idents}
+    else:
+        bench.asterisk_dies()
+        bench.asterisk_back()
+        bench.own("k1", epoch=epoch)
+        channels = bench.resume(
+            "k1", epoch, facts, ended=ended, head="c", sides=sides, lines={"k1": "a1"}, asking=["k1"],
+            trunk="carrier1",
+        )  # fmt: skip
+    assert not bench.said(link.EndLeg, leg="c")
+    asks(bench, other="a1", leg="k1", epoch=epoch)
+    bench.sleep(0.1)
+    assert statuses(bench) == [200 if party else 481]
+    assert bool(bench.said(link.EndLeg, leg="c")) != party and bench.agent("1001").work == "acw"
+    if party:
+        assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
 def test_taken_up_with_a_record_older_than_a_transfer_into_a_queue() -> None:
     """The edge says that the app released the agent: the caller was handed over, and waits again."""
     bench = Bench(agents=("1001",))
