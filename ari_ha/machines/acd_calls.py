@@ -138,7 +138,8 @@ class Calls(Attempts):
         desk, call = self.desk, caller.call
         self.callers[call] = caller
         caller.ended = frozenset(ended)
-        parties = self._parties(call, alive)
+        parties = desk.view.agents_of(call)
+        older = self._older([party for party in parties if party[0] not in talking], alive)
         in_talk = bool(talking) or any(agent.work in IN_CALL for _, agent in parties)
         for name, agent in parties:
             assert agent.attempt is not None
@@ -147,9 +148,8 @@ class Calls(Attempts):
                 del self.attempts[other.attempt]  # taken up before his name in the store was known
             talks = self.elsewhere(name, call)
             # the store may not know yet that somebody else has the caller, whom he was to be rung for
-            late = (
-                in_talk and agent.work in TRYING and not (agent.attempt.attempt in alive or name in talking)
-            )
+            here = agent.attempt.attempt in alive or name in talking
+            late = agent.work in TRYING and (name in older or (in_talk and not here))
             if agent.attempt.attempt in ended or talks is not None or late:
                 self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
                 if talks is not None:
@@ -169,21 +169,17 @@ class Calls(Attempts):
             self._submit("resume", call, "", lambda: self._plan_place(caller))
         desk.match_wanted = True
 
-    def _parties(self, call: str, alive: Mapping[str, str]) -> list[tuple[str, AgentValue]]:
-        """The agents busy with the call. A call has one attempt; the mirror may still show
-        an older one too: a leg that lives, else the newer value, says which it is."""
-        found = self.desk.view.agents_of(call)
-        trying = [(name, agent) for name, agent in found if agent.work in TRYING]
-        if len(trying) < 2:
-            return found
+    def _older(self, parties: Sequence[tuple[str, AgentValue]], alive: Mapping[str, str]) -> set[str]:
+        """Of several agents to be rung for one call, all but one. A call has one attempt; the store may have
+        kept another, and the mirror may: a leg that lives, else the newer value, says which it is."""
 
         def order(party: tuple[str, AgentValue]) -> tuple[bool, int]:
             name, agent = party
             lives = agent.attempt is not None and agent.attempt.attempt in alive
             return lives, self.desk.view.revision(self.desk.keys.agent(name))
 
-        newest = max(trying, key=order)
-        return [party for party in found if party[1].work not in TRYING or party is newest]
+        trying = sorted((party for party in parties if party[1].work in TRYING), key=order)
+        return {name for name, _ in trying[:-1]}
 
     def _resume_attempt(
         self, name: str, agent: AgentValue, alive: Mapping[str, str], talking: Collection[str]

@@ -326,6 +326,7 @@ KEPT_FULL = {
     "an edge dies before it has rung whoever is rung back": 800457,
     "held by somebody whose answer his node has not": 804481,
     "a supervisor is sent away, and asked back at once": 802944,
+    "two to be rung for a caller who is taken up": 803856,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

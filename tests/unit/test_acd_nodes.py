@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ari_ha.checkers.acd import check_failover
+from ari_ha.checkers.acd import check_failover, check_store
 from ari_ha.core.ports.store import StoreTxn
 from ari_ha.machines.acd_orders import (
     AcdSettings,
@@ -380,6 +380,30 @@ def test_nobody_is_rung_for_a_caller_who_talks_when_he_is_taken_up(cluster: Clus
     c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4930", c.now, c.utc))
     node.acd.check()
     assert not [order for order in orders(c, "n2", StartAttempt) if order.agent == "alice"]
+
+
+@pytest.mark.parametrize("over", [(), ("t-bob",)])
+def test_of_two_to_be_rung_for_one_caller_who_is_taken_up_none_is_forgotten(
+    cluster: Cluster, over: tuple[str, ...]
+) -> None:
+    """The node before wrote late that it had rung alice, when another had bob rung for the same caller."""
+    c = cluster
+    queued(c, "k1", "n1")
+    assert c.agent_now("alice").work == "reserved"
+    part = AttemptOfAgent(attempt="t-bob", call="k1", queue="support", node="n1#1", since=c.utc)
+    c.agent("bob", "support", work="ringing", attempt=part)
+    place = msgspec.structs.replace(c.picture().entries["k1"], attempt="t-bob", agent="bob")
+    c.put(c.keys.waiting("support", "k1"), place)
+    c.kill("n1")
+    c.legs.clear()
+    node = c.nodes["n2"]
+    c.deliver(node, 50)
+    c._took(node, node.acd.caller_resumed("k1", "support", 0.0, 0, "4930", c.now, c.utc, ended=over))
+    node.acd.check()
+    c.flow()
+    assert c.agent_now("alice").work == ("reserved" if over else "idle")
+    assert [order.agent for order in orders(c, "n2", StartAttempt)] == (["alice"] if over else ["bob"])
+    assert check_store(c.picture()) == []
 
 
 @pytest.mark.parametrize(("state", "cancelled"), [("up", 0), ("ringing", 1)])
