@@ -252,7 +252,7 @@ class NodeCall(CallBase):
     def _is_with_us(self, order: StartAttempt) -> bool:
         """Somebody talks here of whom the record did not say who it is: the agent the
         ACD thinks is still to be rung."""
-        nameless = self._nameless()
+        nameless = self.nameless()
         if self.stage != TALKING or len(nameless) != 1 or not order.again:
             return False
         self.introduce(nameless[0], order.agent, order.attempt.attempt)
@@ -260,7 +260,7 @@ class NodeCall(CallBase):
         self.save()
         return True
 
-    def _nameless(self) -> list[Leg]:
+    def nameless(self) -> list[Leg]:
         """Agents of whom nobody has said yet who they are."""
         return [leg for leg in self.living() if leg.leg[:1] == "a" and not (leg.agent or leg.target)]
 
@@ -275,7 +275,7 @@ class NodeCall(CallBase):
         """A newer record than the one we began with: it may know agents we do not, or a
         step of an IVR."""
         self.ivr.record_came(record)
-        nameless = {leg.leg: leg for leg in self._nameless()}
+        nameless = {leg.leg: leg for leg in self.nameless()}
         known = [a for a in record.attempts.values() if a.leg in nameless and a.state != ENDED]
         if not known:
             return

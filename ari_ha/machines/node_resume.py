@@ -4,7 +4,7 @@ from the record and the edge's facts; where they differ the facts are true."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, is_supervisor
@@ -405,6 +405,11 @@ def _is_party(leg: Leg) -> bool:
 def resume(call: NodeCall, arriving: Arriving) -> None:
     """Sets the rebuilt call going again."""
     past = compare(call, arriving)
+    _go_on(call, arriving, past)
+    _end_for_those_gone(call, past.ended)
+
+
+def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     parts, context = call.parts, call.parts.context
     parts.records.open(call.call, call.epoch)
     record = arriving.record
@@ -454,6 +459,19 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
         call.outbound.resumed(arriving.ended, record)
         call.transfers.resumed(record, arriving.ended)
     call.touch()
+
+
+def _end_for_those_gone(call: NodeCall, ended: Collection[str]) -> None:
+    """Who talks in this call, the store says, by an attempt that is over, and is on none of its lines: a node
+    that had the call before us without the store wrote it late, or did not write the end."""
+    second = [leg for leg in call.living() if leg.of and leg.of not in call.legs and not leg.agent]
+    if second or call.nameless():
+        return  # he may be on one of those
+    here = {leg.agent for leg in call.living()}
+    for name, agent in call.parts.acd.acd.agents().items():
+        part = agent.attempt
+        if part is not None and part.call == call.call and part.attempt in ended and name not in here:
+            call.parts.acd.conversation_ended(call.call, name, "agent")
 
 
 def _end_leftovers(call: NodeCall) -> None:

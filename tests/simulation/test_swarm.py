@@ -327,6 +327,7 @@ KEPT_FULL = {
     "held by somebody whose answer his node has not": 804481,
     "a supervisor is sent away, and asked back at once": 802944,
     "two to be rung for a caller who is taken up": 803856,
+    "an answer is written down when he has hung up and another has the caller": 801936,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -196,6 +196,35 @@ def test_an_agent_who_refused_is_not_rung_again_where_the_record_does_not_know_t
     assert after is not None and "t1" not in after.attempts and bench.waiting() == ["k1"]
 
 
+@pytest.mark.parametrize("consults", [False, True])
+def test_who_talks_by_the_store_alone_in_an_attempt_that_is_over_talks_no_more(consults: bool) -> None:
+    """A node without the store wrote late that he had answered: the caller has another agent by then. Not
+    while he may be on a second line."""
+    bench = Bench()
+    moved(bench, "talking")
+    record = bench.record()
+    assert record is not None
+    second = AttemptValue(attempt="t2", agent="1002", device="1002", leg="a2", state="answered")
+    legs = {"c": record.legs["c"], "a2": LegValue(leg="a2", role="agent", agent="1002", state="up")}
+    known = msgspec.structs.replace(record, attempts={"t2": second}, legs=legs)
+    bench.store.put(bench.keys.record("k1"), known)
+    bench.store_back()
+    facts, lines = {"c": "up", "a2": "up"}, {}
+    if consults:
+        facts, lines = {**facts, "k1": "ringing"}, {"k1": "a1"}
+    bench.resume(
+        "k1",
+        "7.2",
+        facts,
+        ended={"a1": "phone"},
+        turned_down="t1",
+        lines=lines,
+        sides=dict.fromkeys(lines, "k1"),
+    )
+    assert (bench.agent().work, bench.agent().handled) == (("talking", 0) if consults else ("acw", 1))
+    assert bench.agent("1002").work == "talking"
+
+
 def test_an_agent_whose_leg_was_lost_is_rung_again() -> None:
     bench = Bench()
     moved(bench, "talking")
