@@ -371,11 +371,12 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
         lost, left, unwilling = [], [], []
     agents_up = [leg for leg in call.living() if leg.leg != call.head and leg.state == UP and not leg.aside]
     step = record.ivr.step if record is not None and record.ivr is not None else ""
-    # a party there, or ringing, is news that the record of an IVR does not know yet
-    alone = not any(leg.leg != call.head and not leg.aside for leg in call.living())
+    # a party there, or ringing, is news that the record of an IVR, or of the dialplan, does not know yet
+    others = [leg for leg in call.living() if leg.leg not in (call.head, *call.ending)]
+    alone = all(leg.aside for leg in others)
     if record is not None and alone and (record.stage == IVR or (record.stage == DIALPLAN and step)):
         stage = IVR
-    elif record is not None and record.stage == DIALPLAN:
+    elif record is not None and record.stage == DIALPLAN and alone:
         stage = DIALPLAN
     elif (record is not None and record.verb == ["agent"]) or call.facts.did.startswith("*"):
         stage = FEATURE
@@ -439,6 +440,7 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
         call.end_leg(primary, NORMAL, "feature code interrupted")
         call.over("interrupted")
         return
+    _end_leftovers(call)
     if past.stage == DIALPLAN or (record is None and len(call.living()) == 1):
         _into_dialplan(call, record, arriving)
         return
@@ -446,7 +448,6 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     if past.stage == IVR:
         call.ivr.resume()
         return
-    _end_leftovers(call)
     for attempt in [a for a in call.attempts.values() if a.state == LOST or a.attempt in past.unwilling]:
         attempt.state = LOST
         call.dialling.watch_redial(attempt, attempt.attempt in past.unwilling)
@@ -513,8 +514,6 @@ def _into_dialplan(call: NodeCall, record: RecordValue | None, arriving: Arrivin
     elif record is None:
         call.note("no record: the dialplan serves the caller anew", level="warning")
         call.to_dialplan("no record", call.context_name, call.facts.did)
-    elif record.ending:
-        _nobody_to_serve(call)
     elif record.variables.get(CONTINUE) == "extension":
         call.to_dialplan("resumed", record.context, record.extension)
     else:

@@ -461,6 +461,37 @@ def test_a_ring_refused_while_the_app_was_away_is_not_repeated() -> None:
     assert again != ringing and now is not None and now.attempt != first.attempt
 
 
+def in_the_dialplan(bench: Bench, facts: dict[str, str], **record: object) -> dict[str, str]:
+    """Taken up with a record of ours that says: the dialplan has the caller."""
+    value = RecordValue(call="k1", epoch="7.1", node="ast1#life1", stage="dialplan", did="6000")
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(value, **record))
+    bench.store_back()
+    bench.own("k1", epoch="7.3")
+    return bench.resume("k1", "7.3", facts, head="c", trunk="carrier1")
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_for_whom_somebody_rings_is_not_in_the_dialplan_as_an_older_record_says(answers: bool) -> None:
+    """The node in between, which the record does not know, led him into a queue."""
+    bench = Bench(())
+    channels = in_the_dialplan(bench, {"c": "up", "a1": "ringing"})
+    assert not bench.operations("channels.continueInDialplan") and bench.said(link.Bridged, epoch="7.3")
+    if answers:
+        bench.frame(link.LegAnswered("k1", "a1", "7.3"))
+        assert bench.hears(channels["c"]) == "people"
+    else:
+        bench.gone("k1", "a1", "7.3", by="timeout")
+        assert bench.operations("channels.continueInDialplan"), "where his number leads"
+
+
+@pytest.mark.parametrize("facts", [{"c": "up"}, {"c": "up", "a1": "up"}], ids=["alone", "with an agent"])
+def test_whoever_is_in_the_dialplan_stays_when_only_his_agent_was_to_go(facts: dict[str, str]) -> None:
+    bench = Bench(())
+    in_the_dialplan(bench, facts, ending={"a1": "16"})
+    assert bench.operations("channels.continueInDialplan") and not bench.said(link.EndLeg, leg="c")
+    assert len(bench.said(link.EndLeg, leg="a1")) == len(facts) - 1
+
+
 def test_a_moved_call_without_a_record_goes_on_in_the_context_of_its_number() -> None:
     """The app restarts, and neither record nor etcd is there: the leg came through a context
     that leads nowhere else."""
