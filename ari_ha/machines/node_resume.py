@@ -459,6 +459,7 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     if record is not None and (consults or call.stage in (DIALING, TALKING)):
         call.outbound.resumed(arriving.ended, record)
         call.transfers.resumed(record, arriving.ended)
+    _end_lines_to_nobody(call)
     call.touch()
 
 
@@ -473,6 +474,16 @@ def _end_for_those_gone(call: NodeCall, ended: Collection[str]) -> None:
         part = agent.attempt
         if part is not None and part.call == call.call and part.attempt in ended and name not in here:
             call.parts.acd.conversation_ended(call.call, name, "agent")
+
+
+def _end_lines_to_nobody(call: NodeCall) -> None:
+    """A second line is answered when its party is there. Where it has nobody, he has left meanwhile, or was
+    brought to the others, and the end of the line was not heard."""
+    for leg in [leg for leg in call.living() if leg.consult == leg.leg and leg.state == UP]:
+        if not any(other.consult == leg.leg for other in call.living() if other is not leg):
+            call.end_leg(leg, NORMAL, "the consultation is over")
+            if (main := call.legs.get(leg.of)) is not None and main.agent:
+                call.parts.acd.conversation_state(call.call, main.agent, "consult-end")
 
 
 def _end_leftovers(call: NodeCall) -> None:

@@ -329,6 +329,8 @@ KEPT_FULL = {
     "a supervisor is sent away, and asked back at once": 802944,
     "two to be rung for a caller who is taken up": 803856,
     "an answer is written down when he has hung up and another has the caller": 801936,
+    "a transfer of which the edge hears half": 801729,
+    "a party of no record hangs up in the gap": 805219,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

@@ -176,3 +176,22 @@ def test_the_party_hung_up_in_the_gap(supervised: bool) -> None:
     facts = {"c": "up", "s1": "up"} if supervised else {"c": "up"}
     bench.resume("k1", "7.2", facts, ended={"a1": "phone"})
     assert bench.said(link.EndLeg, leg="c") and not bench.dialled()
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_second_line_to_nobody_is_ended_by_who_takes_the_call_up(brought: bool) -> None:
+    """Its party hung up in the gap, where no record had him; or the edge heard who belongs to whom after an
+    attended transfer, and not of the ends that the lost node announced with it."""
+    bench = Bench()
+    bench.talk()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    stays, ended = ({"a2": "up"}, {"a1": "app"}) if brought else ({"a1": "held"}, {"a2": "phone"})
+    channels = bench.resume(
+        "k1", "7.2", {"c": "up", "k1": "up", **stays}, ended=ended, head="c", sides={"k1": "k1"},
+        lines={"k1": "a1"}, targets={"a2": "number:+4940"} if brought else {},
+    )  # fmt: skip
+    bench.sleep(0.5)
+    assert [frame.leg for frame in bench.said(link.EndLeg, epoch="7.2")] == ["k1"]
+    assert bench.hears(channels["c"]) == ("people" if brought else "music")
