@@ -39,6 +39,8 @@ class Handover:
         leg = import_plain(key, record, cseq_margin)
         leg.credentials = credentials
         leg.flow = replace(self._here(leg.flow), conn="")  # the name of a connection means nothing here
+        if leg.unheard is not None:
+            leg.unheard = leg.unheard[0], replace(self._here(leg.unheard[1]), conn="")
         self.core.add(leg)
         self.core.ways(leg)  # a name in it is asked for at once
         self.outgoing.acknowledge(leg)  # what its owner waited for is done: the answer is written
@@ -117,7 +119,8 @@ def _without_way_back(record: dict[str, Any]) -> dict[str, Any]:
     """The record of a leg whose far side knows us by an address we do not have. Responses go where the Via
     says, and the ACK of a 2xx to its Contact: what is under way that way is never heard of again. Our INVITE
     can only be ended, by CANCEL (its own Via names it, section 9.1) and BYE, a change of ours is dropped, and
-    a 2xx of ours counts as acknowledged: whether it was, the next request shows."""
+    a 2xx of ours counts as acknowledged: whether it was, the next request shows. With that the first one is
+    said again (`Modify.reinvite`)."""
     out, inc = record.get("out"), record.get("inc")
     changed: dict[str, Any] = {"waiting": None}
     if out is not None:
@@ -126,4 +129,6 @@ def _without_way_back(record: dict[str, Any]) -> dict[str, Any]:
     if inc is not None and inc.get("accepted"):
         changed["inc"] = None
         changed["state"] = "confirmed" if record["state"] == "answered" else record["state"]
+        if inc.get("initial") and inc.get("sdp") is not None:
+            changed["unheard"] = [inc["response"], inc["flow"]]
     return {**record, **changed}

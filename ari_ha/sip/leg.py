@@ -151,6 +151,8 @@ class Leg:
     """The Min-SE a 422 taught us."""
     out: OutgoingInvite | None = None
     inc: IncomingInvite | None = None
+    unheard: tuple[bytes, Flow] | None = None
+    """Our 2xx to its INVITE, sent from an address we do not have: whether it was heard nobody knows."""
     early: str = ""
     """How far offer and answer are before the final response (`early`)."""
     changing: IncomingInvite | None = None
@@ -263,6 +265,7 @@ def export_record(leg: Leg) -> dict[str, Any]:
         "reason_header": leg.reason_header,
         "out": None if leg.out is None else _export_out(leg.out),
         "inc": None if leg.inc is None else _export_inc(leg.inc),
+        "unheard": None if leg.unheard is None else [_text(leg.unheard[0]), leg.unheard[1].to_dict()],
         "waiting": None if leg.waiting is None else _export_waiting(leg.waiting),
         "provisional": None if leg.provisional is None else _export_provisional(leg.provisional),
     }
@@ -365,6 +368,8 @@ def import_plain(key: str, record: dict[str, Any], cseq_margin: int) -> Leg:
         bye_wanted=bool(record.get("bye_wanted")),
         reason_header=record.get("reason_header"),
     )
+    if (unheard := record.get("unheard")) is not None:
+        leg.unheard = str(unheard[0]).encode("latin-1"), Flow.from_dict(unheard[1])
     leg.acks = {int(cseq): data.encode("latin-1") for cseq, data in record.get("acks", ())}
     if record.get("provisional") is not None:
         leg.provisional = _import_provisional(record["provisional"])

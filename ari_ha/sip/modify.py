@@ -11,7 +11,7 @@ from ari_ha.sip.events import LocalError, ReinviteAnswered, ReinviteFailed, Rein
 from ari_ha.sip.fields import Via
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.leg import IncomingInvite, Leg, OutgoingInvite, Waiting, header_list, plain, sdp_of
-from ari_ha.sip.message import Request, Response
+from ari_ha.sip.message import Request, Response, parse_message
 from ari_ha.sip.outgoing import MIN_SE_MAX_S
 from ari_ha.sip.sdp import may_answer, same_media
 from ari_ha.sip.timers import (
@@ -38,7 +38,10 @@ class Modify:
     # ours
 
     def reinvite(self, leg: Leg, sdp: str | None, now: float, headers: Sequence[tuple[str, str]]) -> None:
-        """The owner's re-INVITE. While the far side's own is open, or our 200 not yet ACKed, it waits."""
+        """The owner's re-INVITE. While the far side's own is open, or our 200 not yet ACKed, it waits. Where
+        nobody knows whether the caller has heard that 200 it is sent again before, with our address and the
+        same description: he waits for it, and takes no other INVITE until then (section 14.2). Whoever has
+        heard it sends his ACK once more (section 13.2.2.4)."""
         owner_headers(headers)
         if leg.state not in ("confirmed", "answered") or leg.ack_owed is not None:
             raise LocalError(f"leg {leg.key!r} is {leg.state}, not confirmed")
@@ -55,7 +58,18 @@ class Modify:
         leg.waiting = None
         self._send(leg, waiting, now)
 
+    def _answer_again(self, leg: Leg, sdp: str) -> None:
+        if leg.unheard is not None:
+            data, flow = leg.unheard
+            response = parse_message(data)
+            response.set("Contact", self.stack.contact(leg.flow, leg.contact_user))
+            response.body = sdp.encode("utf-8", "replace")
+            self.stack.count("retransmissions")
+            self.stack.transmit(response.serialise(), flow)
+
     def _send(self, leg: Leg, waiting: Waiting, now: float) -> None:
+        if waiting.sdp is not None:
+            self._answer_again(leg, waiting.sdp)
         headers = list(waiting.headers)
         if leg.timer is not None:
             headers += uac_headers(leg.timer.interval_s, leg.timer.refresher, leg.min_se_s)
@@ -116,6 +130,7 @@ class Modify:
             self._refused(leg, out, response, now)
 
     def _accepted(self, leg: Leg, out: OutgoingInvite, response: Response, flow: Flow, now: float) -> None:
+        leg.unheard = None
         leg.dialog.refresh_target(response)
         leg.answered_from(flow)
         if leg.state == "ending":

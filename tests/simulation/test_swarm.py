@@ -402,6 +402,7 @@ KEPT_WHOLE = {
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,
     "a whisper to an agent who was handed over into a queue": 904839,
     "a supervisor with the name of one who was given up": 902986,
+    "a 200 OK is lost, and the edge's host dies": 900656,
 }
 
 

@@ -500,6 +500,39 @@ def test_what_was_open_at_the_old_address_is_not_waited_for(trio: tuple[World, P
     assert not other.messages(200) and other.agent.leg_state(leg) == "confirmed"
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_caller_who_may_not_have_heard_that_he_was_answered_is_told_from_another_address(
+    trio: tuple[World, Party, Party], heard: bool
+) -> None:
+    """The process that answered died with its address before the ACK; so does the next one."""
+    world, a, b = trio
+    a.call(b)
+    world.transfer()
+    leg = b.take(InviteReceived).leg
+    if not heard:
+        world.losing(200)
+    b.agent.answer(leg, sdp(b.name), world.now)
+    world.collect()
+    record = b.agent.export_leg(leg)
+    world.transfer()
+    record = json.loads(json.dumps(record))
+    for address in ("10.0.0.7", "10.0.0.8"):
+        new = world.party(address)
+        new.agent.import_leg(leg, record, world.now, moved=True)
+        record = json.loads(json.dumps(new.agent.export_leg(leg)))
+    new.agent.reinvite(leg, sdp(new.name, 2), world.now)
+    world.transfer()
+    assert a.take(LegAnswered).sdp == (sdp(b.name) if heard else sdp(new.name, 2))
+    if heard:
+        assert a.take(ReinviteReceived)
+        a.agent.accept_reinvite("a", sdp(a.name, 2), world.now)
+        world.transfer()
+    assert new.take(ReinviteAnswered) and new.agent.export_leg(leg)["unheard"] is None
+    a.agent.hangup("a", world.now)
+    world.transfer()
+    assert new.take(LegEnded).cause == "bye"
+
+
 @pytest.mark.parametrize("lost", ["ACK", 200])
 def test_a_2xx_that_was_not_acknowledged_is_from_another_address(
     trio: tuple[World, Party, Party], lost: str | int
