@@ -504,8 +504,7 @@ class NodeCall(CallBase):
             return
         self.note("taken over by another phone", leg=leg.leg, device=device, agent=agent)
         acd.conversation_ended(self.call, leg.agent, "transfer")
-        if leg.attempt in self.attempts:
-            self.attempts[leg.attempt].state = ENDED
+        self.attempt_over(leg)
         leg.agent, leg.attempt = "", ""
         if leg.leg != self.head:
             leg.target = device

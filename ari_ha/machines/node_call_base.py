@@ -124,6 +124,11 @@ class CallBase:
             and (leg.attempt not in self.attempts or self.attempts[leg.attempt].state == "answered")
         ]
 
+    def attempt_over(self, leg: Leg) -> None:
+        """What the leg was dialled for, if a queue wanted it, is over."""
+        if leg.attempt in self.attempts:
+            self.attempts[leg.attempt].state = ENDED
+
     def add_leg(self, leg: Leg) -> Leg:
         """A leg joins the call. Its name is never used again."""
         self.legs[leg.leg] = leg

@@ -496,8 +496,7 @@ def _end_leftovers(call: NodeCall) -> None:
     for leg in leftovers:
         call.end_leg(leg, call.ending[leg.leg], "announced before")
         call.parts.acd.conversation_ended(call.call, leg.agent, "transfer")
-        if leg.attempt in call.attempts:
-            call.attempts[leg.attempt].state = ENDED
+        call.attempt_over(leg)
     ringing = [a for a in call.attempts.values() if a.state == RINGING]
     for attempt in sorted(ringing, key=lambda a: a.started)[:-1]:
         attempt.state = ENDED

@@ -185,8 +185,7 @@ class Transfers:
     def _gone(self, leg: Leg) -> None:
         leg.state = ENDED
         self._call.hang_up_later(leg)
-        if leg.attempt in self._call.attempts:
-            self._call.attempts[leg.attempt].state = ENDED
+        self._call.attempt_over(leg)
         self._parts.acd.conversation_ended(self._call.call, leg.agent, "transfer")
 
     def _main_ended(self, leg: Leg, consult: str) -> None:
@@ -201,8 +200,7 @@ class Transfers:
         if main is not None:
             leader.agent, main.agent = main.agent, ""
             self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
-            if main.attempt in call.attempts:
-                call.attempts[main.attempt].state = ENDED
+            call.attempt_over(main)
         for other in [leg, *self._others(leg)]:
             other.state = ENDED
             call.hang_up_later(other)
@@ -341,8 +339,7 @@ class Transfers:
         for leg in [leg for leg in legs if leg.alive]:
             call.end_leg(leg, NORMAL, "transferred")
             self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
-            if leg.attempt in call.attempts:
-                call.attempts[leg.attempt].state = ENDED
+            call.attempt_over(leg)
         call.note("transferred", to=party.target, leg=party.leg, answered=party.state == UP)
         call.save()
         call.touch()
@@ -364,8 +361,7 @@ class Transfers:
         self._set(state=OVER)
         if (head := call.legs.get(call.head)) is not None and head.agent:
             self._parts.acd.conversation_ended(call.call, head.agent, "transfer")
-            if head.attempt in call.attempts:
-                call.attempts[head.attempt].state = ENDED
+            call.attempt_over(head)
             head.agent, head.attempt = "", ""
         call.note("transferred into a queue", queue=queue)
         call.queue, call.entered, call.stage = queue, context.utc, QUEUED
@@ -383,8 +379,7 @@ class Transfers:
         self.say_conversations()
         if leg is not None and leg.alive:
             call.end_leg(leg, NORMAL, "transferred")
-            if leg.attempt in call.attempts:
-                call.attempts[leg.attempt].state = ENDED
+            call.attempt_over(leg)
             self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
         self._set(left=True)
 
@@ -393,7 +388,7 @@ class Transfers:
     def party_rings(self, leg: Leg) -> None:
         """The target rings."""
         t = self.now
-        if t is not None and t.party == leg.leg and t.state == ASKED:
+        if t is not None and t.party == leg.leg and t.state == ASKED and not self._for_nobody(t):
             self._leave()
             self._set(state=RINGS)
             self._call.save()
@@ -402,11 +397,19 @@ class Transfers:
     def party_answered(self, leg: Leg) -> None:
         """The target is there."""
         t = self.now
-        if t is not None and t.party == leg.leg and t.state != OVER:
+        if t is not None and t.party == leg.leg and t.state != OVER and not self._for_nobody(t):
             if not t.left:
                 self._leave()
             self._set(state=OVER)
             self._call.note("transfer done", leg=leg.leg, target=leg.target)
+
+    def _for_nobody(self, t: TransferValue) -> bool:
+        """Whoever was to be transferred has hung up: who asked hears that it failed, and has the target."""
+        asker = self._call.legs.get(t.leg)
+        if t.left or asker is None or any(o.leg != t.party for o in self._others(asker)):
+            return False
+        self._fail(480)
+        return True
 
     def party_failed(self, leg: Leg, kind: str) -> bool:
         """The target did not answer. Whoever asked is told, or rung again when he has left;

@@ -331,6 +331,7 @@ KEPT_FULL = {
     "an answer is written down when he has hung up and another has the caller": 801936,
     "a transfer of which the edge hears half": 801729,
     "a party of no record hangs up in the gap": 805219,
+    "a transfer of somebody who hangs up in the gap": 803016,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

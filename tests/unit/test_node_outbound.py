@@ -8,6 +8,7 @@ import pytest
 from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import LegValue, RecordValue
+from ari_ha.wire.transfer import TransferValue
 from tests.support.node_bench import UTC0, Bench
 
 
@@ -195,3 +196,30 @@ def test_a_second_line_to_nobody_is_ended_by_who_takes_the_call_up(brought: bool
     bench.sleep(0.5)
     assert [frame.leg for frame in bench.said(link.EndLeg, epoch="7.2")] == ["k1"]
     assert bench.hears(channels["c"]) == ("people" if brought else "music")
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_whoever_asked_for_a_transfer_of_somebody_who_has_hung_up_has_the_target(answered: bool) -> None:
+    """He hung up in the gap, and the target answered there, or answers now."""
+    bench = Bench()
+    transfer = TransferValue(transfer="t9", leg="c", number="+4940", party="a2", device="1001")
+    legs = {
+        "c": LegValue(leg="c", role="user", agent="1001", state="up"),
+        "a1": LegValue(leg="a1", role="party", target="device:1002", state="up"),
+        "a2": LegValue(leg="a2", role="party", target="number:+4940"),
+    }
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["agent", "dial", "1002"], legs=legs,
+        transfer=transfer,
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "up", "a2": "up" if answered else "ringing"}
+    channels = bench.resume("k1", "7.2", facts, ended={"a1": "phone"}, head="c", asking=["c"])
+    if not answered:
+        bench.frame(link.LegRinging("k1", "a2", "7.2"))
+        bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    bench.sleep(0.5)
+    assert [frame.status for frame in bench.said(link.TransferIs)] == [480] and not bench.said(link.EndLeg)
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
