@@ -92,7 +92,7 @@ class Dialling:
         channel = str(ChannelName(call.call, leg.leg, call.epoch, self._times[leg.leg]))
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
-            target=target, attempt=attempt, caller=call.caller, consult=leg.consult,
+            target=target, attempt=attempt, caller=call.caller, consult=self._rung_for(leg, attempt),
             agent=leg.agent or self._parts.agent_at(target),
         )  # fmt: skip
         through = context.revision_of(call.vip)
@@ -115,6 +115,13 @@ class Dialling:
         }
         self._timeouts[channel] = round(timeout_s)
         context.ari(lane, "channels.create", create, lambda o: self._created(leg, channel, o))
+
+    def _rung_for(self, leg: Leg, attempt: str) -> str:
+        """Whose second line wants the leg: one that leads the call by now too, of which its edge may not
+        have heard yet."""
+        head = self._call.legs.get(self._call.head)
+        leads = head is not None and head.of and not (attempt or leg.aside)
+        return leg.consult or (self._call.head if leads else "")
 
     def anew(self, leg: Leg) -> None:
         """The edge through which it was dialled has died before anybody rang, and the INVITE with it: it is

@@ -332,6 +332,7 @@ KEPT_FULL = {
     "a transfer of which the edge hears half": 801729,
     "a party of no record hangs up in the gap": 805219,
     "a transfer of somebody who hangs up in the gap": 803016,
+    "a second line leads the call before its edge has heard so": 802774,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 

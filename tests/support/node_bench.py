@@ -538,9 +538,12 @@ class Bench:
 
     def target(self, channel: str) -> str:
         """Whom a channel of ours dials."""
+        return self.token_of(channel).target
+
+    def token_of(self, channel: str) -> LegToken:
+        """What the edge is told of a channel of ours."""
         created = [p for p in self.operations("channels.create") if p["channelId"] == channel]
-        text = created[-1]["variables"]["PJSIP_HEADER(add,X-ARI-HA-Token)"]
-        return verify(text, KEY).target
+        return verify(created[-1]["variables"]["PJSIP_HEADER(add,X-ARI-HA-Token)"], KEY)
 
     def ring(self, channel: str) -> None:
         call, leg, epoch = _parts(channel)

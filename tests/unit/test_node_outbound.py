@@ -223,3 +223,20 @@ def test_whoever_asked_for_a_transfer_of_somebody_who_has_hung_up_has_the_target
     bench.sleep(0.5)
     assert [frame.status for frame in bench.said(link.TransferIs)] == [480] and not bench.said(link.EndLeg)
     assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+
+
+def test_whom_a_second_line_wanted_is_dialled_for_it_when_it_leads_the_call() -> None:
+    """His first conversation ended while what he asked for was being written down, and of that his edge hears
+    later than of the INVITE: told whose party it is, it asks for none again."""
+    bench = Bench()
+    agent_dials(bench, "1002")
+    (first,) = bench.dialled()
+    bench.pick_up(first)
+    bench.frame(link.LegHeld("k1", "c", "7.1", True))
+    bench.store.perform = lambda effect: (None, [])  # type: ignore[method-assign]
+    bench.frame(link.ConsultAsked("k1", "k1", "7.1", "c", "+4940"))
+    assert not bench.dialled()
+    bench.gone("k1", "a1")
+    bench.sleep(2.0)
+    (party,) = bench.dialled()
+    assert bench.said(link.EndLeg, leg="c") and bench.token_of(party).consult == "k1"
