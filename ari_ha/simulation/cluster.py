@@ -334,7 +334,7 @@ class Cluster:
         self.edge.life = old.life
         for node in self.nodes:
             before, node.link = node.link, self._link(node.app)
-            node.link.number, node.link.drop = before.number, before.drop
+            node.link.before, node.link.number, node.link.drop = before, before.number, before.drop
         self.start_edge()
         return self.replaced
 

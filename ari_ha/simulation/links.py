@@ -36,6 +36,8 @@ class NodeLink:
         self.up = False
         self.last = False
         """Its edge is never started again."""
+        self.before: NodeLink | None = None
+        """The app's link to the edge that this one has replaced"""
         self.number = 0
         """Which connection this is; what belongs to an earlier one is lost."""
         self._lives = (0, 0)
@@ -79,6 +81,7 @@ class NodeLink:
             self._break("silence", clean=False)
 
     def _open(self) -> None:
+        self._replace()
         self.up = True
         self.number += 1
         self._lives = (self.edge.life, self.app.life)
@@ -87,6 +90,14 @@ class NodeLink:
         self._silent_since = None
         self.edge.deliver(LinkUp(peer=self.app.name))
         self.app.deliver(LinkUp(peer=self.edge.name))
+
+    def _replace(self) -> None:
+        """A peer has one connection: the app drops the one of an earlier life of that name first."""
+        before = self.before
+        while before is not None:
+            if before.up and before.edge.name == self.edge.name:
+                before._break("replaced by a newer connection", clean=True)
+            before = before.before
 
     def _one_end_died(self) -> None:
         """A kernel closes what its process leaves behind, when it can be heard."""

@@ -469,6 +469,20 @@ def test_what_is_said_to_an_edge_that_became_the_other_one_is_lost_with_the_conn
     assert bench.heard(bench.edge).of(LinkUp) and not bench.heard(bench.edge).of(LinkReceived)
 
 
+def test_an_app_drops_its_link_to_an_edge_before_it_takes_the_one_of_its_next_life() -> None:
+    """Else the end of the first, heard late, would be the end of the second for it."""
+    bench = LinkBench()
+    bench.network.cut_off("edge1", ["ast1"])
+    bench.edge.kill()
+    edge = bench.make("edge1", "elsewhere")
+    edge.start()
+    second = NodeLink(bench.world, bench.network, edge, bench.app)
+    second.before = bench.link
+    bench.run(2.0)
+    ups_and_downs = [e for e in bench.heard(bench.app).heard if isinstance(e, LinkUp | LinkDown)]
+    assert [type(event) for event in ups_and_downs] == [LinkUp, LinkDown, LinkUp] and second.up
+
+
 def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() -> None:
     bench = LinkBench()
     bench.app.freeze()
