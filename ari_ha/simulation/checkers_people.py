@@ -172,8 +172,10 @@ class AtThePhones:
         the line by which one of the others was called."""
         mine = group(talk, all_lines, over=True)
         main = next((o.main for o in all_lines if o.leg == mine), None)
-        # once the main conversation is over, whoever comes in later comes into this one
-        since = main.ended_s if main is not None and not main.alive else float("inf")
+        # once the main conversation is over, whoever comes in later comes into this one; it is not where
+        # he who leads this one has handed over whom he talked to
+        over = main is not None and not main.alive and not (main.referred and main.ended_by == "far")
+        since = main.ended_s if main is not None and over else float("inf")
         return [
             o for o in everybody
             if o is not talk

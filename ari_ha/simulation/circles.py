@@ -4,6 +4,7 @@ put on hold, and what they asked for. Who really hears whom is `ears`' business.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from ari_ha.simulation.cluster import SUPERVISOR, Cluster
 from ari_ha.simulation.fake_phones import UP, Talk
@@ -87,14 +88,19 @@ def _beside(line: Talk, talk: Talk) -> bool:
 
 
 def consulted(talk: Talk, talks: list[Talk]) -> Talk | None:
-    """The dialog by which somebody in a call asked for this one."""
+    """The dialog by which somebody in a call asked for this one. Of two who want the same person one is
+    refused before he answers."""
     if talk.dialled:
         return None
     asking = (
         k for k in talks
         if k.main is not None and k.dialled == talk.who and (k.alive or k.ended_s >= talk.started_s)
     )  # fmt: skip
-    return max((k for k in asking if k.started_s <= talk.started_s), key=lambda k: k.started_s, default=None)
+    until_s = talk.answered_s or talk.ended_s or inf
+    return max(
+        (k for k in asking if k.started_s <= talk.started_s),
+        key=lambda k: (k.alive or k.ended_s >= until_s, k.started_s), default=None,
+    )  # fmt: skip
 
 
 def _came_by(talk: Talk | None, leads: Talk, everybody: list[Talk]) -> bool:

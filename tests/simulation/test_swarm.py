@@ -333,6 +333,8 @@ KEPT_FULL = {
     "a party of no record hangs up in the gap": 805219,
     "a transfer of somebody who hangs up in the gap": 803016,
     "a second line leads the call before its edge has heard so": 802774,
+    "two consult the same person, and who dialled last is refused": 805250,
+    "asked for an attended transfer and hung up, and no app heard of it": 804593,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 
@@ -405,6 +407,7 @@ KEPT_WHOLE = {
     "a whisper to an agent who was handed over into a queue": 904839,
     "a supervisor with the name of one who was given up": 902986,
     "a 200 OK is lost, and the edge's host dies": 900656,
+    "consults, hands his caller over, and is left by whom he consulted": 902798,
 }
 
 

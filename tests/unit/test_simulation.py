@@ -36,7 +36,7 @@ from ari_ha.simulation.checkers import Checkers
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.checkers_supervision import AtTheSupervisor
-from ari_ha.simulation.circles import Circles
+from ari_ha.simulation.circles import Circles, consulted
 from ari_ha.simulation.cluster import SUPERVISOR
 from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
@@ -567,6 +567,31 @@ def test_whoever_is_consulted_is_no_company_though_the_line_that_called_him_is_n
     party = Talk("party", "1002", phone, UP, started_s=5.0, answered_s=8.9)
     company = AtThePhones._company(caller, [caller, agent, party], [caller, agent, line, party])
     assert company == [agent]
+
+
+def test_of_two_who_call_the_same_person_he_came_by_the_line_that_was_not_refused() -> None:
+    """Who dialled last has heard that he is busy, and has his caller still."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "1001", phone, UP, started_s=1.0, dialled="1002")
+    agent = Talk("agent", "1002", phone, UP, started_s=2.0)
+    first = Talk("first", "1001", phone, UP, started_s=3.0, dialled="1003", main=caller)
+    refused = Talk("refused", "1002", phone, ENDED, started_s=3.1, dialled="1003", main=agent, ended_s=4.0)
+    party = Talk("party", "1003", phone, UP, started_s=3.2, answered_s=5.0)
+    assert consulted(party, [caller, agent, first, refused, party]) is first
+
+
+def test_whoever_comes_to_a_caller_who_was_handed_over_is_not_with_him_who_consults() -> None:
+    """He consulted somebody, transferred his caller to a colleague, and is left by whom he consulted."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, UP, dialled="6000", started_s=1.0, answered_s=1.0)
+    agent = Talk("agent", "1001", phone, ENDED, started_s=2.0, answered_s=2.0, ended_s=6.0, ended_by="far")
+    agent.referred = "1003"
+    line = Talk("line", "1001", phone, ENDED, started_s=4.0, answered_s=5.0, dialled="+49", main=agent)
+    line.ended_s, line.ended_by = 9.1, "far"
+    party = Talk("party", "+49", phone, ENDED, started_s=4.1, answered_s=5.0, ended_s=9.0, ended_by="self")
+    later = Talk("later", "1002", phone, UP, started_s=7.0, answered_s=8.0)
+    everybody = [caller, agent, line, party, later]
+    assert AtThePhones._company(line, everybody, everybody) == [party]
 
 
 def test_what_call_a_phone_was_on_is_known_also_when_its_relay_has_it_no_more() -> None:
