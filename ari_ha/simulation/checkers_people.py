@@ -48,9 +48,11 @@ class AtThePhones:
         """Everybody of a conversation hears every other, exactly once; whoever is on hold
         hears music."""
         seen: set[str] = set()
-        for circle in self.people.circles.there_are():
-            if len(circle) == 1:
-                self._alone(circle[0], seen)
+        for everybody in self.people.circles.there_are():
+            circle = [talk for talk in everybody if not self._unheard(talk)]
+            if len(circle) < 2:
+                for talk in circle:
+                    self._alone(talk, seen)
                 continue
             key = "deaf/" + "/".join(talk.leg for talk in circle)
             seen.add(key)
@@ -65,6 +67,11 @@ class AtThePhones:
                 self.problem("people hear each other", f"call {circle[0].call}: {text}")
             self._music(circle, seen)
         self.forget("deaf/", seen)
+
+    def _unheard(self, talk: Talk) -> bool:
+        """Whether nobody can know that it has answered. Who was called from an address that the edge has left
+        is to be called again."""
+        return talk.unheard and not any(moved > talk.started_s for moved in self.cluster.rehomed)
 
     def _good(self, talk: Talk, circle: list[Talk], heard: list[str]) -> bool:
         others = sorted(other.leg for other in circle if other is not talk)

@@ -39,6 +39,8 @@ class Talk:
     answered_s: float = 0.0
     acked_s: float = 0.0
     """When the far end had heard that it answered, and this phone that it had; 0 for who dialled"""
+    unheard: bool = False
+    """It was called and has answered, and that was lost as often as it was said"""
     ended_s: float = 0.0
     ended_by: str = ""
     """self, far, failed, or lost (the phone itself is gone)"""
@@ -101,6 +103,9 @@ class Phones(SipProcess):
         """Called with what a person does with a call that there is."""
         self.refusals = True
         """Whether it hears that a port is refused."""
+        self._answers: dict[bytes, Talk] = {}
+        """Call-ID -> who has answered that call"""
+        wire.on_read.append(self._read)
         self._rtp_port = FIRST_RTP_PORT
         self._dialled = 0
 
@@ -138,11 +143,20 @@ class Phones(SipProcess):
         """Picks up."""
         if talk.state == RINGING:
             self.acts(talk, "answers")
-            talk.state, talk.answered_s = UP, self.world.now
+            talk.state, talk.answered_s, talk.unheard = UP, self.world.now, True
             self.sip.answer(talk.leg, self._sdp(talk, "sendrecv"), self.mono)
+            if dialog := self.sip.dialog_of(talk.leg):
+                self._answers[dialog[0].encode()] = talk
             self.world.say(self.name, f"{talk.leg} ({talk.who}) answers")
             self.pump()
             self.on_answered(talk)
+
+    def _read(self, source: tuple[str, int], data: bytes) -> None:
+        """Somebody has read a datagram: perhaps an answer of ours."""
+        if source[0] == self.address and data.startswith(b"SIP/2.0 2") and b" INVITE\r\n" in data:
+            ident = data.partition(b"\r\nCall-ID: ")[2].partition(b"\r\n")[0]
+            if talk := self._answers.pop(ident, None):
+                talk.unheard = False
 
     def reject(self, talk: Talk, status: int) -> None:
         """Does not want the call."""

@@ -31,6 +31,8 @@ class Wire:
         self._sockets: dict[tuple[str, int], tuple[Process, Receive, Refused]] = {}
         self._buffered: dict[tuple[str, int], int] = {}
         self.taps: list[Callable[[str, int, str, int, bytes], None]] = []
+        self.on_read: list[Callable[[tuple[str, int], bytes], None]] = []
+        """Called with where a datagram came from that a process reads"""
 
     def listen(self, process: Process, address: str, port: int, receive: Receive, refused: Refused) -> None:
         """``process`` reads the socket."""
@@ -62,6 +64,8 @@ class Wire:
 
         def read() -> None:
             self._buffered[to] = 0
+            for tell in self.on_read:
+                tell(source, data)
             receive(data, *source)
 
         process.in_life(read)()

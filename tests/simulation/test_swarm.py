@@ -403,6 +403,7 @@ KEPT_WHOLE = {
     "a transfer fails while the app is away, and is asked for again": 901903,
     "an answer is written down when the conversation is over elsewhere": 901294,
     "the end of a line that a conference replaces is said again": 902951,
+    "an answer is lost each time it is said": 906336,
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,
     "a whisper to an agent who was handed over into a queue": 904839,
     "a supervisor with the name of one who was given up": 902986,

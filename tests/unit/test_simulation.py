@@ -39,11 +39,12 @@ from ari_ha.simulation.checkers_supervision import AtTheSupervisor
 from ari_ha.simulation.circles import Circles, consulted
 from ari_ha.simulation.cluster import SUPERVISOR
 from ari_ha.simulation.ears import Ears
-from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Talk
+from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Phones, Talk
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.simulation.fake_store import HOST, Store, StoreClient
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
+from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import Clock, Network, World
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import Keys, SupervisorValue, encode
@@ -763,3 +764,46 @@ def test_whose_answer_nobody_heard_was_in_no_conversation(acked_s: float) -> Non
     heard = acked_s == 5.0
     assert problems == (["only people end calls"] if heard else [])
     assert talked == ([(caller, agent)] if heard else [])
+
+
+@pytest.mark.parametrize(("unheard", "rehomed", "wrong"), [(False, 0.0, 1), (True, 0.0, 0), (True, 2.5, 1)])
+def test_whose_answer_is_lost_again_and_again_is_in_no_conversation_yet(
+    unheard: bool, rehomed: float, wrong: int
+) -> None:
+    """Nobody can know that he is there; but an edge that has another address calls again."""
+    caller = on_the_phone("caller", "customer", 1.0, dialled="6000")
+    agent = on_the_phone("agent", "1001", 2.0, unheard=unheard)
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={"caller": caller}), phones=SimpleNamespace(talks={"agent": agent}),
+        edge=SimpleNamespace(machine=None), shape=SimpleNamespace(refusals=True), rehomed=[rehomed],
+        ears=SimpleNamespace(heard_by=lambda talk: []),
+    )  # fmt: skip
+    people: Any = SimpleNamespace(circles=Circles(cluster))
+    problems: list[str] = []
+    AtThePhones(
+        cluster, people, lambda rule, text: problems.append(rule), lambda key, true, *a, **k: true,
+        lambda *a: None,
+    ).hearing()  # fmt: skip
+    assert problems == ["people hear each other"] * wrong
+
+
+def test_whether_an_answer_was_heard_is_known_by_who_reads_it() -> None:
+    """The phone repeats it until then, whatever becomes of the ACK."""
+    world = World(1)
+    network = Network(world)
+    wire = Wire(world, network)
+    edge = Phones(world, wire, "edge", "192.0.2.1", ("192.0.2.2", 5060))
+    phone = Phones(world, wire, "phone", "192.0.2.2", ("192.0.2.1", 5060))
+    edge.host = "elsewhere"
+    for process in (edge, phone):
+        process.begin()
+    edge.call("1001", "customer")
+    world.run_until(0.1)
+    (talk,) = phone.talks.values()
+    network.loss = 1.0
+    phone.answer(talk)
+    world.run_until(3.0)
+    assert talk.unheard
+    network.loss = 0.0
+    world.run_until(4.0)
+    assert talk.state == "up" and not talk.unheard
