@@ -20,8 +20,9 @@ class Circles:
         """Which call a talk is of, by the media port it was given."""
         if not talk.call and (found := self.cluster.ears.call_of(talk)):
             talk.call = found[0]
-            if talk.main is not None and talk.main.call != talk.call:
-                # of a phone in two calls the edge cannot know which one is meant; and where the
+            if talk.calls_out and (talk.main is None or talk.main.call != talk.call):
+                # of a phone in two calls the edge cannot know which one is meant, nor, where the phone was
+                # called before it heard of this line, that it was dialled beside nobody; and where the
                 # other line was over before this one was dialled, this is a call like any
                 talk.main = next((o for o in self.of_call(talk.call) if _beside(o, talk)), None)
 

@@ -543,13 +543,16 @@ def test_of_a_conversation_on_second_lines_one_hangs_up_the_line_beside_which_he
     assert circles == [{"leads", "joined", "beside", "party"}]
 
 
-def test_a_second_line_of_a_phone_in_two_calls_is_of_the_one_the_edge_says() -> None:
-    """The phone dials it beside its feature code; his conversation is over before it is answered."""
+@pytest.mark.parametrize("beside_a_code", [False, True])
+def test_a_second_line_of_a_phone_in_two_calls_is_of_the_one_the_edge_says(beside_a_code: bool) -> None:
+    """The phone dials it beside its feature code, or beside nothing, and is called before its edge, which was
+    dead, hears of it; his conversation is over before it is answered."""
     phone = ("10.0.0.1", 4000)
     caller = Talk("caller", "customer", phone, UP, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
     agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=3.0, ended_s=6.0)
     code = Talk("code", "1001", phone, ENDED, call="code", dialled="*23", started_s=2.0, answered_s=2.5)
-    second = Talk("second", "1001", phone, UP, started_s=5.0, answered_s=7.0, dialled="1002", main=code)
+    second = Talk("second", "1001", phone, UP, started_s=5.0, answered_s=7.0, dialled="1002")
+    second.main = code if beside_a_code else None
     cluster: Any = SimpleNamespace(
         carrier=SimpleNamespace(talks={"caller": caller}),
         phones=SimpleNamespace(talks={talk.leg: talk for talk in (agent, code, second)}),
