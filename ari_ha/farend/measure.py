@@ -18,6 +18,8 @@ SENDER_PAUSE_MIN_NS = 2 * PACKET_NS
 gap."""
 BUFFER_NS = 100_000_000
 """A phone's jitter buffer: music that is late by up to this is heard all the same."""
+MIX_LATE_NS = 120_000_000
+"""What Asterisk mixes is later than the voices it is made of by up to this, as the pauses in it are."""
 NS_PER_SAMPLE = 125_000
 SETTLE_NS = 400_000_000
 """Packets sent this short before the end of the window may still be under way: they are not judged."""
@@ -222,12 +224,21 @@ def _any_voice(
         if not silent_ns and gap_ns / 1e6 <= result.longest_gap_ms:
             continue
         first, last = at_ns + PACKET_NS, at_ns + PACKET_NS + gap_ns
-        paused_ns = sum(max(0, min(end, last) - max(begin, first)) for begin, end in pauses)
+        paused_ns = _paused_ns(pauses, first, last)
         if (gap_ns - paused_ns) / 1e6 > result.longest_gap_ms:
             result.longest_gap_ms, result.longest_gap_at = (gap_ns - paused_ns) / 1e6, at_ns / 1e9
         if silent_ns - paused_ns > 2 * PACKET_NS:
             result.silent_ms += (silent_ns - paused_ns) / 1e6
     return result
+
+
+def _paused_ns(pauses: Sequence[tuple[int, int]], first_ns: int, last_ns: int) -> int:
+    """Time of a gap in which nobody spoke. A mix is later than what is mixed, by the same time at either
+    end of a pause: by the one that explains most of the gap."""
+    return max(
+        sum(max(0, min(end + late, last_ns) - max(begin + late, first_ns)) for begin, end in pauses)
+        for late in range(0, MIX_LATE_NS + 1, PACKET_NS)
+    )
 
 
 def _is_of(packet: Heard, sources: Container[int], tones: int) -> bool:

@@ -333,6 +333,21 @@ def test_who_types_is_not_missed_in_a_mix(company: Company, third_types: bool) -
     assert company.any_voice()[1] == (0 if third_types else 180)
 
 
+@pytest.mark.parametrize(("late", "silent_ms"), [(5, 0), (9, 61)])
+def test_a_pause_is_heard_later_in_a_mix(company: Company, late: int, silent_ms: float) -> None:
+    """By what Asterisk holds back (100 ms were seen), and not by more; its length stays as it was."""
+    company.speak(50, company.mixed)
+    for packet in range(9 + late):
+        company.number += 1
+        for log in (company.talker, company.third):
+            log.add_sent(company.at, typing=packet < 7)
+        if packet < late:
+            company.mixed(company.at)
+        company.at += 20 * MS
+    company.speak(50, company.mixed)
+    assert company.any_voice()[1] == pytest.approx(silent_ms, abs=1)
+
+
 @pytest.mark.parametrize("way", ["mixed", "alone"])
 def test_company_that_comes_late_and_all_at_once_is_not_lost(company: Company, way: str) -> None:
     company.speak(50, company.mixed if way == "mixed" else company.third_alone)
