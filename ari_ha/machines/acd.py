@@ -137,14 +137,17 @@ class Acd:
     def caller_resumed(
         self, call: str, queue: str, entered: float, priority: int, caller: str, now: float, utc: float,
         *, alive: Mapping[str, str] | None = None, ended: Collection[str] = (),
-        talking: Collection[str] = (), from_node: str = "",
+        talking: Collection[str] = (), from_node: str = "", waits: bool = True,
     ) -> list[Effect]:  # fmt: skip
         """This node took the call over. ``alive``: attempt -> ``ringing``|``up`` whose
         legs live; ``ended``: attempts whose legs ended meanwhile; ``talking``: agents in
-        conversation. ``queue`` is empty for a call that was never queued. Sets `recovering`
+        conversation. ``queue`` is empty for a call that was never queued; ``waits`` is not true
+        of one whom somebody talks to, or is called for, whom no queue gave him. Sets `recovering`
         until `call_recovered`."""
         self._desk.begin(now, utc)
-        resumed = Caller(call=call, queue=queue, entered=entered, priority=priority, caller=caller)
+        resumed = Caller(
+            call=call, queue=queue, entered=entered, priority=priority, caller=caller, waits=waits
+        )
         self._calls.resume(resumed, alive or {}, ended, talking, from_node)
         return self._step()
 

@@ -36,6 +36,8 @@ class Caller:
     caller: str = ""
     attempt: str = ""
     leaving: bool = False
+    waits: bool = True
+    """False: somebody talks to him, or is called for him, whom no queue gave him"""
     ended: frozenset[str] = frozenset()
     """Attempts that ended before we served the call, whatever the store says of them yet"""
 
@@ -100,9 +102,14 @@ class Attempts:
         return {} if new == entry else {self.desk.view.entry_key(call): new}
 
     def place_freed(self, call: str, attempt: str) -> dict[str, Value | None]:
-        """The write that makes the caller's place free again, if ``attempt`` has it."""
-        entry = self.desk.view.entry(call)
-        return self._place(call, attempt="", agent="") if entry and entry.attempt == attempt else {}
+        """The write that makes the caller's place free again, if ``attempt`` has it; who waits no more has
+        none."""
+        entry, caller = self.desk.view.entry(call), self.callers.get(call)
+        if entry is None or entry.attempt != attempt:
+            return {}
+        if caller is not None and not caller.waits:
+            return {self.desk.view.entry_key(call): None}
+        return self._place(call, attempt="", agent="")
 
     def place_read(self, call: str, queue: str) -> tuple[str, ...]:
         """The caller's place as a key to compare: what frees an agent must not overlook
@@ -428,6 +435,8 @@ class Attempts:
             if attempt.agent == agent:
                 attempt.closing = True
                 self._drop(attempt)
+                if attempt.state in ("answered", "won") and call in self.callers:
+                    self.callers[call].waits = False  # also where the answer is not written yet
         key = self.desk.keys.agent(agent)
 
         def decide() -> Plan | Not:

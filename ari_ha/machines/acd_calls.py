@@ -87,6 +87,11 @@ class Calls(Attempts):
             return Not("has his place", already=True)
         return Plan({key: msgspec.structs.replace(entry, node=me)}, "keeps his place on another node")
 
+    def _plan_no_place(self, call: str) -> Plan | Not:
+        """He waits no more. While somebody is still to be rung for him that one may be who talks to him."""
+        writes = self.place_freed(call, "")
+        return Plan(writes, "waits no more") if writes else Not("has no place, or is tried", already=True)
+
     def leave(self, call: str, why: str, goes_on: bool = False) -> None:
         """The caller is gone: his place, and whoever was busy with him; where the call ``goes_on``
         between others, whoever was to be rung for him."""
@@ -165,7 +170,9 @@ class Calls(Attempts):
         for name in talking:
             if not any(a.agent == name for a in self._attempts_of(call)):
                 self.adopt(call, caller.queue, name, desk.new_id())
-        if caller.queue and not in_talk:
+        if not caller.waits:
+            self._submit("resume", call, "", lambda: self._plan_no_place(call))
+        elif caller.queue and not in_talk:
             self._submit("resume", call, "", lambda: self._plan_place(caller))
         desk.match_wanted = True
 

@@ -320,10 +320,15 @@ class Care:
 
     def place_changed(self, call: str) -> None:
         """A place of a caller of ours that names another node is matched by nobody: the node
-        that had him before wrote late what it had done without the store."""
+        that had him before wrote late what it had done without the store. Who waits no more has none."""
         desk = self.desk
         entry, owner = desk.view.entry(call), desk.view.owner(call)
-        if desk.away or entry is None or call not in self.attempts.callers or desk.is_me(entry.node):
+        caller = self.attempts.callers.get(call)
+        if desk.away or entry is None or caller is None:
+            return
+        if not caller.waits and not entry.attempt and not self.writes.has(call_lock(call)):
+            self._submit_place(entry, lambda: self.attempts.place_freed(call, ""))
+        if desk.is_me(entry.node) or not caller.waits:
             return
         if owner is not None and desk.is_me(owner.node) and not self.writes.has(call_lock(call)):
             ours = msgspec.structs.replace(entry, node=str(desk.me))

@@ -69,12 +69,10 @@ class Matcher:
             return False
         if any(claim.entry.call == entry.call for claim in self.claims.values()):
             return False
-        if entry.call in self.attempts.callers:
+        if (caller := self.attempts.callers.get(entry.call)) is not None:
             owner = view.owner(entry.call)
             leaves = owner is not None and owner.moving and self.desk.is_me(owner.node)
-            return (
-                not self.attempts.callers[entry.call].attempt and self.desk.is_me(entry.node) and not leaves
-            )
+            return caller.waits and not caller.attempt and self.desk.is_me(entry.node) and not leaves
         if self.desk.away or self.desk.is_me(entry.node):
             return False
         if view.seen("calls") and not view.call_exists(entry.call):

@@ -69,12 +69,13 @@ class AcdDesk:
     def caller_resumed(
         self, call: str, queue: str, entered: float, priority: int, caller: str, *,
         alive: Mapping[str, str], ended: Collection[str], talking: Collection[str], from_node: str,
+        waits: bool = True,
     ) -> None:  # fmt: skip
         """The call came from another node (or another life of ours)."""
         self._took(
             self.acd.caller_resumed(
                 call, queue, entered, priority, caller, *self._clocks,
-                alive=alive, ended=ended, talking=talking, from_node=from_node,
+                alive=alive, ended=ended, talking=talking, from_node=from_node, waits=waits,
             )
         )  # fmt: skip
 

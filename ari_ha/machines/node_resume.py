@@ -433,6 +433,7 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
+        waits=not nobody,
     )  # fmt: skip
     for agent in past.parties:
         parts.acd.conversation_state(call.call, agent, "join")

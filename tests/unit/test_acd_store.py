@@ -12,9 +12,10 @@ from ari_ha.machines.acd_orders import (
     AttemptWon,
     CallerQueued,
     PutsRefused,
+    StartAttempt,
 )
 from ari_ha.simulation.acd_cluster import Cluster, Memory
-from ari_ha.wire.keyspace import encode
+from ari_ha.wire.keyspace import WaitingValue, encode
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, result, talking, two_nodes
 
 
@@ -95,6 +96,25 @@ def test_any_transaction_may_get_lost(cluster: Cluster, fate: str, lost: int) ->
     quiet(c)
     assert c.agent_now("alice").work == "idle"
     assert c.agent_now("alice").missed == 0
+
+
+@pytest.mark.parametrize("fate", ["request-lost", "reply-lost"])
+def test_a_caller_who_is_handed_on_before_that_is_written_waits_no_more(cluster: Cluster, fate: str) -> None:
+    """An agent answers him and hands him to a party, while etcd does not answer: nobody else is tried."""
+    c = cluster
+    one = c.nodes["n1"]
+    queued(c)
+    c.ring(attempt := attempt_of(c))
+    c.flow()
+    c.pick_up(attempt)
+    c._took(one, one.acd.conversation_ended("k1", "alice", "transfer", c.now, c.utc))
+    c.perform(one, fate)
+    c.advance(20)
+    assert not c.picture().entries and len(orders(c, "n1", StartAttempt)) == 1
+    place = WaitingValue(call="k1", queue="support", entered=c.utc, node="n2#1")
+    c.put(c.keys.waiting("support", "k1"), place)  # written late by the node that had him before
+    c.advance(20)
+    assert not c.picture().entries and len(orders(c, "n1", StartAttempt)) == 1
 
 
 def test_a_lost_compare_decides_anew_on_what_it_was_told(cluster: Cluster) -> None:

@@ -225,6 +225,18 @@ def test_who_talks_by_the_store_alone_in_an_attempt_that_is_over_talks_no_more(c
     assert bench.agent("1002").work == "talking"
 
 
+@pytest.mark.parametrize("tried", [True, False])
+def test_a_caller_whom_somebody_else_has_than_an_agent_of_the_queue_keeps_no_place(tried: bool) -> None:
+    """An agent answered and handed him to a colleague while etcd was away: there he waits still."""
+    bench = Bench(agents=("1001", "1002"))
+    moved(bench, "ringing" if tried else "waiting", leg_state="ringing", attempt_state="ringing")
+    targets = {"a2": "device:1002"}
+    bench.resume("k1", "7.2", {"c": "up", "a2": "up"}, ended={"a1": "app"}, targets=targets)
+    bench.sleep(1.0)
+    assert bench.waiting() == [] and bench.agent().work == "idle"
+    assert bench.agent("1002").work == "talking"
+
+
 def test_an_agent_whose_leg_was_lost_is_rung_again() -> None:
     bench = Bench()
     moved(bench, "talking")
