@@ -138,7 +138,13 @@ def _answer(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
 
 
 def _adopt(agent: AgentValue, facts: Facts, utc: float) -> AgentValue:
-    """He *is* in the conversation: the state follows reality."""
+    """He *is* in the conversation: the state follows reality. One that was ended already goes on: what was
+    booked for it is taken back."""
+    was = agent.attempt
+    if was is not None and agent.work == "acw" and was.attempt == facts.attempt:
+        talked = agent.last_end - was.since if was.since else 0.0
+        booked = {"handled": max(0, agent.handled - 1), "talk_s": max(0.0, agent.talk_s - max(0.0, talked))}
+        return _with(agent, work="talking", work_since=utc, acw_deadline=0.0, **booked)
     attempt = AttemptOfAgent(
         attempt=facts.attempt, call=facts.call, queue=facts.queue, node=facts.node, since=utc,
         entered=facts.entered,

@@ -169,12 +169,18 @@ class Calls(Attempts):
             desk.order(CancelAttempt(call=call, attempt=lost, agent="", why="lost"))
         for name in talking:
             if not any(a.agent == name for a in self._attempts_of(call)):
-                self.adopt(call, caller.queue, name, desk.new_id())
+                self.adopt(call, caller.queue, name, self._ended_one(name, alive) or desk.new_id())
         if not caller.waits:
             self._submit("resume", call, "", lambda: self._plan_no_place(call))
         elif caller.queue and not in_talk:
             self._submit("resume", call, "", lambda: self._plan_place(caller))
         desk.match_wanted = True
+
+    def _ended_one(self, name: str, alive: Mapping[str, str]) -> str:
+        """The attempt by which an agent came into a conversation that lives, and that was ended for him."""
+        agent = self.desk.view.agent(name)
+        part = agent.attempt if agent is not None else None
+        return part.attempt if part is not None and part.attempt in alive else ""
 
     def _older(self, parties: Sequence[tuple[str, AgentValue]], alive: Mapping[str, str]) -> set[str]:
         """Of several agents to be rung for one call, all but one. A call has one attempt; the store may have

@@ -402,6 +402,7 @@ KEPT_WHOLE = {
     "a transfer fails, and its edge asks for it again before it hears so": 900419,
     "a transfer fails while the app is away, and is asked for again": 901903,
     "an answer is written down when the conversation is over elsewhere": 901294,
+    "released by a node whose edge hears nothing of it": 903934,
     "the end of a line that a conference replaces is said again": 902951,
     "an answer is lost each time it is said": 906336,
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,

@@ -223,6 +223,28 @@ def test_the_old_node_writes_nothing_about_a_call_that_moved(cluster: Cluster) -
     assert c.agent_now("alice").work == "reserved"
 
 
+def test_a_conversation_that_was_ended_and_goes_on_is_counted_once(cluster: Cluster) -> None:
+    """Its node had released the agent, its edge did not hear of it, and it was lost: he talks on."""
+    c = cluster
+    attempt = talking(c)
+    c.advance(10.0)
+    one = c.nodes["n1"]
+    c._took(one, one.acd.conversation_ended("k1", "alice", "transfer", c.now, c.utc))
+    c.flow()
+    ended = c.agent_now("alice")
+    assert (ended.work, ended.handled, ended.talk_s) == ("acw", 1, pytest.approx(10.0, abs=0.2))
+    c.kill("n1")
+    c.take_over("k1", "n2")
+    c.flow()
+    goes_on = c.agent_now("alice")
+    assert (goes_on.work, goes_on.handled, goes_on.talk_s) == ("talking", 0, 0.0)
+    c.advance(5.0)
+    c.agent_hangs_up(attempt)
+    c.flow()
+    after = c.agent_now("alice")
+    assert (after.work, after.handled, after.talk_s) == ("acw", 1, pytest.approx(15.0, abs=0.4))
+
+
 # --- reconciling ----------------------------------------------------------------------
 
 
