@@ -407,7 +407,7 @@ def resume(call: NodeCall, arriving: Arriving) -> None:
     """Sets the rebuilt call going again."""
     past = compare(call, arriving)
     _go_on(call, arriving, past)
-    _end_for_those_gone(call, past.ended)
+    _end_for_those_gone(call, arriving, past.ended)
 
 
 def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
@@ -464,16 +464,21 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     call.touch()
 
 
-def _end_for_those_gone(call: NodeCall, ended: Collection[str]) -> None:
-    """Who talks in this call, the store says, by an attempt that is over, and is on none of its lines: a node
-    that had the call before us without the store wrote it late, or did not write the end."""
-    second = [leg for leg in call.living() if leg.of and leg.of not in call.legs and not leg.agent]
-    if second or call.nameless():
-        return  # he may be on one of those
+def _end_for_those_gone(call: NodeCall, arriving: Arriving, ended: Collection[str]) -> None:
+    """Who talks in this call, the store says, by an attempt that is over, or by none and his leg is over, and
+    is on none of its lines: a node that had the call before us without the store wrote it late, or did not
+    write the end, or our mirror is behind."""
+    if [leg for leg in call.living() if leg.of and leg.of not in call.legs and not leg.agent]:
+        return  # he may be on one of those second lines
+    known = arriving.record.legs if arriving.record is not None else {}
+    gone = {known[name].agent for name in arriving.ended if name in known}
+    over = set() if call.nameless() else set(ended)  # he may be the one whose name nobody knows
     here = {leg.agent for leg in call.living()}
     for name, agent in call.parts.acd.acd.agents().items():
         part = agent.attempt
-        if part is not None and part.call == call.call and part.attempt in ended and name not in here:
+        if part is None or part.call != call.call or name in here:
+            continue
+        if part.attempt in over or (part.attempt == call.call and name in gone):
             call.parts.acd.conversation_ended(call.call, name, "agent")
 
 

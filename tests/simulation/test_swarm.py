@@ -408,6 +408,7 @@ KEPT_WHOLE = {
     "an answer that the next leader of etcd writes, when its agent has paused": 904782,
     "a whisper to an agent who was handed over into a queue": 904839,
     "a supervisor with the name of one who was given up": 902986,
+    "an agent dials, and hands whom he talks to into a queue": 902315,
     "a 200 OK is lost, and the edge's host dies": 900656,
     "consults, hands his caller over, and is left by whom he consulted": 902798,
 }

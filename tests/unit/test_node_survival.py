@@ -237,6 +237,39 @@ def test_a_caller_whom_somebody_else_has_than_an_agent_of_the_queue_keeps_no_pla
     assert bench.agent("1002").work == "talking"
 
 
+def test_an_agent_who_dialled_and_handed_his_party_over_is_in_the_call_no_more() -> None:
+    """A survivor cut off from the store knows him as one who talks; the edge says that his leg is over, by a
+    name of our record. Who came from the queue meanwhile is the only agent in it."""
+    bench = Bench()
+    agent = msgspec.structs.replace(bench.agent(), work="talking", work_since=UTC0)
+    part = AttemptOfAgent(attempt="k1", call="k1", queue="", node="ast2#x")
+    bench.store.put(bench.keys.agent("1001"), msgspec.structs.replace(agent, attempt=part))
+    legs = {
+        "c": LegValue(leg="c", role="user", agent="1001", state="up"),
+        "a1": LegValue(leg="a1", role="party", target="number:+4940", state="up"),
+    }
+    record = RecordValue(call="k1", epoch="7.1", node="ast2#x", stage="talking", verb=["dial", "+4940"],
+                         did="+4940", legs=legs)  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.store_away()
+    bench.own("k1", epoch="7.2")
+    facts, targets = {"a1": "up", "a2": "up"}, {"a1": "number:+4940"}
+    channels = bench.resume("k1", "7.2", facts, ended={"c": "app"}, head="a1", targets=targets)
+    assert bench.machine.core.acd.acd.agents()["1001"].work != "talking"
+    bench.store.put(bench.keys.agent("1001"), msgspec.structs.replace(agent, work="idle", handled=1))
+    part = AttemptOfAgent(attempt="t2", call="k1", queue="support", node="ast2#x", since=UTC0)
+    rings = msgspec.structs.replace(bench.agent("1002"), work="ringing", attempt=part)
+    bench.store.put(bench.keys.agent("1002"), rings)
+    second = AttemptValue(attempt="t2", agent="1002", device="1002", leg="a2", state="ringing")
+    newer = msgspec.structs.replace(record, queue="support", attempts={"t2": second}, head="a1")
+    bench.store.put(bench.keys.record("k1"), newer)
+    bench.store_back()
+    bench.sleep(1)
+    assert (bench.agent("1001").work, bench.agent("1001").handled) == ("idle", 1)
+    assert bench.agent("1002").work == "talking" and bench.hears(channels["a2"]) == "people"
+
+
 def test_an_agent_whose_leg_was_lost_is_rung_again() -> None:
     bench = Bench()
     moved(bench, "talking")
