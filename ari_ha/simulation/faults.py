@@ -326,24 +326,37 @@ class Faults:
 
         def look() -> None:
             if self.active and self.calm_since == begun and key in cluster.store.keys and rate > 1:
-                self.not_emptied += self._left_on(node)
+                self.not_emptied += self.left_on(node)
 
         world.after(DRAINED_WITHIN_S, look)
         self._later(0.02, 5.0, lambda: cluster.store.led(lambda: cluster.store.delete(key)))
 
-    def _left_on(self, node: Node) -> list[str]:
-        """Answered calls of a drained node that another node could have taken."""
-        edge = self.cluster.edge.machine
-        if not isinstance(edge, EdgeMachine) or not edge.serving:
+    def left_on(self, node: Node) -> list[str]:
+        """Answered calls of a drained node that another node could have taken. Nobody is moved on purpose
+        while edge or node cannot write to etcd, or the relay is away."""
+        cluster, edge = self.cluster, self.cluster.edge.machine
+        if not isinstance(edge, EdgeMachine) or not edge.serving or cluster.media_away:
             return []
-        known = edge.watch.nodes.values()
-        could = any(n.takes_new and self.cluster.world.now - n.lost_at > DRAINED_WITHIN_S for n in known)
+        if not (self._writes(cluster.edge.host) and self._writes(node.host)):
+            return []
+        could = any(
+            n.takes_new
+            and cluster.world.now - n.lost_at > DRAINED_WITHIN_S
+            and self._writes(cluster.by_name[n.config.name].host)
+            for n in edge.watch.nodes.values()
+        )
         return [
             f"{call.call} is on {node.name} {DRAINED_WITHIN_S:.0f} s after its drain began"
             for call in edge.calls.of_node(node.name)
             if could and call.primary and call.primary.state == "up"
             and edge.context.utc - call.started_utc > DRAINED_WITHIN_S
         ]  # fmt: skip
+
+    def _writes(self, host: str) -> bool:
+        """Whether who is at this host can write to etcd."""
+        store, network = self.cluster.store, self.cluster.network
+        there = store.available and not (store.full or store.electing)
+        return there and not (network.cut(host, ETCD) or network.cut(ETCD, host))
 
     # -- the edge, etcd, the relay
 

@@ -320,6 +320,7 @@ KEPT_FULL = {
     "a second line leads the call, and its node is lost": 801470,
     "the same, and its node was lost before": 803374,
     "in the dialplan by the record, and an agent rings": 800384,
+    "a node is to be emptied, and etcd has been full for a while": 802196,
     "two conversations without etcd, and the first is told by another node": 805621,
     "an attended transfer asked for while the app starts again": 805658,
     "a supervisor, and an edge that doubts his node": 802935,

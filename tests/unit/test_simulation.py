@@ -37,11 +37,12 @@ from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.checkers_supervision import AtTheSupervisor
 from ari_ha.simulation.circles import Circles, consulted
-from ari_ha.simulation.cluster import SUPERVISOR
+from ari_ha.simulation.cluster import SUPERVISOR, Cluster, Shape
 from ari_ha.simulation.ears import Ears
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Phones, Talk
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.simulation.fake_store import HOST, Store, StoreClient
+from ari_ha.simulation.faults import Faults, Odds
 from ari_ha.simulation.links import NodeLink
 from ari_ha.simulation.process import MachineProcess
 from ari_ha.simulation.sip_wire import Wire
@@ -495,6 +496,25 @@ def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() 
 
 
 # --- who is with whom -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["full", "its node cut off", "the edge cut off", "no relay"])
+def test_of_a_drained_node_nobody_is_to_have_left_who_could_not_be_written_down(what: str) -> None:
+    world = World(1)
+    cluster = Cluster(world, Shape(nodes=2, agents=1))
+    faults = Faults(cluster, Odds(kinds=()))
+    cluster.start()
+    world.run_until(1.0)
+    cluster.carrier.call("6000", "+49301")
+    world.run_until(8.0)
+    (call,) = cluster.edge.machine.calls.by_id.values()  # type: ignore[union-attr]
+    node = cluster.by_name[call.owner.name]
+    assert len(faults.left_on(node)) == 1
+    cluster.store.full, cluster.media_away = what == "full", what == "no relay"
+    for cut, host in (("its node cut off", node.host), ("the edge cut off", cluster.edge.host)):
+        if what == cut:
+            cluster.network.cut_off(host, [HOST])
+    assert faults.left_on(node) == []
 
 
 def test_whoever_was_handed_over_by_a_line_that_never_answered_is_in_its_conversation() -> None:
