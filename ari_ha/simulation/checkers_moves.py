@@ -15,6 +15,7 @@ from ari_ha.core.ports.media import NgCommand
 from ari_ha.machines.edge import EdgeMachine
 from ari_ha.machines.edge_model import EdgeCall
 from ari_ha.simulation.cluster import Cluster
+from ari_ha.simulation.ears import ANNOUNCEMENT
 from ari_ha.simulation.fake_phones import UP, Talk
 from ari_ha.simulation.people import People
 
@@ -42,13 +43,19 @@ class AtTheChange:
             heard = self._heard(command)
             outcome = there(command)
             for talk, before in heard:
-                if not self.cluster.ears.heard_by(talk):
+                if self.hole(talk, before):
                     what = f"{command.command} {command.body['to-tag']} {command.body['from-tag']}"
                     call = command.body["call-id"]
                     self.problem(RULE, f"call {call}: {talk.leg} heard {before}, then nothing, by {what}")
             return outcome
 
         self.cluster.at_relay = at_relay
+
+    def hole(self, talk: Talk, before: list[str]) -> bool:
+        """Whether whoever heard this hears nothing now. What an Asterisk says to a caller has an end: where
+        the relay takes longer than the next one's prompt, that is over, and it is the caller's turn."""
+        ears = self.cluster.ears
+        return not ears.heard_by(talk) and not (before == [ANNOUNCEMENT] and ears.was_told(talk))
 
     def look(self) -> None:
         """Notes what people are doing, every now and then."""

@@ -41,6 +41,15 @@ class Ears:
             return []
         return sorted(self._out_of(relay, call, tag, frozenset()))
 
+    def was_told(self, talk: Talk) -> bool:
+        """Whether an Asterisk that this person hears has said a prompt to its end; then it is his turn."""
+        at = self._tag_of(talk)
+        if at is None:
+            return False
+        relay, call, tag = at
+        behind = [self._channel_behind(call.tags[name]) for name in relay.hears(call.ident, tag.name)]
+        return any(found is not None and found[1].played for found in behind)
+
     def hears(self, listener: Talk, speaker: Talk) -> bool:
         """Whether the voice of one reaches the other."""
         return speaker.leg in self.heard_by(listener)

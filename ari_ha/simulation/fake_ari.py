@@ -148,6 +148,7 @@ class FakeAri:
 
     def _played(self, channel: Channel, ident: str) -> None:
         if channel.plays.pop(ident, None) is not None:
+            channel.played = True
             playback = ari.Playback(id=ident, target_uri=f"channel:{channel.ident}", state="done")
             self.asterisk._emit(ari.PlaybackFinished(playback=playback))
 

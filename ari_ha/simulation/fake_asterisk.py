@@ -77,6 +77,8 @@ class Channel:
     music_from: float = 0.0
     """When its first packet goes out"""
     plays: dict[str, float] = field(default_factory=dict)
+    played: bool = False
+    """A prompt has been said to its end."""
     rtp: tuple[str, int] = ("", 0)
     remote: tuple[str, int] | None = None
     app_data: str = ""

@@ -410,6 +410,7 @@ KEPT_WHOLE = {
     "a whisper to an agent who was handed over into a queue": 904839,
     "a supervisor with the name of one who was given up": 902986,
     "an agent dials, and hands whom he talks to into a queue": 902315,
+    "a prompt is over before a slow relay lets it be heard": 900260,
     "a 200 OK is lost, and the edge's host dies": 900656,
     "consults, hands his caller over, and is left by whom he consulted": 902798,
 }

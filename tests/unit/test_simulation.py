@@ -33,12 +33,13 @@ from ari_ha.core.ports.store import (
     StoreTxn,
 )
 from ari_ha.simulation.checkers import Checkers
+from ari_ha.simulation.checkers_moves import AtTheChange
 from ari_ha.simulation.checkers_people import AtThePhones
 from ari_ha.simulation.checkers_records import Books
 from ari_ha.simulation.checkers_supervision import AtTheSupervisor
 from ari_ha.simulation.circles import Circles, consulted
 from ari_ha.simulation.cluster import SUPERVISOR, Cluster, Shape
-from ari_ha.simulation.ears import Ears
+from ari_ha.simulation.ears import ANNOUNCEMENT, MUSIC, Ears
 from ari_ha.simulation.fake_phones import ENDED, RINGING, UP, Phones, Talk
 from ari_ha.simulation.fake_rtpengine import FakeRtpengine
 from ari_ha.simulation.fake_store import HOST, Store, StoreClient
@@ -496,6 +497,24 @@ def test_a_frozen_end_is_silence_for_the_other_and_a_closed_socket_for_itself() 
 
 
 # --- who is with whom -----------------------------------------------------------------
+
+
+def test_a_prompt_of_the_next_node_that_is_over_leaves_no_hole() -> None:
+    """The relay took longer to change than the prompt: the caller, who heard the old node's, has his turn."""
+    world = World(1)
+    cluster = Cluster(world, Shape(nodes=1, agents=1))
+    moves = AtTheChange(cluster, SimpleNamespace(), lambda rule, text: None)  # type: ignore[arg-type]
+    cluster.start()
+    world.run_until(1.0)
+    caller = cluster.carrier.call("6200", "+49301")
+    heard: list[tuple[list[str], bool]] = []
+    for _ in range(40):
+        world.run_until(world.now + 0.02)
+        heard.append((cluster.ears.heard_by(caller), moves.hole(caller, [ANNOUNCEMENT])))
+    assert ([], True) in heard, "before it, also when the leg is there"
+    said = heard.index(([ANNOUNCEMENT], False))
+    assert ([], False) in heard[said:] and ([], True) not in heard[said:]
+    assert moves.hole(caller, [MUSIC]), "music has no end"
 
 
 @pytest.mark.parametrize("what", ["full", "its node cut off", "the edge cut off", "no relay"])
