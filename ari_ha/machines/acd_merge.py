@@ -278,6 +278,13 @@ def _both_ended(base: AgentValue, mine: AgentValue, theirs: AgentValue) -> bool:
     return in_one and all(agent.handled > base.handled for agent in (mine, theirs))
 
 
+def _goes_on(base: AgentValue, mine: AgentValue, merged: AgentValue) -> bool:
+    """Whether the conversation of ``base``, which was ended, and counted, here, goes on by the word of those
+    who have served its call since: whoever ends it there counts it."""
+    in_one = all(agent.work in IN_CALL for agent in (base, merged))
+    return in_one and mine.handled > base.handled and _in_the_same(base, merged)
+
+
 def merge_agent(
     base: AgentValue, mine: AgentValue, theirs: AgentValue, holds: Holds, utc: float,
     had: frozenset[str] = frozenset(),
@@ -285,12 +292,16 @@ def merge_agent(
     """One transition that brings the store up to what happened while it was away. ``had``: the attempts
     he has had here on the way from ``base`` to ``mine``."""
     added = {name: getattr(theirs, name) + getattr(mine, name) - getattr(base, name) for name in COUNTERS}
+    merged = msgspec.structs.replace(
+        theirs, **_intent(base, mine, theirs), **_work(base, mine, theirs, holds, had)
+    )
     if _both_ended(base, mine, theirs):
         added["handled"] -= 1
         added["talk_s"] -= min(mine.talk_s - base.talk_s, theirs.talk_s - base.talk_s)
-    merged = msgspec.structs.replace(
-        theirs, **_intent(base, mine, theirs), **_work(base, mine, theirs, holds, had), **added
-    )
+    elif _goes_on(base, mine, merged):
+        added["handled"] -= 1
+        added["talk_s"] -= mine.talk_s - base.talk_s
+    merged = msgspec.structs.replace(merged, **added)
     if merged.work == "idle" and merged.next_intent:
         merged = to_idle(merged, utc)
     if merged.work not in BUSY and merged.recovering is not None:

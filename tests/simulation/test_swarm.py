@@ -413,6 +413,7 @@ KEPT_WHOLE = {
     "a prompt is over before a slow relay lets it be heard": 900260,
     "a 200 OK is lost, and the edge's host dies": 900656,
     "consults, hands his caller over, and is left by whom he consulted": 902798,
+    "a transfer of which nobody heard, and it was counted": 905655,
 }
 
 

@@ -171,6 +171,18 @@ def test_what_is_over_elsewhere_is_not_begun_again_by_what_was_heard_late(work: 
     assert merged(mine, freed, "k1").work == then, "it is ours still"
 
 
+def test_a_conversation_that_was_ended_here_and_goes_on_elsewhere_is_counted_by_whoever_ends_it() -> None:
+    """He transferred his caller, and of that nobody heard but this node, which had neither edge nor store."""
+    base = busy(BASE, "k1", "consult", UTC)
+    mine = with_(BASE, work="acw", work_since=UTC + 5, handled=6, talk_s=605.0, last_end=UTC + 5)
+    theirs = with_(base, work="talking", work_since=UTC + 6, seq=13)
+    assert isinstance(merge_agent(base, mine, theirs, lambda call: False, UTC + 9), Not)
+    over = with_(mine, handled=7, talk_s=700.0, work="idle", work_since=UTC + 8)
+    result = merge_agent(base, over, with_(theirs, work_since=UTC + 3), lambda call: False, UTC + 9)
+    assert not isinstance(result, Not) and isinstance(result[0], AgentValue)
+    assert (result[0].work, result[0].handled) == ("idle", 7), "he is in it no more: both are told here"
+
+
 def test_a_pending_intent_of_theirs_applies_to_work_that_ended_here() -> None:
     mine = with_(BASE, work="idle", work_since=UTC + 8, handled=6)
     theirs = with_(busy(BASE, "k1", "talking", UTC), next_intent="not_ready", next_reason="lunch")
