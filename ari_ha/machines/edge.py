@@ -320,10 +320,10 @@ class EdgeMachine:
             calls[call.call] = link.CallAtEdge(
                 epoch=str(call.epoch), legs=legs, ended=call.ended_lately(), **call.grouping()
             )
-        self.context.link(node, link.EdgeCalls(calls=calls))
-        for ident in calls:
+        for ident in calls:  # what a phone asked for before it hung up goes before that it has
             for frame in asked_frames(self.calls.by_id[ident]):
                 self.context.link(node, frame)
+        self.context.link(node, link.EdgeCalls(calls=calls))
 
     def _link_received(self, event: LinkReceived) -> None:
         frame, node = event.frame, event.peer

@@ -473,6 +473,20 @@ def test_an_app_that_starts_again_is_told_of_a_transfer_whose_asker_has_left(wor
     assert [(f.leg, f.other) for f in node.got(link.TransferAsked)] == [("k1", "a1")]
 
 
+def test_what_was_asked_while_the_link_was_down_goes_before_who_is_left(world):
+    """The app lives and has not heard it: of whoever has hung up it would take the caller for left."""
+    _, call, node, phone, leg, second, _ = consulting(world)
+    world.post(LinkDown(peer=node.name, reason="silence", clean=False))
+    refer(world, phone, leg, replaces(phone, second))
+    phone.sip.hangup(leg, world.now)
+    world.settle()
+    world.post_link(node, f"{node.name}-1")
+    world.settle()
+    asked, listed = [f for f in node.frames if isinstance(f, link.TransferAsked | link.EdgeCalls)][-2:]
+    assert (asked.leg, asked.other) == ("k1", "a1")
+    assert set(listed.calls[call.call].legs) == {"c", "k1", "a2"}
+
+
 def test_the_end_of_the_main_conversation_says_who_leads_the_call(world):
     caller, _, node, *_ = consulting(world)
     world.carrier.sip.hangup(caller, world.now)

@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from ari_ha.core.ports.ari import AriEvent
+from ari_ha.core.ports.link import LinkUp
 from ari_ha.core.ports.store import StoreReach
 from ari_ha.wire import ari, link
 from ari_ha.wire.keyspace import AttemptOfAgent, AttemptValue, LegValue, QueueConfigValue, RecordValue
 from ari_ha.wire.transfer import TransferValue
-from tests.support.node_bench import LOST, UTC0, Bench
+from tests.support.node_bench import EDGE, LOST, UTC0, Bench
 from tests.unit.test_node_outbound import agent_dials
 
 E = "7.1"
@@ -384,6 +385,24 @@ def test_to_a_number_at_a_carrier() -> None:
     talk(bench)
     asks(bench, "+4930")
     assert bench.target(bench.dialled()[0]) == "number:+4930"
+
+
+def test_asked_and_hung_up_while_the_link_was_down() -> None:
+    """The edge says what was asked, then who is left."""
+    bench = Bench()
+    customer, _, _, party = consulting(bench)
+    bench.link_down()
+    bench.sleep(0.5)
+    bench.link_up = True
+    bench.post(LinkUp(peer=EDGE))
+    bench.frame(link.EdgeHello(edge=EDGE, vip="v1", edge_revision=7))
+    asks(bench, "1002", other="a1", leg="k1")
+    legs = {leg: link.LegAtEdge("answered") for leg in ("c", "k1", "a2")}
+    fact = link.CallAtEdge(E, legs, ended={"a1": "phone"}, sides={"k1": "k1", "a2": "k1"})
+    bench.frame(link.EdgeCalls(calls={"k1": fact}))
+    bench.sleep(1.0)
+    assert bench.hears(customer) == bench.hears(party) == "people"
+    assert bench.agent("1001").work in ("idle", "acw") and bench.agent("1002").work == "talking"
 
 
 def test_refused_while_the_asker_is_there_they_go_on() -> None:
