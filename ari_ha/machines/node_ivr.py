@@ -431,8 +431,8 @@ class CallIvr:
 
     def _moving(self) -> bool:
         """Whether the next node has taken the call up already: it moves on purpose, and is heard from here
-        until its edge says so."""
-        return self._parts.records.newest(self._call.call) > self._call.epoch
+        until its edge says so. Of a node that is to be empty every call may, and etcd tells it late."""
+        return self._parts.draining or self._parts.records.newest(self._call.call) > self._call.epoch
 
     def _requested(self, steps: int, outcome: Outcome) -> None:
         menu = self._menu()

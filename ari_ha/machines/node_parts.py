@@ -21,6 +21,8 @@ class Parts(Protocol):
     context: NodeContext
     records: Records
     acd: AcdDesk
+    draining: bool
+    """It is to be empty: every call may be on its way elsewhere"""
 
     def queue(self, name: str) -> QueueConfigValue | None:
         """The queue's configuration, when it is known."""

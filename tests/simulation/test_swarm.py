@@ -323,6 +323,7 @@ KEPT_FULL = {
     "a node is to be emptied, and etcd has been full for a while": 802196,
     "two conversations without etcd, and the first is told by another node": 805621,
     "an attended transfer asked for while the app starts again": 805658,
+    "a step of an IVR while its node is emptied, and etcd is full": 805841,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,

@@ -11,8 +11,8 @@ from ari_ha.core.ports.store import StoreChanged
 from ari_ha.core.ports.web import WebAnswer
 from ari_ha.wire import ari, link
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep, complaints, step_at
-from ari_ha.wire.keyspace import IvrPlace, LegValue, OwnerValue, RecordValue, WaitingValue, decode
-from tests.support.node_bench import LOST, UTC0, Bench
+from ari_ha.wire.keyspace import DrainValue, IvrPlace, LegValue, OwnerValue, RecordValue, WaitingValue, decode
+from tests.support.node_bench import LOST, NODE, UTC0, Bench
 
 SUPPORT = IvrStep(do="queue", to="support", variables={"HA_PRIORITY": "7", "HA_SKILLS": "german"})
 PAY = IvrStep(
@@ -190,6 +190,25 @@ def test_a_step_is_left_to_the_node_the_call_moves_to(moves: bool) -> None:
     said = len(bench.said_menus())
     bench.type(channel, "3")
     assert not bench.requests and len(bench.said_menus()) == said and channel in bench.asterisk.channels
+    if moves:
+        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
+        assert "k1" not in bench.machine.core.calls and not bench.requests
+    else:
+        bench.sleep(2.1)
+        assert bench.said_menus()[-1] == "sound:hello,sound:choose" and not bench.requests
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_step_that_cannot_be_stored_waits_on_a_node_that_is_to_be_empty(moves: bool) -> None:
+    """Its call may be on its way, and etcd, which is full by now, was behind in telling so."""
+    bench = IvrBench()
+    channel = bench.enter()
+    kv = bench.store.put(bench.keys.drain(NODE), DrainValue(node=NODE))
+    bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+    said = len(bench.said_menus())
+    bench.store.up = False
+    bench.type(channel, "3")
+    assert not bench.requests and len(bench.said_menus()) == said
     if moves:
         bench.frame(link.CallMoved("k1", "7.2", "ast2"))
         assert "k1" not in bench.machine.core.calls and not bench.requests
