@@ -415,6 +415,7 @@ KEPT_WHOLE = {
     "a 200 OK is lost, and the edge's host dies": 900656,
     "consults, hands his caller over, and is left by whom he consulted": 902798,
     "a transfer of which nobody heard, and it was counted": 905655,
+    "a target refuses while etcd is slow, and its node is lost": 906583,
 }
 
 

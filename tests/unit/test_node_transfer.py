@@ -487,6 +487,27 @@ def test_taken_up_before_the_target_was_dialled() -> None:
     assert bench.dialled() == ["k1.a2.7.2"]
 
 
+@pytest.mark.parametrize("by", ["failed", "phone"])
+def test_taken_up_with_a_record_older_than_the_target_who_is_gone(by: str) -> None:
+    """He refused, or talked and hung up, and the record knows only that a transfer was asked for: he is not
+    called again. Whoever asked is rung again, or it is over."""
+    bench = Bench()
+    talk(bench)
+    bench.asterisk_dies()
+    record = bench.record()
+    assert record is not None
+    transfer = TransferValue(transfer="t9", leg="a1", number="+4940", device="1001")
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(record, transfer=transfer))
+    bench.store_back()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    bench.resume("k1", "7.2", {"c": "up"}, ended={"a1": "app", "a2": by}, head="c")
+    rung, ended = (["device:1001"], []) if by == "failed" else ([], ["c"])
+    assert [bench.target(channel) for channel in bench.dialled()] == rung
+    assert [frame.leg for frame in bench.said(link.EndLeg, epoch="7.2")] == ended
+    assert bench.agent("1001").handled == 1
+
+
 @pytest.mark.parametrize("asking", [None, [], ["a1"]])
 def test_taken_up_with_a_record_older_than_the_end_of_a_transfer(asking: list[str] | None) -> None:
     """The node was without etcd when the target refused, and the phone was told: it is not dialled for it
