@@ -114,20 +114,18 @@ class Takeover:
 
     def half_lost(self, call: EdgeCall, half: NodeLeg, cause: str) -> None:
         """A node ended a leg it had not announced: loss of a leg, after a grace in
-        which the announcement may still come."""
+        which the announcement may still come. Where the dialplan has the caller, as far as is known, an app
+        may say in it that it has taken him, or it turns out that this Asterisk stops."""
         if half.state == "ended" or call.ended:
             return
         half.state = "ended"
-        if call.by_dialplan:  # there is no app that could announce it
-            if leg := call.legs.get(half.leg):
-                self._calls.end_leg(call, leg, "dialplan", "16")
-            return
-        if half.leg not in call.announced:
+        unannounced = half.leg not in call.announced and not call.by_dialplan
+        if unannounced:
             self._setup.suspect(half.node.name)
         name = f"bye/{call.call}/{half.leg}"
         when = self._context.now + self._context.timings.bye_grace_s
         self._context.at(name, when, lambda: self._unannounced(call, half, cause))
-        if half.leg not in call.announced and self._many_byes(half.node.name, call.call):
+        if unannounced and self._many_byes(half.node.name, call.call):
             self._stopping(half.node.name, cause)
 
     def _many_byes(self, node: str, ident: str) -> bool:
@@ -141,7 +139,7 @@ class Takeover:
         return len(recent) >= BYES_OF_A_STOP
 
     def _stopping(self, node: str, cause: str) -> None:
-        for call in self._calls.of_node(node):
+        for call in [call for call in self._calls.of_node(node) if not call.by_dialplan]:
             for half in [h for h in call.halves.values() if h.state == "ended" and not h.over]:
                 self._context.cancel(f"bye/{call.call}/{half.leg}")
                 self._unannounced(call, half, cause)
@@ -154,6 +152,9 @@ class Takeover:
             return
         if half.leg in call.announced:
             self._calls.end_leg(call, leg, "app", "16")
+            return
+        if call.by_dialplan and not call.lost:  # there is no app that could announce it
+            self._calls.end_leg(call, leg, "dialplan", "16")
             return
         self._context.count("edge_unannounced_ends")
         self._context.note(

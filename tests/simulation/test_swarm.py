@@ -324,6 +324,7 @@ KEPT_FULL = {
     "two conversations without etcd, and the first is told by another node": 805621,
     "an attended transfer asked for while the app starts again": 805658,
     "a step of an IVR while its node is emptied, and etcd is full": 805841,
+    "an Asterisk stops before its app could say whom it has taken": 806061,
     "a supervisor, and an edge that doubts his node": 802935,
     "a hold is heard of when the conversation is over elsewhere": 800455,
     "an edge dies before it has rung whoever is rung back": 800457,

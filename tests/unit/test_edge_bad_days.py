@@ -760,6 +760,28 @@ def test_a_caller_with_the_dialplan_is_taken_up_when_its_asterisk_dies(world):
     assert call.owner.name != first and not call.by_dialplan and not call.lost
 
 
+@pytest.mark.parametrize("says", ["app", "asterisk"])
+def test_a_caller_with_the_dialplan_is_kept_where_his_asterisk_stops(world, says):
+    """Its BYE comes before the word that it is gone, or that its app has taken him."""
+    apps_down(world)
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    for other in world.nodes.values():
+        if other is not node:
+            world.post_link(other, f"{other.name}-1")
+    world.settle()
+    first = call.owner.name
+    node.sip.hangup(next(iter(node.tokens)), world.now)
+    world.settle()
+    if says == "app":
+        world.post_link(node, f"{node.name}-1")
+        world.say(node, link.Bridged(call=call.call, epoch=str(call.epoch), legs=["c"]))
+    else:
+        kill(world, first)
+    world.run(1.0)
+    assert not world.carrier.of(sip.LegEnded) and not call.by_dialplan and call.epoch.n > 1
+
+
 def test_that_is_remembered_by_the_next_edge_process(world):
     apps_down(world)
     _, call = world.call_in()
