@@ -304,7 +304,8 @@ class Writes:
         """The store is back: merges the dirty keys, those of one call together.
         ``holds`` says whether a call is served here."""
         view = self.desk.view
-        free = [key for key in view.dirty if not self.has(key)]
+        flushing = {key for op in self.ops if op.name == "flush" for key in op.lock}
+        free = [key for key in view.dirty if key not in flushing]
         for group in groups(view, free):
             self._flush_group(group, holds)
 

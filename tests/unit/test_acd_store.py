@@ -206,6 +206,22 @@ def test_matching_goes_on_without_the_store(cluster: Cluster) -> None:
     quiet(c)
 
 
+def test_what_was_kept_is_merged_also_where_something_of_him_was_under_way(cluster: Cluster) -> None:
+    """An agent's break is on its way to etcd when that goes, and his caller hangs up meanwhile."""
+    c = cluster
+    one = c.nodes["n1"]
+    talking(c)
+    c.verb("n1", "not-ready", "alice", reason="1")
+    c.lose_store(one)
+    c.legs.clear()
+    c.hang_up("k1")
+    c.find_store(one)
+    c.advance(10.0)
+    assert not one.acd.unwritten
+    alice = c.agent_now("alice")
+    assert (alice.work, alice.handled, alice.intent) == ("idle", 1, "not_ready")
+
+
 def test_a_call_that_came_and_went_without_the_store(cluster: Cluster) -> None:
     c = cluster
     away(c)
