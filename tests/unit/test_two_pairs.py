@@ -449,8 +449,9 @@ def test_an_agent_consults(two):
 
 def test_he_hands_the_caller_over(two):
     talk, second = consulting(two)
-    theirs = two.a.dial(talk.node, talk.call, "p1", "1002", target="device:1002")
-    assert theirs
+    colleague = two.b.register("1002")
+    two.a.dial(talk.node, talk.call, "a2", "1002", consult="k1")
+    colleague.sip.ring(colleague.of(sip.InviteReceived)[-1].leg, two.a.now)
     identity = talk.phone.sip.dialog_of(second)
     assert identity is not None
     two.a.run(0.3)
