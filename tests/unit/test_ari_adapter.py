@@ -6,6 +6,7 @@ import asyncio
 import base64
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from aiohttp import WSMsgType, web
@@ -381,6 +382,9 @@ async def test_requests_beyond_the_limit_wait_and_are_certainly_not_sent(fake, s
 def process(tmp_path):
     """Stands for Asterisk's process; its pid is in ``process.file``."""
     child = subprocess.Popen(["sleep", "60"])
+    name, limit = Path(f"/proc/{child.pid}/comm"), time.monotonic() + 10
+    while name.read_text() != "sleep\n":  # a new program has its name a moment after it was started
+        assert time.monotonic() < limit
     child.file = tmp_path / "asterisk.pid"
     child.file.write_text(f"{child.pid}\n")
     yield child
