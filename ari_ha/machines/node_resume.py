@@ -11,6 +11,7 @@ import msgspec
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, is_supervisor
 from ari_ha.core.machine import Done, Outcome
+from ari_ha.machines.acd_agents import TRYING
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
 from ari_ha.machines.node_context import NodeContext
@@ -449,13 +450,14 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     if primary is None or call.head in call.ending:
         _nobody_to_serve(call)
         return
-    # whoever talks is in no queue, even when nobody knows which agent it is
-    nobody = past.stage == DIALING or (past.stage == TALKING and not (past.talking or past.lost_agents))
+    # whoever talks is in no queue, even when nobody knows which agent it is; nor is who is in a menu
+    nobody = past.stage in (DIALING, IVR)
+    nobody = nobody or (past.stage == TALKING and not (past.talking or past.lost_agents))
     queue = "" if nobody else call.queue
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
-        ended=past.ended, talking=(*past.talking, *past.lost_agents), from_node=record.node if record else "",
-        waits=not nobody,
+        ended=(*past.ended, *_not_rung(call, past)), talking=(*past.talking, *past.lost_agents),
+        from_node=record.node if record else "", waits=not nobody,
     )  # fmt: skip
     for agent in past.parties:
         parts.acd.conversation_state(call.call, agent, "join")
@@ -484,6 +486,14 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
         call.transfers.resumed(record, arriving.ended)
     _end_lines_to_nobody(call)
     call.touch()
+
+
+def _not_rung(call: NodeCall, past: Past) -> list[str]:
+    """Attempts for a caller who is in a menu, and for whom nobody is rung: the node that had him before led
+    him into a queue without the store, and wrote what it did with an agent, but not that."""
+    agents = call.parts.acd.acd.agents().values() if past.stage == IVR else ()
+    parts = [agent.attempt for agent in agents if agent.work in TRYING and agent.attempt is not None]
+    return [part.attempt for part in parts if part.call == call.call]
 
 
 def _end_for_those_gone(call: NodeCall, arriving: Arriving, ended: Collection[str]) -> None:

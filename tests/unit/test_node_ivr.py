@@ -11,7 +11,16 @@ from ari_ha.core.ports.store import StoreChanged
 from ari_ha.core.ports.web import WebAnswer
 from ari_ha.wire import ari, link
 from ari_ha.wire.ivr import IvrMenuValue, IvrStep, complaints, step_at
-from ari_ha.wire.keyspace import DrainValue, IvrPlace, LegValue, OwnerValue, RecordValue, WaitingValue, decode
+from ari_ha.wire.keyspace import (
+    AttemptOfAgent,
+    DrainValue,
+    IvrPlace,
+    LegValue,
+    OwnerValue,
+    RecordValue,
+    WaitingValue,
+    decode,
+)
 from tests.support.node_bench import LOST, NODE, UTC0, Bench
 
 SUPPORT = IvrStep(do="queue", to="support", variables={"HA_PRIORITY": "7", "HA_SKILLS": "german"})
@@ -38,8 +47,8 @@ MENUS = {
 class IvrBench(Bench):
     """A bench whose caller is in the IVR."""
 
-    def __init__(self, **more: object) -> None:
-        super().__init__(agents=(), start=False)
+    def __init__(self, agents: tuple[str, ...] = ()) -> None:
+        super().__init__(agents=agents, start=False)
         for name, menu in MENUS.items():
             self.store.put(self.keys.ivr(name), menu)
         self.start()
@@ -494,3 +503,29 @@ def test_a_caller_who_was_led_to_another_menu_is_in_it_when_his_record_can_be_re
     bench = IvrBench()
     taken_up_without_etcd(bench, ivr=IvrPlace("thanks", steps=2))
     assert bench.said_menus()[-1] == "sound:thanks"
+
+
+@pytest.mark.parametrize("place", [False, True], ids=["no place", "a place"])
+def test_nobody_is_rung_for_who_is_in_a_menu(place: bool) -> None:
+    """The node before us led him into a queue without etcd, and of that wrote the agent it was to ring, and
+    perhaps his place, but not the record."""
+    bench = IvrBench(agents=("1001", "1002"))
+    bench.enter()
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    since = UTC0 + bench.now
+    part = AttemptOfAgent("t1", "k1", "support", "ast2#x", since=since, deadline=since + 5, entered=since)
+    reserved = msgspec.structs.replace(bench.agent(), work="reserved", work_since=since, attempt=part)
+    bench.store.put(bench.keys.agent("1001"), reserved)
+    if place:
+        waits = WaitingValue(call="k1", queue="support", entered=since, node="ast2#x")
+        waits = msgspec.structs.replace(waits, attempt="t1", agent="1001")
+        bench.store.put(bench.keys.waiting("support", "k1"), waits)
+    bench.read("queues", "agents")
+    bench.own("k1", epoch="7.2")
+    channel = bench.resume("k1", "7.2", {"c": "up"})["c"]
+    assert (bench.agent().work, bench.waiting()) == ("idle", []), "neither he nor a place is left behind"
+    assert bench.machine.core.calls["k1"].stage == "ivr" and not bench.dialled()
+    bench.type(channel, "1")
+    bench.machine.check()
+    assert bench.machine.core.calls["k1"].stage == "queued" and len(bench.dialled()) == 1
