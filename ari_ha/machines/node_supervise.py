@@ -137,7 +137,9 @@ class CallSupervision:
         context, until = self._parts.context, self._unordered_until
         if self.order is not None or until is None or self._call.stage != TALKING:
             return False
-        if self._parts.records.seen and context.now >= until:
+        if not (context.store_ok and self._parts.records.seen):
+            until = self._unordered_until = context.now + ORDER_LIMIT_S  # nothing is read meanwhile
+        elif context.now >= until:
             return False
         context.after(f"supervise/{self._call.call}", max(RETRY_S, until - context.now), self._call.touch)
         return True

@@ -346,6 +346,7 @@ KEPT_RECORDED = {
     "a transfer asked for while the app is being started again": 204,
     "who waits in a queue consults, and his node dies": 15,
     "led into a queue without etcd, back in the menu, and an agent was reserved": 811130,
+    "a supervisor whose order cannot be read, for etcd is away": 810191,
 }
 
 

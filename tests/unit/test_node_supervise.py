@@ -293,6 +293,25 @@ def test_a_supervisor_stays_where_his_order_is_not_read_yet() -> None:
     assert snoops(bench) == [(channels["a1"], "out")]
 
 
+def test_a_supervisor_stays_while_nothing_can_be_read_of_his_order() -> None:
+    """etcd is away for longer than its news may be late."""
+    bench = Bench()
+    supervised(bench, "whisper")
+    key = bench.keys.supervisor("k1")
+    kv = bench.store.data[key]
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.post(StoreChanged(key=key, value=None, revision=kv.mod_revision))
+    bench.own("k1", epoch="7.2")
+    bench.store_away()
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
+    bench.sleep(10.0)
+    assert not bench.said(link.EndLeg)
+    bench.store_back()
+    bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+    assert not bench.said(link.EndLeg) and snoops(bench) == [(channels["a1"], "out")]
+
+
 def test_a_supervisor_whom_nobody_wants_any_more_does_not_stay() -> None:
     bench = Bench()
     supervised(bench, "listen")
