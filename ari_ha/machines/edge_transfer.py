@@ -253,8 +253,7 @@ def _of(call: EdgeCall, leg: PhoneLeg) -> tuple[str, ...]:
 def _is_alone(call: EdgeCall, side: PhoneLeg) -> bool:
     """Whether whoever was called by this second line was there, and has hung up: whom could anybody be
     connected with?"""
-    with_him = [o for o in call.living() if o.consult == side.consult and o is not side]
-    return side.state == "up" and not with_him
+    return side.state == "up" and call.conversation(side.consult) == [side]
 
 
 def _transfer_frame(call: EdgeCall, leg: PhoneLeg) -> link.TransferAsked:

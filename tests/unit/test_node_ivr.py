@@ -181,6 +181,16 @@ def test_nothing_with_effects_is_done_whose_intent_is_not_stored() -> None:
     assert bench.said_menus()[-1] == "sound:hello,sound:choose", "taken as failed: certainly not done"
 
 
+def left_to_the_next_node(bench: IvrBench, moves: bool) -> None:
+    """A step is not taken here: the call moves, or the menu is said again after a while."""
+    if moves:
+        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
+        assert "k1" not in bench.machine.core.calls and not bench.requests
+    else:
+        bench.sleep(2.1)
+        assert bench.said_menus()[-1] == "sound:hello,sound:choose" and not bench.requests
+
+
 @pytest.mark.parametrize("moves", [True, False])
 def test_a_step_is_left_to_the_node_the_call_moves_to(moves: bool) -> None:
     """It moves on purpose, and the next node has written its record already: to take the step as failed
@@ -199,12 +209,7 @@ def test_a_step_is_left_to_the_node_the_call_moves_to(moves: bool) -> None:
     said = len(bench.said_menus())
     bench.type(channel, "3")
     assert not bench.requests and len(bench.said_menus()) == said and channel in bench.asterisk.channels
-    if moves:
-        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
-        assert "k1" not in bench.machine.core.calls and not bench.requests
-    else:
-        bench.sleep(2.1)
-        assert bench.said_menus()[-1] == "sound:hello,sound:choose" and not bench.requests
+    left_to_the_next_node(bench, moves)
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -218,12 +223,7 @@ def test_a_step_that_cannot_be_stored_waits_on_a_node_that_is_to_be_empty(moves:
     bench.store.up = False
     bench.type(channel, "3")
     assert not bench.requests and len(bench.said_menus()) == said
-    if moves:
-        bench.frame(link.CallMoved("k1", "7.2", "ast2"))
-        assert "k1" not in bench.machine.core.calls and not bench.requests
-    else:
-        bench.sleep(2.1)
-        assert bench.said_menus()[-1] == "sound:hello,sound:choose" and not bench.requests
+    left_to_the_next_node(bench, moves)
 
 
 def test_another_node_goes_on_in_the_menu_with_the_digits_typed() -> None:

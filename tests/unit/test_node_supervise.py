@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -276,9 +278,9 @@ def test_whoever_has_left_may_be_asked_again() -> None:
     assert snoops(bench) == [(agent, "both")]
 
 
-def test_a_supervisor_stays_where_his_order_is_not_read_yet() -> None:
-    """The mirror of whoever takes the call up may be behind."""
-    bench = Bench()
+def supervised_and_lost(bench: Bench) -> Callable[[], None]:
+    """A whispering supervisor's Asterisk died, and whoever takes the call up has nothing of his order in its
+    mirror: until what is returned is called."""
     supervised(bench, "whisper")
     key = bench.keys.supervisor("k1")
     kv = bench.store.data[key]
@@ -286,29 +288,30 @@ def test_a_supervisor_stays_where_his_order_is_not_read_yet() -> None:
     bench.asterisk_back()
     bench.post(StoreChanged(key=key, value=None, revision=kv.mod_revision))
     bench.own("k1", epoch="7.2")
+    return lambda: bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+
+
+def test_a_supervisor_stays_where_his_order_is_not_read_yet() -> None:
+    """The mirror of whoever takes the call up may be behind."""
+    bench = Bench()
+    order_read = supervised_and_lost(bench)
     channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
     bench.sleep(1.0)
     assert not bench.said(link.EndLeg) and not snoops(bench)
-    bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+    order_read()
     assert snoops(bench) == [(channels["a1"], "out")]
 
 
 def test_a_supervisor_stays_while_nothing_can_be_read_of_his_order() -> None:
     """etcd is away for longer than its news may be late."""
     bench = Bench()
-    supervised(bench, "whisper")
-    key = bench.keys.supervisor("k1")
-    kv = bench.store.data[key]
-    bench.asterisk_dies()
-    bench.asterisk_back()
-    bench.post(StoreChanged(key=key, value=None, revision=kv.mod_revision))
-    bench.own("k1", epoch="7.2")
+    order_read = supervised_and_lost(bench)
     bench.store_away()
     channels = bench.resume("k1", "7.2", {"c": "up", "a1": "up", "s1": "up"})
     bench.sleep(10.0)
     assert not bench.said(link.EndLeg)
     bench.store_back()
-    bench.post(StoreChanged(key=key, value=kv, revision=kv.mod_revision))
+    order_read()
     assert not bench.said(link.EndLeg) and snoops(bench) == [(channels["a1"], "out")]
 
 
