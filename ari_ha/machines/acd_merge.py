@@ -13,9 +13,19 @@ from typing import Any
 
 import msgspec
 
-from ari_ha.machines.acd_agents import BUSY, IN_CALL, TRYING, Facts, Not, advance, to_idle
+from ari_ha.machines.acd_agents import (
+    BUSY,
+    BY_ACD,
+    IN_CALL,
+    REASON_RONA,
+    TRYING,
+    Facts,
+    Not,
+    advance,
+    to_idle,
+)
 from ari_ha.machines.acd_log import NONE
-from ari_ha.machines.acd_view import Dirty, View
+from ari_ha.machines.acd_view import Dirty, Stored, View
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
 from ari_ha.wire.outbox import QueueLine
 
@@ -61,17 +71,14 @@ def _calls_of(view: View, key: str) -> set[str]:
 
 
 def merge_group(
-    view: View, dirty: Mapping[str, Dirty], holds: Holds, utc: float, me: str
+    view: View, dirty: Mapping[str, Dirty], holds: Holds, utc: float
 ) -> tuple[dict[str, Value | None], tuple[str, ...]]:
     """The writes that bring the store up to date about ``dirty``, free of contradictions,
-    and the keys they depend on. ``me``: this node, as places name it."""
+    and the keys they depend on."""
     writes: dict[str, Value | None] = {}
     reads: set[str] = set()
     for key, value in dirty.items():
         stored = view.stored(key)
-        if (place := _taken_up(view, value, me)) and isinstance(value.value, AgentValue):
-            reads.add(place)
-            value = replace(value, value=_as_it_was(value.base, value.value))
         merged = merge_dirty(value, stored.value if stored is not None else None, holds, utc)
         if not isinstance(merged, Not):
             writes[key] = merged[0]
@@ -85,13 +92,24 @@ def merge_group(
     return writes, tuple(sorted(reads))
 
 
+def own_part(view: View, dirty: Mapping[str, Dirty], me: str) -> tuple[dict[str, Dirty], tuple[str, ...]]:
+    """``dirty`` without what became here of rings that are others' to tell of, and the keys that this
+    depends on. ``me``: this node, as places name it."""
+    found: dict[str, Dirty] = {}
+    reads: list[str] = []
+    for key, value in dirty.items():
+        place = _taken_up(view, value, me)
+        told = _told_by_others(value, view.stored(key))
+        found[key] = _without_the_ring(value) if place or told else value
+        reads += [place] if place else []
+    return found, tuple(reads)
+
+
 def _taken_up(view: View, dirty: Dirty, me: str) -> str:
     """The place of a caller whom another node took over, with the very phone of this agent ringing on: that
     it came to nothing here was the move, and no word about the phone. Empty: there is none."""
-    base, mine = dirty.base, dirty.value
-    if not (isinstance(base, AgentValue) and isinstance(mine, AgentValue)) or mine.work in BUSY:
-        return ""
-    if base.attempt is None or base.work not in TRYING:
+    base = dirty.base
+    if not isinstance(base, AgentValue) or base.attempt is None or base.work not in TRYING:
         return ""
     key = view.keys.waiting(base.attempt.queue, base.attempt.call)
     stored = view.stored(key)
@@ -100,9 +118,34 @@ def _taken_up(view: View, dirty: Dirty, me: str) -> str:
     return key if rings_on and place.node != me else ""
 
 
-def _as_it_was(base: AgentValue, mine: AgentValue) -> AgentValue:
-    """``mine`` without what became of the attempt in ``base``."""
-    return msgspec.structs.replace(mine, **_group(base, (*WORK, *COUNTERS)))
+def _told_by_others(dirty: Dirty, stored: Stored | None) -> bool:
+    """Whether the ring that he missed here came to something else by the word of who has served its caller
+    since: he answered there, perhaps, or it was not let ring to its end."""
+    base, mine, theirs = dirty.base, dirty.value, stored.value if stored is not None else None
+    if not all(isinstance(value, AgentValue) for value in (base, mine, theirs)):
+        return False
+    missed = base.work in TRYING and mine.missed > base.missed
+    return missed and not (theirs.work in TRYING and _in_the_same(base, theirs))
+
+
+def _without_the_ring(dirty: Dirty) -> Dirty:
+    """``dirty`` without what became of the attempt in its base: neither a miss nor what follows from one.
+    What he has been in since stays."""
+    base, mine = dirty.base, dirty.value
+    if not isinstance(mine, AgentValue):
+        return dirty
+    without: dict[str, Any] = {"missed": max(base.missed, mine.missed - 1)}
+    if (mine.reason, mine.by) == (REASON_RONA, BY_ACD):
+        without |= _group(base, INTENT)
+    if mine.work not in BUSY and mine.handled == base.handled:
+        without |= _group(base, WORK)
+    lines = tuple((n, line) for n, line in dirty.lines if not _is_of_the_ring(line, base.attempt.call))
+    return replace(dirty, value=msgspec.structs.replace(mine, **without), lines=lines)
+
+
+def _is_of_the_ring(line: QueueLine, call: str) -> bool:
+    not_reached = line.event in ("RINGNOANSWER", "RINGCANCELED") and line.call == call
+    return not_reached or (line.event == "PAUSEALL" and line.data == [REASON_RONA])
 
 
 def _after(view: View, key: str, writes: Mapping[str, Value | None]) -> Value | None:

@@ -19,7 +19,7 @@ from ari_ha.machines.acd_agents import Not
 from ari_ha.machines.acd_desk import Desk
 from ari_ha.machines.acd_log import Around, Values, completed
 from ari_ha.machines.acd_log import lines as queue_lines
-from ari_ha.machines.acd_merge import cut_short, groups, merge_group, ours_to_tell
+from ari_ha.machines.acd_merge import cut_short, groups, merge_group, ours_to_tell, own_part
 from ari_ha.machines.acd_queue import position
 from ari_ha.machines.acd_view import Dirty
 from ari_ha.wire.keyspace import Value, encode
@@ -317,13 +317,14 @@ class Writes:
         def decide() -> Plan | Not:
             planned.clear()
             planned.update({key: view.dirty[key] for key in group if key in view.dirty})
-            writes, reads = merge_group(view, planned, holds, self.desk.utc, str(self.desk.me))
-            lines = self._merged_lines(planned, writes)
+            mine, about = own_part(view, planned, str(self.desk.me))
+            writes, reads = merge_group(view, mine, holds, self.desk.utc)
+            lines = self._merged_lines(mine, writes)
             if not writes and lines:  # what began and ended meanwhile leaves nothing else
                 writes[alone], lines = QueueLogValue(lines=list(lines)), ()
             if not writes:
                 return Not("stored already", already=True)
-            return Plan(writes, "merged after the store was away", (*group, *reads), lines=lines)
+            return Plan(writes, "merged after the store was away", (*group, *about, *reads), lines=lines)
 
         def done(result: Result) -> None:
             again = []

@@ -419,6 +419,7 @@ KEPT_WHOLE = {
     "consults, hands his caller over, and is left by whom he consulted": 902798,
     "a transfer of which nobody heard, and it was counted": 905655,
     "a target refuses while etcd is slow, and its node is lost": 906583,
+    "a ring is let go by a node that has lost the call, and answered at the next": 907813,
 }
 
 

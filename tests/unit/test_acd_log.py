@@ -229,6 +229,55 @@ def test_a_conversation_that_the_merge_leaves_out_has_an_end_too() -> None:
     assert wrong_in_log(c) == []
 
 
+@pytest.mark.parametrize("then", ["rings on", "answered", "over", "given up"])
+def test_a_ring_that_a_node_let_go_when_it_had_lost_the_call_is_no_miss(then: str) -> None:
+    """It had neither edge nor store, and took the phone for unanswered that rang on at the next node."""
+    c = cluster(rona_max=1)
+    queued(c)
+    c.ring(attempt := attempt_of(c))
+    c.flow()
+    n1 = c.nodes["n1"]
+    c.lose_store(n1)
+    n1.alive = False  # nobody can tell it that the call moves
+    c.take_over("k1", "n2")
+    c.flow()
+    n1.alive = True
+    c._took(n1, n1.acd.attempt_failed(attempt, "no-answer", c.now, c.utc))
+    if then in ("answered", "over"):
+        c.advance(0.5)
+        c.pick_up(attempt)
+        c.flow()
+    if then in ("over", "given up"):
+        c.advance(0.5)
+        c.hang_up("k1")
+        c.flow()
+    c._took(n1, n1.acd.call_moved("k1", c.now, c.utc))
+    c.find_store(n1)
+    c.flow()
+    agent = c.agent_now("alice")
+    assert (agent.missed, agent.misses, agent.intent) == (0, 0, "available")
+    work = {"rings on": "ringing", "answered": "talking", "over": "acw", "given up": "idle"}
+    assert agent.work == work[then]
+    assert not {"RINGNOANSWER", "PAUSEALL"} & {event for event, *_ in events(c)}
+    assert wrong_in_log(c) == []
+
+
+def test_a_miss_without_the_store_is_one_where_nobody_else_has_told_of_the_ring() -> None:
+    c = cluster(rona_max=1)
+    queued(c)
+    c.ring(attempt_of(c))
+    c.flow()
+    for node in c.nodes.values():
+        c.lose_store(node)
+    c.advance(16.0)
+    for node in c.nodes.values():
+        c.find_store(node)
+    c.flow()
+    agent = c.agent_now("alice")
+    assert (agent.missed, agent.intent, agent.reason) == (1, "not_ready", "rona")
+    assert events(c)[1:] == [("RINGNOANSWER", "alice", "k1"), ("PAUSEALL", "alice")]
+
+
 def test_what_began_and_ended_without_the_store_is_told_too() -> None:
     c = cluster()
     for node in c.nodes.values():
