@@ -167,8 +167,10 @@ ABOUT: dict[str, About] = {
         moves=True,
     ),
     "compaction": About(
-        "a node app stands still, and what it has not read of etcd's history is compacted away",
-        mend_after_s=3.0,
+        "a node app and the edge lose etcd, and what they have not read of its history is compacted away: "
+        "calls stay where they are, both read everything anew",
+        stays=True,
+        mend_after_s=4.0,
     ),
     "disk-full": About(
         "no byte can be written where a node's Asterisk writes (small file systems of their own)",

@@ -30,6 +30,11 @@ leave one of an edge that does not go before them by its priority a thirtieth.""
 DISKS = ("/var/log/asterisk", "/var/lib/asterisk", "/var/spool/asterisk")
 """What a node's Asterisk writes to: small file systems of their own in the lab."""
 FILLERS = [f"{disk}/.chaos-filler" for disk in DISKS]
+ETCD_PORT = 2379
+UNREAD_CHANGES = 3
+"""Made while nobody can read them: a watch that goes on from before them is behind the compaction."""
+READ_AGAIN, READ_AGAIN_LIMIT_S = "compacted: reading prefix again", 15.0
+"""What a process says that was behind; how long it has for it."""
 COMPACT = (
     "r=$(etcdctl endpoint status -w json | sed 's/.*\"revision\":\\([0-9]*\\).*/\\1/') "
     '&& etcdctl compaction --physical "$r"'
@@ -168,13 +173,37 @@ def etcd_slow(lab: Lab, _: str) -> Struck:
 
 
 def compaction(lab: Lab, node: str) -> Struck:
-    """The node's app stands still, and what it has not yet read of etcd's history is thrown away."""
-    from ari_ha.cli.lab import ETCD
+    """The node's app and the edges lose etcd, and what they have not read meanwhile is gone from its history
+    when they find it again: they must read everything anew.
 
-    struck = lab.app_freeze(node)
-    lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", str(struck.at))
+    Of a process that only stands still etcd keeps the watch, and what it has sent to it.
+    """
+    from ari_ha.cli.lab import CUT_TABLE, ETCD, PREFIX, LabError, Struck, running_edges
+
+    hosts = (node, *running_edges(lab))
+    rule = f'oif "lo" accept; tcp dport {ETCD_PORT} reject with tcp reset'
+    at = time.time()
+    for host in hosts:
+        lab.assert_own_network(host)
+        rules = f"table inet {CUT_TABLE} {{ chain out {{ type filter hook output priority 0; {rule}; }}; }}"
+        lab.run(host, "nft", "-f", "-", given=rules)
+    for n in range(UNREAD_CHANGES):
+        lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", f"{at} {n}")
     lab.run(ETCD[0], "sh", "-c", COMPACT)
-    return struck
+
+    def mend() -> None:
+        for host in hosts:
+            lab.node_heal(host)
+        until, behind = time.monotonic() + READ_AGAIN_LIMIT_S, list(hosts)
+        while behind:
+            if time.monotonic() > until:
+                raise LabError(f"{', '.join(behind)} did not find its history compacted: nothing was tried")
+            time.sleep(0.2)
+            behind = [
+                h for h in behind if READ_AGAIN not in lab.docker("logs", "--since", str(at), PREFIX + h)
+            ]
+
+    return Struck(at, mend)
 
 
 def disk_full(lab: Lab, node: str) -> Struck:
