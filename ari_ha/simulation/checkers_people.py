@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ari_ha.machines.edge import EdgeMachine
-from ari_ha.simulation.circles import group
+from ari_ha.simulation.circles import group, others_stay
 from ari_ha.simulation.cluster import HEADER_KEY, SUPERVISOR, Cluster
 from ari_ha.simulation.ears import MUSIC
 from ari_ha.simulation.fake_phones import RINGING, UP, Talk
@@ -178,10 +178,12 @@ class AtThePhones:
         it was brought into the main one. ``all_lines``: also who was not answered (yet): it may be
         the line by which one of the others was called."""
         mine = group(talk, all_lines, over=True)
-        main = next((o.main for o in all_lines if o.leg == mine), None)
+        leads = next((o for o in all_lines if o.leg == mine), None)
+        main = leads.main if leads else None
         # once the main conversation is over, whoever comes in later comes into this one; it is not where
-        # he who leads this one has handed over whom he talked to
+        # he who leads this one has handed over whom he talked to, or left others who go on
         over = main is not None and not main.alive and not (main.referred and main.ended_by == "far")
+        over = over and leads is not None and not others_stay(leads, all_lines)
         since = main.ended_s if main is not None and over else float("inf")
         return [
             o for o in everybody

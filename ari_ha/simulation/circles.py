@@ -114,7 +114,7 @@ def _came_by(talk: Talk | None, leads: Talk, everybody: list[Talk]) -> bool:
     return False
 
 
-def _others_stay(leads: Talk, everybody: list[Talk]) -> bool:
+def others_stay(leads: Talk, everybody: list[Talk]) -> bool:
     """Whether the main conversation goes on without whoever leads a consultation: of three."""
     assert leads.main is not None
     rest = [o for o in everybody if not _came_by(o, leads, everybody)]
@@ -135,7 +135,7 @@ def group(talk: Talk, everybody: list[Talk], over: bool = False) -> str:
     merged = leads.attended or (leads.joining and done)
     if (leads.alive and leads.main.alive) or (over and not merged):
         return leads.leg
-    if leads.alive and not merged and _others_stay(leads, everybody):
+    if leads.alive and not merged and others_stay(leads, everybody):
         return leads.leg
     return group(leads.main, everybody, over) if merged else ""
 

@@ -347,6 +347,7 @@ KEPT_RECORDED = {
     "who waits in a queue consults, and his node dies": 15,
     "led into a queue without etcd, back in the menu, and an agent was reserved": 811130,
     "a supervisor whose order cannot be read, for etcd is away": 810191,
+    "rung again for the caller, while whoever was called by transfer consults": 3100134,
 }
 
 

@@ -785,6 +785,36 @@ def test_a_supervisor_who_was_sent_away_and_asked_back_at_once_is_rung_again(
     assert said == ["supervisors stay"] * wrong
 
 
+@pytest.mark.parametrize("caller_stays", [False, True])
+def test_who_comes_later_is_with_the_caller_who_stays_not_with_those_who_consult(caller_stays: bool) -> None:
+    """An agent leaves his caller while he calls somebody else, and another agent is rung for that caller:
+    the one he called hangs up, and nobody is left whom he talked to; with none, the other came to him."""
+    phone = ("10.0.0.1", 4000)
+    caller = Talk("caller", "customer", phone, UP, call="k", dialled="6000", started_s=1.0, answered_s=1.0)
+    if not caller_stays:
+        caller.state, caller.ended_by, caller.ended_s = ENDED, "self", 8.9
+    agent = Talk("agent", "1001", phone, ENDED, call="k", started_s=2.0, answered_s=2.0, ended_s=9.0)
+    agent.ended_by = "self" if caller_stays else "far"
+    side = Talk(
+        "side", "1001", phone, ENDED, call="k", started_s=4.0, answered_s=5.0, dialled="+1", ended_s=20.0
+    )
+    side.main, side.ended_by = agent, "far"
+    party = Talk("party", "+1", phone, ENDED, call="k", started_s=4.5, answered_s=5.0, ended_s=20.0)
+    party.ended_by = "self"
+    other = Talk("other", "1002", phone, UP, call="k", started_s=9.8, answered_s=10.0)
+    cluster: Any = SimpleNamespace(
+        carrier=SimpleNamespace(talks={talk.leg: talk for talk in (caller, party)}), nodes=[], rehomed=[],
+        phones=SimpleNamespace(talks={talk.leg: talk for talk in (agent, side, other)}),
+        world=SimpleNamespace(now=20.0),
+    )  # fmt: skip
+    people: Any = SimpleNamespace(circles=Circles(cluster))
+    problems: list[str] = []
+    AtThePhones(
+        cluster, people, lambda rule, text: problems.append(rule), lambda *a, **k: False, lambda *a: None
+    ).over(side)
+    assert problems == ([] if caller_stays else ["only people end calls"])
+
+
 @pytest.mark.parametrize("acked_s", [5.0, 8.5, 0.0])
 def test_whose_answer_nobody_heard_was_in_no_conversation(acked_s: float) -> None:
     """His 200 OK is lost until the ring has been given up: the ACK comes with the BYE, or after it. One that
