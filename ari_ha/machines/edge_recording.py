@@ -195,7 +195,8 @@ class Recordings:
                 # one that is to be empty is better than none, and no more than that
                 spare = [node for node in spare if not node.draining]
             lasting += [self._begin(call, leg, node) for node in spare[: RECORDERS - len(lasting)]]
-        if sum(one.on for one in lasting) >= RECORDERS:
+        # where its recorder listens is said before rtpengine sends anything there
+        if sum(call.media.confirmed(one.tag) for one in lasting) >= RECORDERS:
             for one in have:
                 if one not in lasting:
                     self._lose(call, one, "drained", said=True)

@@ -122,6 +122,10 @@ class CallMedia:
         self.taught.pop(tag, None)
         self.doubtful = True
 
+    def confirmed(self, tag: str) -> bool:
+        """Whether rtpengine has confirmed all that was said, and where the far end of ``tag`` is, too."""
+        return tag in self.taught and not self.rounds and not self.doubtful
+
     def forget_tag(self, tag: str) -> None:
         """The dialog behind the tag has ended."""
         self.remote.pop(tag, None)

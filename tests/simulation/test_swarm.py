@@ -348,6 +348,7 @@ KEPT_RECORDED = {
     "led into a queue without etcd, back in the menu, and an agent was reserved": 811130,
     "a supervisor whose order cannot be read, for etcd is away": 810191,
     "rung again for the caller, while whoever was called by transfer consults": 3100134,
+    "a recorder's node is emptied while the other's is dead and nobody knows": 810195,
 }
 
 

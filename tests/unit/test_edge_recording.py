@@ -283,6 +283,25 @@ def test_a_drained_node_records_until_another_does(world: EdgeWorld) -> None:
     assert writing(world) == {"c": 2, "a1": 2}
 
 
+def test_a_drained_node_records_until_another_is_sent_the_voice(world: EdgeWorld) -> None:
+    """The second of two may be dead, which nobody knows yet."""
+    _, call, _, _, _ = recorded(world)
+    name = min(nodes_of(call))
+    ticks: list[Counter] = []
+    original = world.perform
+
+    def watched(effect) -> None:
+        original(effect)
+        ticks.append(writing(world))
+
+    world.perform = watched  # type: ignore[method-assign]
+    drain(world, name)
+    world.run(2.0)
+    assert name not in nodes_of(call) and not world.nodes[name].recordings
+    assert writing(world) == {"c": 2, "a1": 2}
+    assert all(tick["c"] >= 2 and tick["a1"] >= 2 for tick in ticks), "no moment with one alone"
+
+
 def test_a_drained_node_goes_on_where_there_is_no_other(world: EdgeWorld) -> None:
     kill(world, "ast3")
     _, call, _, _, _ = recorded(world)
