@@ -127,6 +127,7 @@ class Checkers:
     # -- now and then
 
     def _look(self) -> None:
+        self._still_moving()
         self._frames()
         self._two_calls()
         self.phones.hearing()
@@ -186,6 +187,13 @@ class Checkers:
     def _forget(self, prefix: str, seen: set[str]) -> None:
         for key in [key for key in self._since if key.startswith(prefix) and key not in seen]:
             del self._since[key]
+
+    def _still_moving(self) -> None:
+        """Nobody is told of another address before an edge serves there: without etcd it knows of no call."""
+        now, rehomed, edge = self.cluster.world.now, self.cluster.rehomed, self.cluster.edge.machine
+        serves = isinstance(edge, EdgeMachine) and edge.serving
+        if rehomed and now - rehomed[-1] < TELLING_MAX_S and not serves:
+            rehomed.append(now)
 
     def _untouched(self) -> None:
         """No phone hears of a takeover: re-INVITEs from the edge are never needed, but to say

@@ -151,7 +151,7 @@ class Cluster:
         """Which of `EDGE_HOSTS` the edge is on"""
         self.rehomed: list[float] = []
         """When its host died, and the other took over with its own addresses; or when only
-        rtpengine lost its calls"""
+        rtpengine lost its calls; and each look of a checker at it until an edge serves again"""
         self.relays: list[FakeRtpengine] = []
         self.relays += [self._new_relay(host) for host in range(len(EDGE_HOSTS))]
         self.media_away = False

@@ -50,6 +50,7 @@ from ari_ha.simulation.sip_wire import Wire
 from ari_ha.simulation.world import Clock, Network, World
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import Keys, SupervisorValue, encode
+from tests.support.edge_world import EdgeWorld
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -738,6 +739,31 @@ def test_a_whisper_to_an_agent_on_two_lines_of_one_conversation_is_heard_on_one(
     looks = at_the_supervisor([*talks, whispers], [])
     order = looks._order("k")
     assert order is not None and looks._good(whispers, talks, order) == (other == "1001")
+
+
+@pytest.mark.parametrize(("serves_s", "told_s", "wrong"), [(14.0, 14.1, 0), (9.0, 14.1, 1), (14.0, 20.0, 1)])
+def test_an_address_is_told_when_an_edge_serves_there(serves_s: float, told_s: float, wrong: int) -> None:
+    """It moved at 8.0, and etcd was away before the next edge had read any call."""
+    talk, late = on_the_phone("told", "1001", 5.0), on_the_phone("late", "1002", 7.0)
+    late.answered_s = 12.0
+    edge: Any = SimpleNamespace(machine=None)
+    cluster: Any = SimpleNamespace(
+        edge=edge, carrier=SimpleNamespace(talks={}), phones=SimpleNamespace(talks={"told": talk}),
+        rehomed=[8.0], world=World(1),
+    )  # fmt: skip
+    people: Any = SimpleNamespace()
+    faults: Any = SimpleNamespace()
+    checkers = Checkers(cluster, people, faults)
+    next_one = EdgeWorld().machine()
+    next_one.serving = True
+    for quarter in range(32, 84):
+        cluster.world.now = quarter / 4
+        edge.machine = next_one if cluster.world.now >= serves_s else None
+        talk.requests = [(told_s, "INVITE")] if cluster.world.now >= told_s else []
+        checkers._still_moving()
+        checkers._untouched()
+    assert [problem.rule for problem in checkers.problems] == ["phones are left alone"] * wrong
+    assert at_the_phones(cluster).answered_to_nobody(late) == (serves_s > 12.0)
 
 
 @pytest.mark.parametrize(("answered_s", "wrong"), [(10.1, 0), (8.0, 1)])
