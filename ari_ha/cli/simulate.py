@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STORY_TAIL_LINES = 400
 SEEDS_AT_ONCE = 8
 DEFAULT_SEEDS = 100
+DEFAULT_PLAN = "whole"
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def simulate(
         str,
         typer.Option(
             "--plan",
-            help="full: everything people do; everything: more faults; whole: and the newest; "
-            "recorded: calls are recorded; hard: no transfers, conferences and calls out; "
+            help="whole: everything people do, and every fault; everything, full: without the newest faults; "
+            "recorded: full, and calls are recorded; hard: no transfers, conferences and calls out; "
             "easy: no IVR, supervisors, slow servers and several faults at once either.",
         ),
-    ] = "full",
+    ] = DEFAULT_PLAN,
     only: Annotated[str, typer.Option("--faults", help="Only these faults, comma separated.")] = "",
     pause_s: Annotated[
         float, typer.Option("--pause", help="All those faults, this many seconds apart, in fair weather.")
@@ -216,7 +217,7 @@ def replay(seed: int, plan: Plan) -> str:
     alike = [(name, known) for name, known in PLANS.items() if people(known) == people(plan)]
     name, usual = next((one for one in alike if one[1].kinds == plan.kinds), alike[0])
     kinds = plan.odds.kinds if plan.odds else plan.kinds
-    words += ["--plan", name] if name != "full" else []
+    words += ["--plan", name] if name != DEFAULT_PLAN else []
     words += ["--faults", ",".join(kinds)] if kinds and (plan.odds or kinds != usual.kinds) else []
     if plan.odds:
         given = {what: getattr(plan.odds, what) for what in WEATHER}

@@ -24,7 +24,8 @@ from ari_ha.simulation.faults import (
 )
 from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, WHOLE, Plan, Result, run_seed
 
-FULL_SEEDS = 200
+WHOLE_SEEDS = 200
+FULL_SEEDS = 100
 EASY_SEEDS = 60
 SEEDS_PER_BLOCK = 10
 SEEDS_PER_FAULT = 5
@@ -46,8 +47,13 @@ def swarm(seeds: Iterable[int], plan: Plan) -> None:
     assert not bad, "\n\n".join(verdict(result, plan) for result in bad)
 
 
-@pytest.mark.parametrize("first", range(0, FULL_SEEDS, SEEDS_PER_BLOCK))
+@pytest.mark.parametrize("first", range(0, WHOLE_SEEDS, SEEDS_PER_BLOCK))
 def test_swarm(first: int) -> None:
+    swarm(range(first, first + SEEDS_PER_BLOCK), WHOLE)
+
+
+@pytest.mark.parametrize("first", range(0, FULL_SEEDS, SEEDS_PER_BLOCK))
+def test_full_swarm(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), FULL)
 
 
@@ -119,14 +125,6 @@ EVERYTHING_SEEDS = 40
 @pytest.mark.parametrize("first", range(0, EVERYTHING_SEEDS, SEEDS_PER_BLOCK))
 def test_swarm_of_everything(first: int) -> None:
     swarm(range(first, first + SEEDS_PER_BLOCK), EVERYTHING)
-
-
-WHOLE_SEEDS = 40
-
-
-@pytest.mark.parametrize("first", range(0, WHOLE_SEEDS, SEEDS_PER_BLOCK))
-def test_swarm_of_the_whole(first: int) -> None:
-    swarm(range(first, first + SEEDS_PER_BLOCK), WHOLE)
 
 
 REHOME_SEEDS = 40

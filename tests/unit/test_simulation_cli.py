@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ari_ha.cli.main import app
-from ari_ha.cli.simulate import STORY_TAIL_LINES, replay
-from ari_ha.simulation.faults import Odds
+from ari_ha.cli.simulate import DEFAULT_PLAN, STORY_TAIL_LINES, replay
+from ari_ha.simulation.faults import KNOWN_KINDS, Odds
 from ari_ha.simulation.planted import PLANTED
-from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, RECORDED, WHOLE, Plan, run_seed
+from ari_ha.simulation.run import EASY, EVERYTHING, FULL, HARD, PLANS, RECORDED, WHOLE, Plan, run_seed
 
 TIMED = re.compile(r" *\d+\.\d{4}  ")
 
@@ -46,14 +46,22 @@ def test_an_unknown_fault_is_an_error() -> None:
 
 
 def test_the_replay_command_names_the_faults_chosen() -> None:
-    assert replay(5, FULL) == "ari-ha simulate --seed 5"
+    assert replay(5, WHOLE) == "ari-ha simulate --seed 5"
+    assert replay(5, FULL) == "ari-ha simulate --seed 5 --plan full"
     assert replay(5, EASY) == "ari-ha simulate --seed 5 --plan easy"
     assert replay(5, RECORDED) == "ari-ha simulate --seed 5 --plan recorded"
     assert replay(5, EVERYTHING) == "ari-ha simulate --seed 5 --plan everything"
-    assert replay(5, WHOLE) == "ari-ha simulate --seed 5 --plan whole"
     assert replay(5, Plan(kinds=("app-kill",))) == "ari-ha simulate --seed 5 --plan easy --faults app-kill"
     plan = Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5))
     assert replay(5, plan) == "ari-ha simulate --seed 5 --plan easy --faults app-kill --pause 2.5"
+
+
+def test_nothing_is_left_out_that_was_not_asked_for() -> None:
+    """But recording: it would be another run of every seed."""
+    usual = PLANS[DEFAULT_PLAN]
+    for plan in PLANS.values():
+        assert {*plan.kinds} <= {*usual.kinds} == {*KNOWN_KINDS}
+        assert (plan.hard, plan.full) <= (usual.hard, usual.full) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,7 @@ def test_the_replay_command_names_the_faults_chosen() -> None:
         EASY,
         HARD,
         FULL,
+        WHOLE,
         RECORDED,
         Plan(kinds=("app-kill", "drain")),
         Plan(kinds=("app-kill",), odds=Odds(kinds=("app-kill",), pause_s=2.5)),
@@ -74,6 +83,7 @@ def test_the_replay_command_names_the_faults_chosen() -> None:
         "easy",
         "hard",
         "full",
+        "whole",
         "recorded",
         "kinds",
         "pause",
