@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -198,8 +198,8 @@ class EdgeWorld:
         self.post(MediaReach(reachable=True, started="2"))
         self.run(0.3)
 
-    def snapshots(self) -> None:
-        for family in FAMILIES:
+    def snapshots(self, families: Sequence[str] = FAMILIES) -> None:
+        for family in families:
             prefix = self.keys.prefix(family)
             items = {key: item for key, item in self.store.items() if key.startswith(prefix)}
             self.post(StoreSnapshot(prefix=prefix, revision=self.revision, items=items))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from ari_ha.core.machine import Count, Note
 from ari_ha.core.ports.link import LinkDown, LinkReceived
 from ari_ha.core.ports.media import NgCommand
+from ari_ha.machines.edge_config import EdgeConfig, EdgeTimings
 from ari_ha.sip import events as sip
-from ari_ha.sip.sdp import build_audio_sdp
+from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
 from ari_ha.wire import link
 from tests.support.edge_world import EdgeWorld, kill
 
 
-def talking(world: EdgeWorld, state: str = "hitless", attempt: str = "t1"):
-    """A call between the carrier and agent 1001, served by a node, in ``state``."""
-    phone = world.register("1001")
+def talking(world: EdgeWorld, state: str = "hitless", attempt: str = "t1", agent: str = "1001"):
+    """A call between the carrier and an agent, served by a node, in ``state``."""
+    phone = world.register(agent)
     caller, call = world.call_in()
     node = world.nodes[call.owner.name]
-    world.dial(node, call, "a1", "1001", attempt)
+    world.dial(node, call, "a1", agent, attempt)
     ringing = phone.of(sip.InviteReceived)[-1]
     phone.sip.ring(ringing.leg, world.now)
     phone.sip.answer(ringing.leg, phone.sdp(), world.now)
@@ -343,6 +348,60 @@ def test_a_survivor_that_never_completes_is_not_asked_again_first(world):
     assert call.owner.name == others[1] and call.move is None
 
 
+def only(world: EdgeWorld, *names: str) -> None:
+    """Of all nodes these take new calls."""
+    for node in world.nodes.values():
+        world.say(node, link.NodeState(ready=node.name in names, asterisk="up"))
+
+
+def test_twenty_calls_move_together_and_each_that_is_done_makes_room(world):
+    only(world, "ast1")
+    calls = [world.call_in()[1] for _ in range(23)]
+    assert {call.owner.name for call in calls} == {"ast1"}
+    only(world, *world.nodes)
+    for node in world.nodes.values():
+        node.auto_bridge = False
+    kill(world, "ast1")
+    moving = [call for call in calls if call.move]
+    assert len(moving) == world.edge.context.timings.moves_at_once_max == 20
+    done = moving[0]
+    survivor = world.nodes[done.move.to.name]
+    world.say(survivor, link.Bridged(call=done.call, epoch=str(done.epoch), legs=["c"]))
+    world.settle()
+    assert done.owner.name == survivor.name and not done.lost
+    assert len([call for call in calls if call.move]) == 20
+    assert len([call for call in calls if call.lost and not call.move]) == 2
+
+
+class OneAtATime(EdgeWorld):
+    """Moves one call after the other."""
+
+    def config(self) -> EdgeConfig:
+        return dataclasses.replace(super().config(), timings=EdgeTimings(moves_at_once_max=1))
+
+
+def test_who_hears_silence_moves_first_and_who_talks_hitless_last():
+    """They were placed the other way round, and all are lost at the same moment."""
+    world = OneAtATime().with_users("1001", "1002", "1003")
+    only(world, "ast1")
+    _, hitless, *_ = talking(world)
+    _, through, *_ = talking(world, "through", agent="1002")
+    _, held, _, phone, leg = talking(world, agent="1003")
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    _, queued = world.call_in()
+    calls = {"hitless": hitless, "through": through, "held": held, "queued": queued}
+    assert [call.media.state for call in calls.values()] == ["hitless", *["through"] * 3]
+    only(world, *world.nodes)
+    seen = len(world.notes)
+    kill(world, "ast1")
+    world.run(world.edge.context.timings.direct_first_s)
+    names = {f"call/{call.call}": name for name, call in calls.items()}
+    moved = [names[note.subject] for note in world.notes[seen:] if note.text.startswith("taken over by")]
+    assert not any(call.lost for call in calls.values())
+    assert {*moved[:2]} == {"held", "queued"} and moved[2:] == ["through", "hitless"]
+
+
 def test_facts_that_changed_during_the_move_are_said_again(world):
     phone = world.register("1001")
     _, call = world.call_in()
@@ -398,6 +457,32 @@ def test_the_codec_of_the_call_is_used_on_every_leg(world):
     node.sdp = lambda **k: build_audio_sdp(7, 1, node.host, 40_000, ((0, "PCMU/8000"), (8, "PCMA/8000")))
     world.dial(node, call, "a1", "1001")
     assert call.legs["c"].side.payload == call.halves["a1"].side.payload == call.legs["a1"].side.payload == 8
+
+
+def event_number(sdp):
+    """Of telephone-event in an offer or answer."""
+    return SessionDescription.parse(sdp).audio().telephone_event
+
+
+@pytest.mark.parametrize("phones", [96, 101])
+def test_the_caller_numbers_telephone_events_for_everybody_who_can(world, phones):
+    """One number at both ends where the phone takes it; else each keeps its own, and rtpengine maps them. It
+    is the same after a takeover of the call, and for an edge that knows it from etcd only."""
+    phone = world.register("1001")
+    for party, number in ((world.carrier, 96), (phone, phones)):
+        party.sdp = lambda host=party.host, number=number, **how: build_audio_sdp(
+            7, 1, host, 40_000, telephone_event_pt=number, **how
+        )
+    _, call, node, _, leg = talking(world)
+    assert event_number(phone.of(sip.InviteReceived)[-1].request.body.decode()) == 96
+    assert event_number(world.carrier.of(sip.LegAnswered)[-1].sdp) == 96
+    kill(world, node.name)
+    world.boot()
+    call = world.edge.calls.by_id[call.call]
+    assert [call.legs[leg].side.telephone_event for leg in ("c", "a1")] == [96, phones]
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    assert event_number(phone.of(sip.ReinviteAnswered)[-1].sdp) == phones
 
 
 def test_two_people_talking_through_a_silent_node_are_connected_before_it_is_lost(world):
