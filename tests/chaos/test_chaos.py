@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ari_ha.cli.chaos_faults import ABOUT
-from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED
+from ari_ha.cli.chaos_judge import ALONE_STATES, EARLY_MEDIA, MIXED, percentile, worst
 from ari_ha.cli.chaos_mixed import shares
 from ari_ha.cli.chaos_stage import Stage
 from ari_ha.cli.lab_versions import there
@@ -19,8 +19,14 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 CALLS = 3
 MIXED_CALLS = 10
 """Some in each of six states"""
-DRAINED_CALLS, EMPTY_MAX_MS, DRAIN_LOST_MAX_MS = 20, 5_000, 200
-"""What a drain must not exceed on any machine, however busy; a quiet one is in docs/index.md."""
+DRAINED_CALLS = 20
+EMPTY_MAX_MS, DRAIN_LOST_MAX_MS = 3_000, 100
+"""A drain has emptied its node within 1.1 s and lost nothing, on two busy cores (docs/index.md), and every
+cell of it in docs/matrix.md has a 95th percentile of 0, at loads of 8 to 14. Where no processor is free an
+ear misses a packet or two, and music has halted for 56 ms with nothing drained: no fault of the move."""
+NOTHING_LOST_SHARE = 0.75
+"""Of the calls. A move that is heard at all is heard in the calls that Asterisk bridges or plays something
+to, 14 of these 20; the others are hitless, and a median could hide it."""
 
 
 def perform(stage: Stage, fault: str, state: str, serial: int = 0, **more: Any) -> dict[str, Any]:
@@ -97,8 +103,9 @@ def test_a_transfer_is_asked_for_inside_the_gap_and_survives_the_next_death(runn
 def test_a_node_is_emptied_of_calls_in_many_states(running_lab: Stage) -> None:
     report = survives(running_lab, "drain", MIXED, DRAINED_CALLS, 0)
     assert report["node_empty_ms"] is not None and report["node_empty_ms"] <= EMPTY_MAX_MS
-    for call in report["calls"]:
-        assert all(lost is None or lost <= DRAIN_LOST_MAX_MS for lost in call["lost_audio_ms"].values()), call
+    lost = sorted(worst(report["calls"], "lost_audio_ms"))
+    assert len(lost) == DRAINED_CALLS, report["calls"]
+    assert percentile(lost, NOTHING_LOST_SHARE) == 0 and lost[-1] <= DRAIN_LOST_MAX_MS, lost
 
 
 def test_a_full_disk_is_no_matter(running_lab: Stage) -> None:
