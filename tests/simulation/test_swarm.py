@@ -334,6 +334,7 @@ KEPT_FULL = {
     "a party of no record hangs up in the gap": 805219,
     "a transfer of somebody who hangs up in the gap": 803016,
     "a second line leads the call before its edge has heard so": 802774,
+    "dialled while the edge was dead, and called into a conversation": 802715,
     "two consult the same person, and who dialled last is refused": 805250,
     "asked for an attended transfer and hung up, and no app heard of it": 804593,
 }
@@ -384,6 +385,7 @@ KEPT_EVERYTHING = {
     "asked in one line and hung up the other before anybody could hear of it": 300491,
     "a conversation that began and ended while two nodes were without etcd": 350171,
     "a conference and its supervisor, and the caller hangs up": 400192,
+    "an answer to an address that nobody has any more": 360046,
     "whispered to an agent who talks to himself": 500072,
     "whoever took a transfer transfers while the call moves": 500263,
     "a port of a relay that has been started again": 500379,
@@ -419,6 +421,8 @@ KEPT_WHOLE = {
     "consults, hands his caller over, and is left by whom he consulted": 902798,
     "a transfer of which nobody heard, and it was counted": 905655,
     "a target refuses while etcd is slow, and its node is lost": 906583,
+    "a caller is handed on before that is written, and waits still": 904427,
+    "the end of a link is heard after its next one has begun": 905647,
     "a ring is let go by a node that has lost the call, and answered at the next": 907813,
     "another address can be told only when etcd is back": 908935,
 }
