@@ -153,14 +153,15 @@ class Resumes:
         caller in an IVR, of which a step may be done that the mirror does not know, and while the mirror
         may not have caught up with the store; not for long. An app that has just started waits until it
         knows whether there is a store, and until it has read its agents: without them a phone that rings
-        would be taken for nobody's."""
+        would be taken for nobody's. One that has never read anything cannot say, with the store away, that
+        there is no record: the store may be back at once."""
         context, records = self._context, self._records
         limit_s = context.timings.record_limit_s
         record = records.latest(arriving.call)
         caught_up = context.now - context.store_since > MIRROR_BEHIND_S
         fresh = record is not None and record.stage != IVR and caught_up
         fresh = fresh and all(leg in record.legs for leg in arriving.facts if leg != PRIMARY_LEG)
-        away = context.store_heard and not context.store_ok
+        away = context.store_heard and not context.store_ok and (records.seen or record is not None)
         arriving.agents_known = self._agents_seen() or (away and arriving.kind == TAKEOVER)
         if arriving.kind == ADOPTION:
             arriving.record, arriving.record_known = record, record is not None or records.seen

@@ -337,6 +337,7 @@ KEPT_FULL = {
     "dialled while the edge was dead, and called into a conversation": 802715,
     "two consult the same person, and who dialled last is refused": 805250,
     "asked for an attended transfer and hung up, and no app heard of it": 804593,
+    "an app cut off from etcd before it has read anything takes a caller up": 3200278,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 
