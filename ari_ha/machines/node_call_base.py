@@ -129,6 +129,12 @@ class CallBase:
         if leg.attempt in self.attempts:
             self.attempts[leg.attempt].state = ENDED
 
+    def to_other_line(self, leg: Leg) -> None:
+        """``leg`` ends. Whoever has a second line beside it is on that one."""
+        line = next((o for o in self.living() if o.of == leg.leg), None)
+        if line is not None and leg.agent:
+            line.agent, leg.agent = leg.agent, ""
+
     def add_leg(self, leg: Leg) -> Leg:
         """A leg joins the call. Its name is never used again."""
         self.legs[leg.leg] = leg

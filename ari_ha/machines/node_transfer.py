@@ -141,8 +141,7 @@ class Transfers:
         call.outbound.ring(frame.number, consult=leg.leg)
 
     def _agent_state(self, leg: Leg, rule: str) -> None:
-        main = self._call.legs.get(leg.of)
-        if main is not None and main.agent:
+        if (main := self._call.legs.get(leg.of)) is not None and main.agent:
             self._parts.acd.conversation_state(self._call.call, main.agent, rule)
 
     def consult_failed(self, party: Leg, kind: str) -> None:
@@ -182,11 +181,11 @@ class Transfers:
             return True
         return False
 
-    def _gone(self, leg: Leg) -> None:
+    def _gone(self, leg: Leg, cause: str = "transfer") -> None:
         leg.state = ENDED
         self._call.hang_up_later(leg)
         self._call.attempt_over(leg)
-        self._parts.acd.conversation_ended(self._call.call, leg.agent, "transfer")
+        self._parts.acd.conversation_ended(self._call.call, leg.agent, cause)
 
     def _main_ended(self, leg: Leg, consult: str) -> None:
         """The main conversation is over while an agent consults: the side conversation goes on."""
@@ -202,8 +201,8 @@ class Transfers:
             self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
             call.attempt_over(main)
         for other in [leg, *self._others(leg)]:
-            other.state = ENDED
-            call.hang_up_later(other)
+            call.to_other_line(other)
+            self._gone(other, "caller")
         call.head = consult
         self._nobody_waits()
         for other in call.living():
@@ -231,14 +230,13 @@ class Transfers:
         """Three were brought together here, and for the edge, which had not heard of it, the one who
         consulted and his party go on without the caller: so they do."""
         self._call.note("the caller is gone, the others go on", leg=leg.leg, head=head.leg)
-        leg.state, self._call.head = ENDED, head.leg
-        self._call.hang_up_later(leg)
+        self._call.head = head.leg
+        self._gone(leg, "caller")
         self._call.save()
         self._call.touch()
 
     def _consult_over(self, leg: Leg) -> None:
-        call = self._call
-        others = self._others(leg)
+        call, others = self._call, self._others(leg)
         leg.state = ENDED
         call.hang_up_later(leg)
         self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
@@ -550,6 +548,7 @@ class Transfers:
             leader = call.legs.get(leg.consult)
             if leader is None or not leader.alive:
                 call.end_leg(leg, NORMAL, "whoever consulted is gone")
+                self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
         if not self.open or t is None:
             self._left_alone(ended, record)
             return

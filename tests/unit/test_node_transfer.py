@@ -1125,6 +1125,48 @@ def test_both_consult_the_caller_hangs_up_and_his_party_is_there_first() -> None
     assert bench.machine.core.calls["k1"].stage == "talking"
 
 
+@pytest.mark.parametrize("first", ["c", "a1"])
+def test_whoever_dialled_is_free_when_the_other_ones_consultation_is_all_that_is_left(first: str) -> None:
+    """At once: no queue gave him the call, and the reconciler would be the next to see it."""
+    bench = Bench()
+    agent_dials(bench, "1002")
+    bench.pick_up(bench.dialled()[0])
+    bench.frame(link.LegHeld("k1", "a1", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
+    token = bench.token("k1", "k1", kind="agent", user="1002", did="+4940")
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
+    bench.post(AriEvent(event=start))
+    (party,) = bench.dialled()
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k1", E))
+    assert bench.agent("1001").work == "talking" and bench.agent("1002").work == "consult"
+    bench.gone("k1", first)
+    bench.gone("k1", {"c": "a1", "a1": "c"}[first], by="edge")
+    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.agent("1001").work in ("idle", "acw") and bench.agent("1002").work == "talking"
+
+
+def test_who_consults_on_a_line_of_his_own_is_there_still_when_the_main_conversation_is_over() -> None:
+    bench = Bench()
+    agent_dials(bench, "1002")
+    bench.pick_up(bench.dialled()[0])
+    for line, of, number in (("k1", "a1", "+4940"), ("k2", "c", "+4941")):
+        bench.frame(link.LegHeld("k1", of, E, True))
+        bench.frame(link.ConsultAsked("k1", line, E, of, number))
+        token = bench.token("k1", line, kind="agent", user="1001" if of == "c" else "1002", did=number)
+        start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,{number}", number)
+        bench.post(AriEvent(event=start))
+        (party,) = bench.dialled()
+        bench.pick_up(party)
+        bench.frame(link.LegAnswered("k1", line, E))
+    bench.gone("k1", "c")
+    bench.gone("k1", "a1", by="edge")
+    bench.sleep(12.0)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"talking", "consult"}
+    bench.gone("k1", "k2")
+    assert bench.agent("1001").work in ("idle", "acw") and bench.agent("1002").work == "talking"
+
+
 def test_the_wrong_line_was_hung_up_while_the_call_moved() -> None:
     bench = Bench()
     consulting(bench)
@@ -1276,6 +1318,29 @@ def test_of_three_one_transfers_and_leaves_and_nobody_takes_it() -> None:
     assert bench.agent("1001").work == "talking"
     bench.gone("k1", "k1")
     assert bench.said(link.EndLeg, leg="c")
+
+
+def of_three_one_consults(bench: Bench) -> None:
+    """1002, whom 1001 has brought together with his caller, talks to somebody outside meanwhile."""
+    _, _, second, _ = consulting(bench)
+    types(bench, second, "*3")
+    bench.frame(link.LegHeld("k1", "a2", E, True))
+    bench.frame(link.ConsultAsked("k1", "k2", E, "a2", "+4940"))
+    token = bench.token("k1", "k2", kind="agent", user="1002", did="+4940")
+    bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")))
+    (outside,) = bench.dialled()
+    bench.pick_up(outside)
+    bench.frame(link.LegAnswered("k1", "k2", E))
+
+
+def test_of_three_one_consults_and_hangs_up_the_line_to_the_others() -> None:
+    bench = Bench()
+    of_three_one_consults(bench)
+    bench.gone("k1", "a2")
+    bench.sleep(12.0)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"talking", "consult"}
+    bench.gone("k1", "k2")
+    assert (bench.agent("1002").work in ("acw", "idle"), bench.agent("1002").handled) == (True, 1)
 
 
 def test_a_conference_is_taken_up_with_all_three() -> None:
