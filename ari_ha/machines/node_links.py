@@ -233,7 +233,7 @@ class Links:
     def _relinquish(self, ident: str, epoch: Epoch) -> None:
         call = self._core.calls.get(ident)
         if call is not None and call.epoch <= epoch:
-            self._core.drop(call, "relinquished")
+            self._core.drop(call, "relinquished", unless_wanted=True)
 
     # --- comparing -----------------------------------------------------------------
 

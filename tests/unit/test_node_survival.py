@@ -961,6 +961,18 @@ def test_a_caller_who_gave_up_while_his_node_heard_nothing_leaves_no_place(aster
     assert bench.waiting() == []
 
 
+def test_an_agent_whose_caller_hung_up_while_his_node_heard_nothing_is_free_when_it_hears() -> None:
+    bench = Bench()
+    bench.talk()
+    bench.link_down()
+    bench.disown("k1")
+    assert bench.agent().work == "talking"
+    bench.link()
+    bench.frame(link.Relinquish("k1", "7.1"))
+    assert "k1" not in bench.machine.core.calls
+    assert (bench.agent().work, bench.agent().handled) == ("acw", 1)
+
+
 def test_a_caller_who_went_before_the_dialplan_had_him_leaves_nothing() -> None:
     """Nobody tells the end of a channel that was not subscribed to yet."""
     bench = Bench(())
