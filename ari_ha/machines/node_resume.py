@@ -335,6 +335,9 @@ def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:
             attempt.state = ANSWERED
         elif attempt is not None:
             attempt.state = LOST if attempt.state in (ANSWERED, LOST) else RINGING
+    for leg in [leg for leg in call.legs.values() if leg.of not in call.legs and not leg.agent]:
+        if (main := record.legs.get(leg.of)) is not None:
+            leg.agent = main.agent  # of his two lines this one is left, which the record does not know yet
     for attempt in call.attempts.values():
         here = attempt.leg in call.legs and by_leg.get(attempt.leg) is attempt
         if attempt.state in OPEN_STATES and not here:
@@ -417,7 +420,8 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     else:
         stage = QUEUED
     known = [leg for leg in agents_up if leg.agent and leg.leg not in call.ending]
-    talking = tuple(leg.agent for leg in known if leg.attempt or not leg.target)
+    numbers = {name for name, leg in (record.legs if record else {}).items() if leg.target}
+    talking = tuple(leg.agent for leg in known if leg.attempt or not (leg.target or leg.of in numbers))
     parties = tuple(leg.agent for leg in known if leg.agent not in talking)
     return Past(stage, alive, tuple(ended), talking, parties, tuple(lost), tuple(left), tuple(unwilling))
 

@@ -1213,6 +1213,10 @@ def test_taken_up_with_a_record_older_than_the_conference() -> None:
     bench.sleep(0.5)
     assert bench.hears(channels["c"]) == bench.hears(channels["k1"]) == "people"
     assert not bench.said(link.EndLeg)
+    bench.sleep(12.0)
+    assert bench.agent("1001").work in ("talking", "consult"), "he is on his other line"
+    bench.gone("k1", "k1", "7.2")
+    assert bench.agent("1001").work in ("acw", "idle")
 
 
 def test_taken_up_with_a_record_older_than_the_end_of_the_main_conversation() -> None:
@@ -1341,6 +1345,26 @@ def test_of_three_one_consults_and_hangs_up_the_line_to_the_others() -> None:
     assert {bench.agent(a).work for a in ("1001", "1002")} <= {"talking", "consult"}
     bench.gone("k1", "k2")
     assert (bench.agent("1002").work in ("acw", "idle"), bench.agent("1002").handled) == (True, 1)
+
+
+def test_whom_a_colleague_called_comes_by_no_queue_on_his_other_line_either() -> None:
+    """The node before let him go when he hung up the line to the others."""
+    bench = Bench()
+    idle = bench.agent("1002")
+    of_three_one_consults(bench)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.store.put(bench.keys.agent("1002"), idle)
+    bench.read("agents")
+    bench.own("k1", epoch="7.2")
+    bench.resume(
+        "k1", "7.2", {"c": "up", "k1": "up", "k2": "up", "a3": "up"}, ended={"a1": "app", "a2": "phone"},
+        head="c", sides={"k2": "k2", "a3": "k2"}, lines={"k1": "a1", "k2": "a2"},
+        targets={"a3": "number:+4940"},
+    )  # fmt: skip
+    part = bench.agent("1002").attempt
+    assert part is not None and (part.attempt, part.queue) == ("k1", "")
+    assert bench.agent("1001").work in ("talking", "consult")
 
 
 def test_a_conference_is_taken_up_with_all_three() -> None:
