@@ -241,6 +241,7 @@ class NodeCall(CallBase):
             return
         if self.stage not in (SETUP, QUEUED):
             self.note("attempt not begun: the caller does not wait", attempt=attempt, stage=self.stage)
+            self.parts.acd.caller_leaves(self.call, "does not wait", goes_on=True)
             return
         if known is not None and (leg := self.legs.get(known.leg)) is not None and leg.alive:
             return

@@ -7,7 +7,7 @@ import pytest
 
 from ari_ha.core.ports.ari import AriEvent
 from ari_ha.wire import link
-from ari_ha.wire.keyspace import LegValue, RecordValue
+from ari_ha.wire.keyspace import AttemptOfAgent, LegValue, RecordValue, WaitingValue
 from ari_ha.wire.transfer import TransferValue
 from tests.support.node_bench import UTC0, Bench
 
@@ -93,6 +93,29 @@ def test_taken_up_while_it_rings_nothing_is_dialled() -> None:
     assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
     record = bench.record()
     assert record is not None and record.stage == "talking"
+
+
+@pytest.mark.parametrize("state", ["ringing", "up"])
+@pytest.mark.parametrize("placed", [True, False])
+def test_nobody_is_rung_for_who_dials_or_talks_and_waits_in_no_queue(state: str, placed: bool) -> None:
+    """The node before, which had him in a queue without etcd, wrote late that 1002 was to be rung for him."""
+    bench = Bench()
+    moved_while_dialling(bench)
+    part = AttemptOfAgent(
+        attempt="t9", call="k1", queue="support", node="ast2#x", since=UTC0 + bench.now,
+        deadline=UTC0 + bench.now + 5,
+    )  # fmt: skip
+    key = bench.keys.agent("1002")
+    bench.store.put(key, msgspec.structs.replace(bench.agent("1002"), work="reserved", attempt=part))
+    if placed:
+        place = WaitingValue("k1", "support", entered=UTC0, node="ast2#x", attempt="t9", agent="1002")
+        bench.store.put(bench.keys.waiting("support", "k1"), place)
+    bench.read("agents", "queues")
+    bench.resume("k1", "7.2", {"c": state, "a1": state})
+    assert (bench.agent("1002").work, bench.agent("1002").missed) == ("idle", 0)
+    assert not bench.waiting() and not bench.dialled()
+    bench.sleep(10.0)
+    assert bench.agent("1002").work == "idle" and not bench.waiting()
 
 
 def test_answered_while_it_moved() -> None:
