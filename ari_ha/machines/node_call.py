@@ -138,6 +138,8 @@ class NodeCall(CallBase):
         self.asterisk.succeeded()
         there = tuple(leg.leg for leg in self.living() if leg.channel is not None and leg.channel.up)
         if any(leg.state == UP and leg.leg not in there for leg in self.living()):
+            if wanted.media == HITLESS and not self.recovering:
+                self.media.ask(HITLESS)  # they hear each other without it
             return  # somebody's channel is missing: the call is not whole
         if there and there != self.bridged_said and self.stage in SPEAKING:
             self.bridged_said = there

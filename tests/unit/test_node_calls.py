@@ -151,6 +151,20 @@ def test_whoever_is_held_hears_music_also_before_the_other_ones_channel_is_there
     assert bench.hears(customer) == bench.hears(agent) == "people"
 
 
+def test_two_hear_each_other_also_before_a_channel_is_there() -> None:
+    """Of whom Asterisk has only one the edge connects them directly, and Asterisk when it has both."""
+    bench = Bench()
+    customer = bench.trunk()
+    (agent,) = bench.dialled()
+    bench.frame(link.LegAnswered("k1", "a1", "7.1"))
+    assert bench.said(link.WantMedia)[-1].state == "hitless"
+    assert not bench.said(link.Bridged, legs=["c", "a1"]), "the call is not whole yet"
+    bench.post(*bench.asterisk.up(agent))
+    assert bench.hears(customer) == bench.hears(agent) == "people"
+    assert bench.said(link.Bridged, legs=["c", "a1"])
+    assert [f.state for f in bench.said(link.WantMedia)] == ["hitless"]
+
+
 def test_a_through_queue_keeps_asterisk_in_the_path() -> None:
     bench = Bench(media="through")
     bench.talk()
