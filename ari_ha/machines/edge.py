@@ -135,6 +135,7 @@ class EdgeMachine:
         self.recordings = Recordings(self.context, self.calls, self.setup, self.watch)
         self.rehome.on_relay_has = self.recordings.relay_has
         self.role = Role(self.context, self._role_taken)
+        self.calls.store.on_fenced = self.role.stored
         self._routes: dict[type[Event], Callable[[Any], None]] = {
             SipBytes: self._sip_bytes,
             SipFlowClosed: self._flow_closed,

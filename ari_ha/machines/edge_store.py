@@ -8,7 +8,7 @@ from itertools import islice
 
 from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import Done, Outcome, Refused
-from ari_ha.core.ports.store import Compare, Delete, Put, TxnResult
+from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, TxnResult
 from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall
 from ari_ha.sip.events import LocalError
@@ -48,9 +48,9 @@ class _Write:
     puts: tuple[Put, ...]
     """Those that etcd does not have like this"""
     waiting: list[Callable[[], None]]
-    """What goes on when it is answered, whatever the answer"""
+    """What goes on when it is answered, whatever the answer, unless that is that another edge is active"""
     confirming: list[Callable[[], None]]
-    """What goes on when it is in etcd, or is another edge's to write; else after the next try"""
+    """What goes on when it is in etcd; else after the next try"""
 
     @property
     def size(self) -> int:
@@ -93,6 +93,8 @@ class CallStore:
         self._refused: set[str] = set()
         """Calls of a transaction that etcd refused: each goes alone until it is taken, or what is wrong
         with one would keep the others out as well"""
+        self.on_fenced: Callable[[str, KeyValue | None], None] = lambda key, item: None
+        """A write was refused because the key of our address is another: that key, as it is now"""
         self._found: dict[str, dict[str, bytes]] = {}
         """call -> key -> what another process had written there (media keys shown): a newer
         one may say more than this version knows, and that is kept"""
@@ -260,7 +262,7 @@ class CallStore:
     def _write(self, together: dict[str, _Write]) -> None:
         """One transaction for calls that changed in the same event: when a node is lost, or
         this edge has taken over, those are many."""
-        context = self._context
+        context, revision = self._context, self._context.edge_revision
         forgotten, deletes = self._take_answered()
         for ident in together:
             self._written.pop(ident, None)  # not known until this write is answered
@@ -269,21 +271,21 @@ class CallStore:
         def written(outcome: Outcome) -> None:
             result = outcome.value if isinstance(outcome, Done) else None
             ok = isinstance(result, TxnResult) and result.succeeded
-            if not isinstance(outcome, Done):
+            self._writing.difference_update(together)
+            if isinstance(outcome, Done):
+                self._refused.difference_update(together)
+            if not ok:
                 self._forget_later(*forgotten)
+            if isinstance(outcome, Done) and not ok and not self._still_active(revision, outcome, together):
+                return
             for ident, write in together.items():
-                self._writing.discard(ident)
-                if isinstance(outcome, Done):
-                    self._refused.discard(ident)
                 if ok:
                     self._written[ident] = write.values
                     self._keep_revision(ident, result.revision)
-                elif isinstance(outcome, Done):
-                    context.count("edge_writes_fenced")
-                    context.note(f"call/{ident}", "write refused: another edge is active", level="error")
                 else:
                     self._dirty[ident] = None
-                    self._failed(ident, outcome)
+                    if not isinstance(outcome, Done):
+                        self._failed(ident, outcome)
                     self._after_success.setdefault(ident, [])[:0] = write.confirming
                     write.confirming.clear()
             for write in together.values():
@@ -294,6 +296,19 @@ class CallStore:
         puts = tuple(put for write in together.values() for put in write.puts)
         lane = f"store/{next(iter(together), 'farewells')}"
         context.txn(lane, written, compares=self._fence(), puts=puts, deletes=deletes)
+
+    def _still_active(self, revision: int, refused: Done, idents: Iterable[str]) -> bool:
+        """After a write of ``revision`` that the fence refused: whether it was we ourselves who have our
+        address by a newer one. Else another has it, and what waited for the write is its to do: a phone that
+        has no answer says again to it what we could not write down."""
+        context, key = self._context, self._context.keys.vip(self._context.config.vip)
+        self.on_fenced(key, next((item for item in refused.value.current if item.key == key), None))
+        if context.edge_revision > revision:
+            return True
+        for ident in idents:
+            context.count("edge_writes_fenced")
+            context.note(f"call/{ident}", "write refused: another edge is active", level="error")
+        return False
 
     def _keep_revision(self, ident: str, revision: int) -> None:
         self._revisions.pop(ident, None)
@@ -336,7 +351,7 @@ class CallStore:
     def _delete(self, ident: str, ended: _Ended) -> None:
         """Takes the call out of etcd, and in the same transaction leaves what became of
         it (an empty entry: nothing) for the clerk."""
-        context, keys = self._context, self._context.keys
+        context, keys, revision = self._context, self._context.keys, self._context.edge_revision
         self._writing.add(ident)
         self._ending.add(ident)
         confirming = self._after_success.pop(ident, [])
@@ -348,9 +363,12 @@ class CallStore:
         def deleted(outcome: Outcome) -> None:
             self._writing.discard(ident)
             self._ending.discard(ident)
-            if isinstance(outcome, Done):
-                if isinstance(outcome.value, TxnResult) and outcome.value.succeeded:
-                    self._keep_revision(ident, outcome.value.revision)
+            result = outcome.value if isinstance(outcome, Done) else None
+            ok = isinstance(result, TxnResult) and result.succeeded
+            if isinstance(outcome, Done) and not ok and not self._still_active(revision, outcome, (ident,)):
+                self._written.pop(ident, None)
+            elif ok:
+                self._keep_revision(ident, result.revision)
                 self._written.pop(ident, None)
                 self._refused.discard(ident)
                 if kept:
@@ -361,7 +379,8 @@ class CallStore:
                 self._deleted[ident] = ended
                 self._forget_later(*forgotten)
                 self._after_success[ident] = confirming
-                self._failed(ident, outcome)
+                if not isinstance(outcome, Done):
+                    self._failed(ident, outcome)
 
         context.count("edge_store_txns")
         context.txn(

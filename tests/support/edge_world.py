@@ -266,7 +266,8 @@ class EdgeWorld:
         for compare in effect.compares:
             item = self.store.get(compare.key)
             if (item.mod_revision if item else 0) != compare.mod_revision:
-                return Done(TxnResult(False, self.revision))
+                current = (self.store[c.key] for c in effect.compares if c.key in self.store)
+                return Done(TxnResult(False, self.revision, tuple(current)))
         self.revision += 1
         for put in effect.puts:
             self.store[put.key] = KeyValue(put.key, put.value, self.revision)

@@ -199,3 +199,47 @@ def test_an_older_word_does_not_end_a_newer_role(pair: Pair) -> None:
     pair.as_standby(pair.named("edge2", "p2"))
     pair.as_standby(pair.word(0, after=pair.standby.context.edge_revision - 1))
     assert pair.standby.serving and not pair.standby.role.down
+
+
+@pytest.mark.parametrize("who", ["phone", "carrier"])
+def test_who_hears_from_a_refused_write_that_another_is_active_stands_down_and_answers_nobody(
+    pair: Pair, who: str
+) -> None:
+    """A BYE that it could not write down is the other one's to answer: the phone says it again."""
+    caller, _, _, phone, leg = talking(pair)
+    pair.mirror()
+    pair.take_over()
+    pair.named("edge1", "p1")  # neither guard nor stream has told it yet
+    before = len(pair.sip_log)
+    end, what = (phone, leg) if who == "phone" else (pair.carrier, caller)
+    end.sip.hangup(what, pair.now)
+    pair.settle()
+    assert pair.standby.role.down
+    pair.run(2)
+    said = [data for _, by, _, data in pair.sip_log[before:] if by == "edge"]
+    assert not [data for data in said if data.startswith(b"SIP/2.0 200")]
+
+
+@pytest.mark.parametrize("who", ["phone", "carrier"])
+def test_what_the_fence_refuses_is_written_again_where_it_is_our_own_newer_revision(
+    pair: Pair, who: str
+) -> None:
+    caller, call, _, phone, leg = talking(pair)
+    pair.mirror()
+    pair.take_over()
+    newer = pair.named("edge2", "p2")  # its guard has claimed the address anew, and not said so yet
+    end, what = (phone, leg) if who == "phone" else (pair.carrier, caller)
+    before = len(pair.sip_log)
+    end.sip.hangup(what, pair.now)
+    pair.settle()
+    pair.run(0.2)
+    assert pair.standby.serving and not pair.standby.role.down
+    assert pair.standby.context.edge_revision == newer.revision
+    assert [
+        data for _, by, _, data in pair.sip_log[before:] if by == "edge" and data.startswith(b"SIP/2.0 200")
+    ]
+    owner = pair.keys.owner(call.call)
+    if who == "carrier":
+        assert owner not in pair.store, "its end is written down"
+    else:
+        assert pair.store[owner].mod_revision > newer.revision
