@@ -116,6 +116,19 @@ class Attempts:
         a place this node has not seen yet."""
         return (self.desk.keys.waiting(queue, call),) if queue and not self.desk.away else ()
 
+    def owner_read(self, call: str) -> tuple[str, ...]:
+        """Who serves the call as a key to compare: what we do about its caller must not overlook that another
+        node has it by now."""
+        owner = self.desk.keys.owner(call)
+        return (owner,) if self.desk.view.stored(owner) is not None and not self.desk.away else ()
+
+    def is_anothers(self, call: str) -> bool:
+        """Whether another node has the caller, by his place and by who serves the call."""
+        entry, owner = self.desk.view.entry(call), self.desk.view.owner(call)
+        if entry is None or owner is None or self.desk.is_me(entry.node):
+            return False
+        return bool(owner.why) or not self.desk.is_me(owner.node)
+
     def _tell_extras(self, call: str, result: Result) -> None:
         if result.extras_refused is not None and not result.local:
             self.desk.order(PutsRefused(call=call, current=result.extras_refused))
@@ -187,8 +200,7 @@ class Attempts:
             if isinstance(new, Not):
                 return new
             taken = msgspec.structs.replace(place, attempt=attempt, agent=name)
-            owner = keys.owner(entry.call)
-            reads = (owner,) if view.stored(owner) is not None and not desk.away else ()
+            reads = self.owner_read(entry.call)
             return Plan({keys.agent(name): new, key: taken}, "agent and caller are matched", reads)
 
         self._submit("match", entry.call, name, decide, away=away)
@@ -396,14 +408,19 @@ class Attempts:
         if attempt.resumed and kind == "no-answer":
             rule = "excused"
         self._drop(attempt)
-        self._fail_agent(attempt.call, attempt.agent, attempt_id, rule, delays.get(kind, 0.0))
+        self._fail_agent(attempt.call, attempt.agent, attempt_id, rule, delays.get(kind, 0.0), ours=True)
         if rule == "no-answer":
             self.desk.order(AgentNotice(agent=attempt.agent, text="missed call"))
 
-    def _fail_agent(self, call: str, name: str, attempt: str, rule: str, delay_s: float) -> None:
-        """The attempt is over: the agent, and the caller's place, are free again."""
+    def _fail_agent(
+        self, call: str, name: str, attempt: str, rule: str, delay_s: float, ours: bool = False
+    ) -> None:
+        """The attempt is over: the agent, and the caller's place, are free again. ``ours``: it was begun, or
+        taken up, here; where another node has taken it up since it is that one's to tell of."""
 
         def decide() -> Plan | Not:
+            if ours and self.is_anothers(call):
+                return Not("the caller is another node's")
             agent = self.desk.view.agent(name)
             queue = agent.attempt.queue if agent is not None and agent.attempt is not None else ""
             facts = Facts(
@@ -416,7 +433,7 @@ class Attempts:
             writes |= self.place_freed(call, attempt)
             if not writes:
                 return Not("ended already", already=True)
-            return Plan(writes, f"attempt ends: {rule}", self.place_read(call, queue))
+            return Plan(writes, f"attempt ends: {rule}", self.place_read(call, queue) + self.owner_read(call))
 
         self._submit("fail", call, name, decide)
 

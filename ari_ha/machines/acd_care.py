@@ -361,8 +361,9 @@ class Care:
         def decide() -> Plan | Not:
             if self.desk.view.value(key) != seen:
                 return Not("moved on", already=True)
-            writes = change()
-            return Plan(writes, "place put right") if writes else Not("nothing to do", already=True)
+            writes = {} if self.attempts.is_anothers(seen.call) else change()
+            reads = self.attempts.owner_read(seen.call)
+            return Plan(writes, "place put right", reads) if writes else Not("nothing to do", already=True)
 
         lock = (call_lock(seen.call),)
         self.writes.submit(Op(name="place", lock=lock, decide=decide, done=lambda r: None, away="drop"))

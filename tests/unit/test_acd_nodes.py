@@ -223,6 +223,34 @@ def test_the_old_node_writes_nothing_about_a_call_that_moved(cluster: Cluster) -
     assert c.agent_now("alice").work == "reserved"
 
 
+@pytest.mark.parametrize("kind", ["no-answer", "reject", "unreachable"])
+def test_what_a_ring_comes_to_at_a_node_that_does_not_know_yet_that_the_call_has_moved(
+    cluster: Cluster, kind: str
+) -> None:
+    """Its stream is behind: the phone rings on at the next node, and nobody has missed anything."""
+    c = cluster
+    c.queue("support", rona_max=1)
+    queued(c)
+    c.ring(attempt := attempt_of(c))
+    c.flow()
+    one = c.nodes["n1"]
+    one.alive = False
+    c.take_over("k1", "n2")
+    c.flow()
+    one.alive = True
+    before, place = c.agent_now("alice"), c.picture().entries["k1"]
+    assert (before.work, place.node, place.attempt) == ("ringing", "n2#1", attempt)
+    c._took(one, one.acd.attempt_failed(attempt, kind, c.now, c.utc))
+    while one.effects:
+        c.perform(one)
+    assert (c.agent_now("alice"), c.picture().entries["k1"]) == (before, place)
+    c.flow()
+    c.pick_up(attempt)
+    c.advance(1.0)
+    assert c.agent_now("alice").work == "talking"
+    quiet(c)
+
+
 def test_a_conversation_that_was_ended_and_goes_on_is_counted_once(cluster: Cluster) -> None:
     """Its node had released the agent, its edge did not hear of it, and it was lost: he talks on."""
     c = cluster
