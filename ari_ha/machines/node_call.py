@@ -479,8 +479,7 @@ class NodeCall(CallBase):
     def _agent_gone(self, leg: Leg) -> None:
         """The agent hung up: the conversation is over, and with it the call."""
         self.note("the agent is gone", agent=leg.agent, by=leg.by)
-        self.to_other_line(leg)
-        self.parts.acd.conversation_ended(self.call, leg.agent, "agent")
+        self.left_by(leg, "agent")
         if len(self.people()) >= 2:
             self.save()
             self.touch()

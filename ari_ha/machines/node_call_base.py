@@ -129,11 +129,14 @@ class CallBase:
         if leg.attempt in self.attempts:
             self.attempts[leg.attempt].state = ENDED
 
-    def to_other_line(self, leg: Leg) -> None:
-        """``leg`` ends. Whoever has a second line beside it is on that one."""
+    def left_by(self, leg: Leg, cause: str) -> None:
+        """Whoever was on ``leg`` is on it no more: on his second line, if he has one beside it, or his part
+        of the call is over."""
         line = next((o for o in self.living() if o.of == leg.leg), None)
         if line is not None and leg.agent:
             line.agent, leg.agent = leg.agent, ""
+        else:
+            self.parts.acd.conversation_ended(self.call, leg.agent, cause)
 
     def add_leg(self, leg: Leg) -> Leg:
         """A leg joins the call. Its name is never used again."""

@@ -420,8 +420,9 @@ def compare(call: NodeCall, arriving: Arriving) -> Past:
     else:
         stage = QUEUED
     known = [leg for leg in agents_up if leg.agent and leg.leg not in call.ending]
-    numbers = {name for name, leg in (record.legs if record else {}).items() if leg.target}
-    talking = tuple(leg.agent for leg in known if leg.attempt or not (leg.target or leg.of in numbers))
+    by_queue = {attempt.agent for attempt in call.attempts.values()}
+    called = {leg.agent for leg in known if leg.target or (leg.of and leg.agent not in by_queue)}
+    talking = tuple(leg.agent for leg in known if leg.attempt or leg.agent not in called)
     parties = tuple(leg.agent for leg in known if leg.agent not in talking)
     return Past(stage, alive, tuple(ended), talking, parties, tuple(lost), tuple(left), tuple(unwilling))
 

@@ -185,7 +185,7 @@ class Transfers:
         leg.state = ENDED
         self._call.hang_up_later(leg)
         self._call.attempt_over(leg)
-        self._parts.acd.conversation_ended(self._call.call, leg.agent, cause)
+        self._call.left_by(leg, cause)
 
     def _main_ended(self, leg: Leg, consult: str) -> None:
         """The main conversation is over while an agent consults: the side conversation goes on."""
@@ -201,7 +201,6 @@ class Transfers:
             self._parts.acd.conversation_state(call.call, leader.agent, "consult-end")
             call.attempt_over(main)
         for other in [leg, *self._others(leg)]:
-            call.to_other_line(other)
             self._gone(other, "caller")
         call.head = consult
         self._nobody_waits()
@@ -239,14 +238,14 @@ class Transfers:
         call, others = self._call, self._others(leg)
         leg.state = ENDED
         call.hang_up_later(leg)
-        self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
+        call.left_by(leg, "consult")
         if leg.consult != leg.leg and len(others) > 1:
             call.save()  # of three who were brought together two stay
             call.touch()
             return
         for other in others:
             call.end_leg(other, NORMAL, "the consultation is over")
-            self._parts.acd.conversation_ended(call.call, other.agent, "consult")
+            call.left_by(other, "consult")
         leader = call.legs.get(leg.consult)
         if leader is not None:
             self._agent_state(leader, "consult-end")
@@ -336,7 +335,7 @@ class Transfers:
         self._say(200)
         for leg in [leg for leg in legs if leg.alive]:
             call.end_leg(leg, NORMAL, "transferred")
-            self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+            call.left_by(leg, "transfer")
             call.attempt_over(leg)
         call.note("transferred", to=party.target, leg=party.leg, answered=party.state == UP)
         call.save()
@@ -378,7 +377,7 @@ class Transfers:
         if leg is not None and leg.alive:
             call.end_leg(leg, NORMAL, "transferred")
             call.attempt_over(leg)
-            self._parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+            call.left_by(leg, "transfer")
         self._set(left=True)
 
     # --- the target ----------------------------------------------------------------
@@ -548,7 +547,7 @@ class Transfers:
             leader = call.legs.get(leg.consult)
             if leader is None or not leader.alive:
                 call.end_leg(leg, NORMAL, "whoever consulted is gone")
-                self._parts.acd.conversation_ended(call.call, leg.agent, "consult")
+                call.left_by(leg, "consult")
         if not self.open or t is None:
             self._left_alone(ended, record)
             return

@@ -425,6 +425,7 @@ KEPT_WHOLE = {
     "a caller is handed on before that is written, and waits still": 904427,
     "the end of a link is heard after its next one has begun": 905647,
     "a ring is let go by a node that has lost the call, and answered at the next": 907813,
+    "of two who consult in turn the first leaves": 2485009,
     "another address can be told only when etcd is back": 908935,
 }
 

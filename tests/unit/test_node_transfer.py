@@ -1268,6 +1268,33 @@ def test_of_three_in_a_consultation_one_hangs_up() -> None:
     assert bench.hears(legs["k1"]) == bench.hears(legs["k2"]) == "people"
 
 
+def test_whoever_was_consulted_is_left_and_talks_on_with_whom_he_consults() -> None:
+    """He is in the call until that is over too, and is counted once."""
+    bench = Bench()
+    consulting_in_turn(bench)
+    bench.gone("k1", "k1")
+    bench.gone("k1", "a2", by="edge")
+    bench.sleep(12.0)
+    assert bench.agent("1002").work in ("talking", "consult") and bench.agent("1002").handled == 0
+    bench.gone("k1", "k2")
+    assert (bench.agent("1002").work in ("acw", "idle"), bench.agent("1002").handled) == (True, 1)
+
+
+def test_whoever_transfers_his_caller_while_he_consults_is_in_the_call_still() -> None:
+    bench = Bench()
+    consulting(bench)
+    asks(bench, "+4930")
+    (target,) = bench.dialled()
+    bench.ring(target)
+    assert bench.said(link.EndLeg, leg="a1")
+    bench.sleep(12.0)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"talking", "consult"}
+    bench.gone("k1", "k1")
+    bench.sleep(3.0)
+    assert {bench.agent(a).work for a in ("1001", "1002")} <= {"acw", "idle"}
+    assert bench.agent("1001").handled == 1
+
+
 def test_whoever_was_consulted_transfers_whoever_consulted_him() -> None:
     bench = Bench()
     legs = consulting_in_turn(bench)
