@@ -329,9 +329,14 @@ class NodeCore:
 
     def _place_of_nobody(self, ident: str) -> None:
         """A caller gave up between two nodes: his edge has ended the call, and his place,
-        the last node of which we were, is nobody's."""
+        the last node of which we were, is nobody's. Without the store nobody can say so: another
+        node may have him."""
+        if not (self.context.store_ok and self.records.seen) or self.acd.acd.unwritten:
+            self._look_at_place(ident)
+            return
         served = ident in self.calls or ident in self.resumes.by_call
-        if not served and self.records.owner(ident) is None and not self.listed(ident):
+        claimed = self.records.owner(ident) is not None or self.listed(ident)
+        if self._waits_here(ident) and not (served or claimed):
             self.acd.caller_leaves(ident, "ended between two nodes")
 
     def listed(self, ident: str) -> bool:

@@ -349,6 +349,7 @@ KEPT_RECORDED = {
     "a supervisor whose order cannot be read, for etcd is away": 810191,
     "rung again for the caller, while whoever was called by transfer consults": 3100134,
     "a recorder's node is emptied while the other's is dead and nobody knows": 810195,
+    "a late INVITE at an app that has just started without etcd": 810843,
 }
 
 

@@ -973,6 +973,25 @@ def test_an_agent_whose_caller_hung_up_while_his_node_heard_nothing_is_free_when
     assert (bench.agent().work, bench.agent().handled) == ("acw", 1)
 
 
+def test_an_invite_that_came_late_is_no_word_about_a_call_that_another_node_has() -> None:
+    """An app that has just started, without the store, gives up whom it never had: he talks elsewhere."""
+    bench = Bench()
+    moved(bench, "talking")
+    bench.own("k1", node="ast2#x", epoch="7.2")
+    bench.store.up = False
+    bench.restart_app()
+    bench.post(StoreReach(reachable=False, why="no space"))
+    bench.link()
+    channel = bench.trunk(own=False)
+    assert "k1" in bench.machine.core.calls
+    bench.post(*bench.asterisk.destroy(channel))
+    bench.sleep(6.0)
+    assert not bench.machine.core.calls
+    bench.store_back()
+    bench.sleep(6.0)
+    assert (bench.agent().work, bench.agent().handled) == ("talking", 0)
+
+
 def test_a_caller_who_went_before_the_dialplan_had_him_leaves_nothing() -> None:
     """Nobody tells the end of a channel that was not subscribed to yet."""
     bench = Bench(())
