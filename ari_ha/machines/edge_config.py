@@ -54,7 +54,7 @@ class EdgeTimings:
     invite_limit_s: float = 2.0
     """A phone or a number is rung this late, at most, because its INVITE is not in etcd yet."""
     end_limit_s: float = 3.0
-    """The 200 OK to a BYE waits this long, at most, for the end to be in etcd."""
+    """The 200 OK to a BYE, and the word that a transfer failed, wait this long, at most, to be in etcd."""
     move_limit_s: float = 2.5
     """A survivor that has not bridged a call by then: another try elsewhere."""
     handover_limit_s: float = 0.6

@@ -135,7 +135,7 @@ class Transfers:
             leg.refer["silent"] = "yes"
         context.note(f"call/{call.call}", "transfer asked", leg=leg.leg, number=number, other=other)
         context.count("edge_transfers", kind="attended" if other else "blind")
-        self._notify(leg, 100)
+        self._notify(leg, leg.refer, 100)
         home = call.home()
         if home:
             context.link(home.name, _transfer_frame(call, leg))
@@ -176,9 +176,9 @@ class Transfers:
         found = self._calls.phone(key) if key else None
         return found[1] if found is not None and found[0] is call and found[1].alive else None
 
-    def _notify(self, leg: PhoneLeg, status: int) -> None:
+    def _notify(self, leg: PhoneLeg, refer: dict[str, str], status: int) -> None:
         """The sipfrag that tells how it goes (RFC 3515 §2.4.5)."""
-        if leg.refer.get("silent") or not leg.alive:
+        if "silent" in refer or "left" in refer or not leg.alive:
             return
         over = status >= 200
         reason = REASONS.get(status, "Failed")
@@ -196,10 +196,20 @@ class Transfers:
         """The target refused while no node serves the call: whoever asked hears so, and asks
         anew if he wants it called again."""
         for leg in [leg for leg in call.living() if leg.refer.get("party") == party.leg]:
-            self._notify(leg, status)
-            leg.refer = {}
-            self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=status)
-            self._calls.touch(call)
+            self._over(call, leg, status or 480)  # 0: it answered, and has hung up
+
+    def _over(self, call: EdgeCall, leg: PhoneLeg, status: int) -> None:
+        """One that failed is told of when that is written down: a successor that did not know would have it
+        carried out, and a phone that was told it keeps its call would be sent away."""
+        refer, leg.refer = leg.refer, {}
+        self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=status)
+        self._calls.touch(call)
+        if status < 300:
+            self._notify(leg, refer, status)  # at once: the end of its dialog is next
+            return
+        self._calls.store.when_written(
+            call, lambda: self._notify(leg, refer, status), self._context.timings.end_limit_s
+        )
 
     def asker_left(self, call: EdgeCall, leg: PhoneLeg) -> None:
         """A phone was told 202 and hangs up before its app has acted. Should no app act any more,
@@ -224,8 +234,7 @@ class Transfers:
                 other.consult = side.refer["into"]
             call.tombstones[side.refer["other"]] = "app"  # who transfers does not hang up on anybody
             self._context.note(f"call/{call.call}", "transferred without a node", to=party[0].name)
-            if not side.refer.get("left"):
-                self._notify(side, 200)
+            self._notify(side, side.refer, 200)
             self._calls.end_leg(call, side, "app", "16")
 
     def transfer_is(self, frame: link.TransferIs) -> None:
@@ -237,12 +246,11 @@ class Transfers:
         leg = next((leg for leg in call.living() if leg.refer.get("id") == frame.transfer), None)
         if leg is None:
             return
-        if not leg.refer.get("left"):
-            self._notify(leg, frame.status)
         if frame.status >= 200:
-            leg.refer = {}
-            self._context.note(f"call/{call.call}", "transfer over", leg=leg.leg, status=frame.status)
-        self._calls.touch(call)
+            self._over(call, leg, frame.status)
+        else:
+            self._notify(leg, leg.refer, frame.status)
+            self._calls.touch(call)
 
 
 def _of(call: EdgeCall, leg: PhoneLeg) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -178,6 +179,14 @@ class EdgeWorld:
             if node.reachable:
                 self.link_up(node)
         self.settle()
+
+    @contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """No write of the edge gets to etcd meanwhile."""
+        perform = self.perform
+        self.perform = lambda e: None if isinstance(e, StoreTxn) else perform(e)  # type: ignore[method-assign]
+        yield
+        self.perform = perform  # type: ignore[method-assign]
 
     def rehome(self) -> None:
         """The edge's host is gone with its addresses and its rtpengine; the other one begins."""

@@ -189,7 +189,7 @@ def test_a_phone_whose_ringing_was_given_up_before_it_was_written_down_never_rin
     assert "a1" not in call.legs and not phone.of(sip.InviteReceived)
 
 
-def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
+def test_an_answer_that_was_not_written_down_comes_again(world):
     """The process dies between a phone's 200 and the write: no ACK went out, so the phone repeats it."""
     phone = world.register("1001")
     _, call = world.call_in()
@@ -197,9 +197,7 @@ def test_an_answer_that_was_not_written_down_comes_again(world, monkeypatch):
     invite = phone.of(sip.InviteReceived)[-1]
     phone.sip.ring(invite.leg, world.now)
     world.settle()
-    perform = world.perform
-    with monkeypatch.context() as dying:
-        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    with world.unwritten():
         phone.sip.answer(invite.leg, phone.sdp(), world.now)
         world.settle()
     assert call.legs["a1"].state == "up" and not phone.of(sip.LegAcked)
@@ -234,22 +232,20 @@ def test_a_node_hears_of_an_answer_that_was_written_down_and_not_passed_on(world
     assert not phone.of(sip.LegEnded) and world.edge.calls.by_id[call.call].epoch == call.epoch
 
 
-def hold_unwritten(world, monkeypatch, phone, leg, for_s: float = 0.0):
+def hold_unwritten(world, phone, leg, for_s: float = 0.0):
     """The phone holds, and for so long no write gets to etcd."""
-    perform = world.perform
-    with monkeypatch.context() as dying:
-        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    with world.unwritten():
         phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
         world.settle()
         if for_s:
             world.run(for_s)
 
 
-def test_a_hold_is_confirmed_when_it_is_written_down(world, monkeypatch):
+def test_a_hold_is_confirmed_when_it_is_written_down(world):
     """The process dies between a hold and the write: its successor is asked again. It would not know who
     holds, and take the unhold, which says what it thinks is so, for a refresh."""
     _, call, _, phone, leg = talking(world)
-    hold_unwritten(world, monkeypatch, phone, leg)
+    hold_unwritten(world, phone, leg)
     assert not phone.of(sip.ReinviteAnswered)
     world.boot()
     world.run(1.2)
@@ -272,11 +268,11 @@ def test_a_hold_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
     assert phone.of(sip.ReinviteAnswered) and call.legs["a1"].held
 
 
-def test_whoever_takes_his_call_back_hears_again_though_his_hold_was_never_written_down(world, monkeypatch):
+def test_whoever_takes_his_call_back_hears_again_though_his_hold_was_never_written_down(world):
     """Confirmed when etcd had not answered in time, and the process dies then: for its successor the unhold
     changes nothing, but rtpengine sends nothing to whoever holds."""
     _, call, _, phone, leg = talking(world)
-    hold_unwritten(world, monkeypatch, phone, leg, 0.3)
+    hold_unwritten(world, phone, leg, 0.3)
     assert phone.of(sip.ReinviteAnswered)
     world.boot()
     world.run(1.2)
@@ -313,13 +309,11 @@ def test_where_far_ends_are_is_said_again_by_a_restarted_edge(world):
 
 
 @pytest.mark.parametrize("who", ["caller", "agent"])
-def test_an_end_that_was_not_written_down_is_told_again(world, monkeypatch, who):
+def test_an_end_that_was_not_written_down_is_told_again(world, who):
     """The process dies between a BYE and the write: the BYE had no answer, so it is repeated."""
     caller, call, _, phone, leg = talking(world)
     party, key = (world.carrier, caller) if who == "caller" else (phone, leg)
-    perform = world.perform
-    with monkeypatch.context() as dying:
-        dying.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    with world.unwritten():
         party.sip.hangup(key, world.now)
         world.settle()
     assert not [e for e in party.of(sip.LegEnded) if e.leg == key]

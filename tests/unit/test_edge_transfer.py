@@ -9,7 +9,7 @@ import pytest
 
 from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.media import NgCommand
-from ari_ha.core.ports.store import KeyValue, StoreChanged
+from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
@@ -165,6 +165,40 @@ def test_a_refer_survives_the_edge(world):
     assert len(asked) == 2 and asked[0].transfer == asked[1].transfer
     world.say(node, link.TransferIs(call.call, "a1", str(again.epoch), asked[0].transfer, 486))
     world.settle()
+    assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here"
+
+
+def test_that_a_transfer_failed_is_told_when_it_is_written_down(world):
+    """The process dies between its node's word and the write: its successor asks for the transfer again, so
+    the phone must not have been told that it keeps its call."""
+    _, call, node, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>")
+    (asked,) = node.got(link.TransferAsked)
+    failed = link.TransferIs(call.call, "a1", str(call.epoch), asked.transfer, 486)
+    with world.unwritten():
+        world.say(node, failed)
+        world.run(1.0)
+        assert fragments(phone) == ["SIP/2.0 100 Trying"] and not call.legs["a1"].refer
+    world.boot()
+    assert [frame.transfer for frame in node.got(link.TransferAsked)] == [asked.transfer] * 2
+    world.say(node, failed)
+    world.settle()
+    assert fragments(phone) == ["SIP/2.0 100 Trying", "SIP/2.0 486 Busy Here"]
+
+
+@pytest.mark.parametrize("etcd", ["away", "silent"])
+def test_that_a_transfer_failed_is_told_whatever_etcd_does(world, monkeypatch, etcd):
+    _, call, node, phone, leg = talking(world)
+    refer(world, phone, leg, "<sip:1002@test>")
+    perform = world.perform
+    if etcd == "away":
+        world.etcd = False
+        world.post(StoreReach(reachable=False))
+    else:
+        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.say(node, link.TransferIs(call.call, "a1", str(call.epoch), call.legs["a1"].refer["id"], 486))
+    world.settle()
+    world.run(0.0 if etcd == "away" else world.edge.context.timings.end_limit_s + 0.1)
     assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here"
 
 
@@ -525,7 +559,8 @@ def test_a_takeover_says_which_attempt_a_phone_turned_down(world, restarted):
     assert {t.turned_down for t in tokens} == {"t7"}
 
 
-def test_a_target_that_refuses_in_the_gap_is_not_called_again(world):
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_target_that_refuses_in_the_gap_is_not_called_again(world, answers):
     _, call, node, phone, leg = talking(world)
     for other in world.nodes.values():
         other.auto_answer_new = False
@@ -536,9 +571,15 @@ def test_a_target_that_refuses_in_the_gap_is_not_called_again(world):
     for other in world.nodes.values():
         other.auto_bridge = False
     kill(world, node.name)
-    colleague.sip.reject(invite.leg, 486, world.now)
+    if answers:
+        colleague.sip.answer(invite.leg, colleague.sdp(), world.now)
+        world.settle()
+        colleague.sip.hangup(invite.leg, world.now)
+    else:
+        colleague.sip.reject(invite.leg, 486, world.now)
     world.run(1)
-    assert fragments(phone)[-1] == "SIP/2.0 486 Busy Here" and not call.legs["a1"].refer
+    told = "SIP/2.0 480 Temporarily Unavailable" if answers else "SIP/2.0 486 Busy Here"
+    assert fragments(phone)[-1] == told and not call.legs["a1"].refer
     assert [f for n in world.nodes.values() if n is not node for f in n.got(link.TransferAsked)] == []
 
 
