@@ -380,7 +380,7 @@ class EdgeMachine:
             if call is None:
                 self.context.link(node, link.Relinquish(call=ident, epoch=on_node.epoch))
             elif call.owner and call.owner.name != node and not (call.move and call.move.to.name == node):
-                moved = link.CallMoved(call=ident, epoch=str(call.epoch), to_node=call.owner.name)
+                moved = link.CallMoved(call=ident, epoch=str(call.newest), to_node=call.owner.name)
                 self.context.link(node, moved)
 
     # --- media relay ---------------------------------------------------------------

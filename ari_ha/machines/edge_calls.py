@@ -559,4 +559,4 @@ class Calls:
 
     def next_epoch(self, call: EdgeCall) -> Epoch:
         """The call's next epoch under this edge."""
-        return call.epoch.next(self._context.edge_revision)
+        return call.newest.next(self._context.edge_revision)

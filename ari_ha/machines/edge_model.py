@@ -305,6 +305,8 @@ class Move:
     to: NodeId
     why: str
     started: float
+    before: Epoch
+    """Under which its old node serves it, if any does"""
     halves: dict[str, NodeLeg] = field(default_factory=dict)
     bridged: bool = False
     handing_over: bool = False
@@ -336,6 +338,8 @@ class EdgeCall:
     halves: dict[str, NodeLeg] = field(default_factory=dict)
     owner: NodeId | None = None
     epoch: Epoch = NO_EPOCH
+    spent: Epoch = NO_EPOCH
+    """A higher one, where a move came to nothing: the call has the epoch under which its node serves it"""
     lost: str = ""
     """Why the owner no longer serves; empty while it does."""
     lost_at: float = 0.0
@@ -383,12 +387,17 @@ class EdgeCall:
     """recording -> the copy that goes there"""
     ended: bool = False
 
+    @property
+    def newest(self) -> Epoch:
+        """The highest epoch that was given for it."""
+        return max(self.epoch, self.spent)
+
     def served_under(self, epoch: str) -> bool:
         """Whether a frame of this epoch is the serving node's word: while a call moves on
-        purpose, and between two tries of that, its old node still serves it under the epoch before."""
+        purpose its old node still serves it under the epoch before."""
         if epoch == str(self.epoch):
             return True
-        return not self.lost and epoch in {str(half.epoch) for half in self.halves.values()}
+        return not self.lost and self.move is not None and epoch == str(self.move.before)
 
     @property
     def in_menu(self) -> bool:

@@ -42,7 +42,9 @@ def restore_call(
         calls.store.owes(call.call, value.byes)
         return
     if owner:
-        call.epoch = Epoch.parse(owner.epoch)
+        call.epoch = call.spent = Epoch.parse(owner.epoch)
+        if not owner.moving and call.halves:
+            call.epoch = next(iter(call.halves.values())).epoch
         node = NodeId.parse(owner.moving_from if owner.moving else owner.node)
         call.owner = node if node.name else None  # its caller waited for one
         call.by_dialplan = owner.by_dialplan

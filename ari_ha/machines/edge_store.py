@@ -407,7 +407,7 @@ class CallStore:
         return OwnerValue(
             call=call.call,
             node=str(node),
-            epoch=str(call.epoch),
+            epoch=str(call.newest),
             edge=self._context.config.edge,
             vip=self._context.config.vip,
             since=call.started_utc,

@@ -277,9 +277,9 @@ class NodeCore:
             self.context.hang_up(channel)
 
     def _leaves_on_purpose(self, ident: str) -> bool:
-        """Whether it moves away and is not lost: ours is heard until its edge says it has moved."""
+        """Whether it moves away, or was to, and is not lost: ours is heard till its edge says it has gone."""
         owner = self.records.owner(ident)
-        if owner is None or not owner.moving or owner.why:
+        if owner is None or owner.why or not (owner.moving or self.records.came_to_nothing(ident)):
             return False
         return NodeId.parse(owner.node).name == self.config.node
 
@@ -291,7 +291,7 @@ class NodeCore:
         call, record = self.calls.get(ident), self.records.record(ident)
         if call is None or record is None or call.stage == OVER:
             return
-        if epoch_of(record.epoch) <= call.epoch:
+        if epoch_of(record.epoch) <= call.epoch or self.records.came_to_nothing(ident):
             call.record_came(record)
         elif not self._leaves_on_purpose(ident):
             # its edge has not told us yet; what its agents do is the next node's to write
@@ -311,6 +311,10 @@ class NodeCore:
             call.vip = owner.vip
         if NodeId.parse(owner.node).name != self.config.node:
             self.moved(ident, epoch_of(owner.epoch), owner.node)
+        elif call is not None and (theirs := self.records.kept(ident)) is not None:
+            call.note("goes on here: it has not moved", wrote=theirs.node)
+            call.record_came(theirs)
+            call.save()
 
     def _owner_gone(self, ident: str) -> None:
         """Its edge has deleted the call: it ended, and we did not hear."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ari_ha.core.ids import NO_EPOCH, Epoch
+from ari_ha.core.ids import NO_EPOCH, Epoch, NodeId
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.core.ports.store import Compare, Delete, KeyValue, Put, StoreChanged, StoreSnapshot, TxnResult
 from ari_ha.machines.node_context import NodeContext
@@ -59,11 +59,6 @@ def epoch_of(text: str) -> Epoch:
         return Epoch.parse(text)
     except ValueError:
         return NO_EPOCH
-
-
-def _newer(stored: Stored, pen: _Pen) -> bool:
-    """Whether the store's record is of a decision after ours: somebody else serves the call."""
-    return epoch_of(stored.value.epoch) > pen.epoch
 
 
 class Records:
@@ -172,7 +167,7 @@ class Records:
         pen = self._pens.get(call)
         if stored is None or pen is None or stored.revision < pen.revision:
             return
-        if not _newer(stored, pen):
+        if not self._newer(call, stored, pen):
             pen.revision = stored.revision
         self.on_record(call)
 
@@ -209,9 +204,33 @@ class Records:
     def open(self, call: str, epoch: Epoch) -> None:
         """Begins to write this call's record under ``epoch``."""
         stored, pen = self._stored.get(call), _Pen(0, epoch)
-        if stored is not None and not _newer(stored, pen):
+        if stored is not None and not self._newer(call, stored, pen):
             pen.revision = stored.revision
         self._pens[call] = pen
+
+    def _newer(self, call: str, stored: Stored, pen: _Pen) -> bool:
+        """Whether the store's record is of a decision after ours: somebody else serves the call."""
+        return epoch_of(stored.value.epoch) > pen.epoch and not self.came_to_nothing(call)
+
+    def came_to_nothing(self, call: str) -> bool:
+        """Whether a move of the call did for which its record was written: its edge has given it to us since,
+        who had it before."""
+        owner = self.owner(call)
+        if owner is None or owner.moving or owner.why:
+            return False
+        here = NodeId.parse(owner.node).name == self._context.config.node
+        record = self.record(call)
+        return here and record is not None and epoch_of(owner.epoch) > epoch_of(record.epoch)
+
+    def kept(self, call: str) -> RecordValue | None:
+        """The record of a survivor to which the call has not moved: it is ours to write again."""
+        stored, pen = self._stored.get(call), self._pens.get(call)
+        if stored is None or pen is None or epoch_of(stored.value.epoch) <= pen.epoch:
+            return None
+        if not self.came_to_nothing(call):
+            return None
+        pen.gone, pen.revision = False, stored.revision
+        return stored.value
 
     def close(self, call: str, discard: bool = False) -> None:
         """The call is over here: its last value is still written. ``discard``: it is served under another
@@ -352,7 +371,7 @@ class Records:
             return
         self.learn(call, kv)
         stored = self._stored.get(call)
-        if stored is not None and _newer(stored, pen):
+        if stored is not None and self._newer(call, stored, pen):
             pen.gone = True
             self.on_superseded(call, epoch_of(stored.value.epoch), stored.value.node)
             return
@@ -426,7 +445,7 @@ class Records:
         if pen is not None and kv is not None:
             self.learn(call, kv)
             stored = self._stored.get(call)
-            if stored is None or not _newer(stored, pen):
+            if stored is None or not self._newer(call, stored, pen):
                 pen.revision = max(pen.revision, kv.mod_revision)
 
     def delete_stale(self, call: str) -> None:

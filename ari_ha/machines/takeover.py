@@ -217,13 +217,11 @@ class Takeover:
 
     def stay(self, node: str, why: str) -> None:
         """The node's app is back, or its drain was called off: calls that only waited to
-        leave it because of that stay. One whose move has failed half way goes on: its
-        node serves it under an epoch that is not its own any more."""
+        leave it because of that stay."""
         for ident in [ident for ident, reason in self._waiting.items() if reason == why]:
             call = self._calls.by_id.get(ident)
             if call and not call.lost and call.owner and call.owner.name == node:
-                if all(half.epoch == call.epoch for half in call.halves.values()):
-                    del self._waiting[ident]
+                del self._waiting[ident]
 
     def move(self, call: EdgeCall, why: str, to: str = "") -> None:
         """Moves a call whose node still serves it: make before break. ``to``: a node to
@@ -237,8 +235,8 @@ class Takeover:
         self._calls.on_move(call)
         context = self._context
         epoch = self._calls.next_epoch(call)
+        call.move = Move(epoch, node.id, why, context.now, call.epoch)
         call.epoch, call.by_dialplan = epoch, False
-        call.move = Move(epoch, node.id, why, context.now)
         self._moving.add(call.call)
         self._setup.takes_up(node)
         context.note(
@@ -295,6 +293,12 @@ class Takeover:
         self._moving.discard(call.call)
         context.cancel(f"move/{call.call}")
         self._waiting.setdefault(call.call, move.why)
+        if not call.lost and call.owner is not None:
+            # its node serves it on, perhaps for long, and knows no other epoch; whatever the survivor wrote
+            # under the one of the move is older than what is decided now
+            call.spent, call.epoch = self._calls.next_epoch(call), move.before
+            self._say_facts(call)
+            self._calls.touch(call)
         if pause is None:
             pause = context.timings.move_retry_s
         context.at("pump", context.now + pause, self.pump)
@@ -365,7 +369,7 @@ class Takeover:
         self.pump()
 
     def _say_facts(self, call: EdgeCall) -> None:
-        """What changed between the signing of the tokens and now, said again: the app
+        """What changed between the signing of the tokens and now, or during a move, said again: the app
         may have heard it before it knew the call."""
         assert call.owner is not None
         for leg in call.up():

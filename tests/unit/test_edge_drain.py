@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ari_ha.core.ids import Epoch
 from ari_ha.core.ports.media import MediaReach
 from ari_ha.core.ports.operator import OperatorReply, OperatorRequest
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach
@@ -214,10 +215,47 @@ def test_between_two_tries_of_a_move_the_old_nodes_word_counts(world):
         if other is not node:
             kill(world, other.name)
     world.run(1)
-    assert call.move is None and str(call.epoch) != old and not call.lost
+    assert call.move is None and not call.lost
     world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=old, cause="16"))
     world.settle()
     assert phone.of(sip.LegEnded)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_move_that_came_to_nothing_leaves_the_call_to_its_node_as_it_was(world, restarted):
+    """Nobody else is there, perhaps for long. The node knows of no other epoch than its own: by that it is
+    told of a hold, and may dial; the survivor's word is none, and its record is older than the owner key."""
+    world.with_users("1001", "1002")
+    _, call, node, phone, leg = talking(world)
+    colleague, old = world.register("1002"), call.epoch
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    drain(world, node.name)
+    survivor, tried = call.move.to, call.epoch
+    for other in world.nodes.values():
+        if other is not node:
+            kill(world, other.name)
+    world.run(1)
+    world.say(world.nodes[survivor.name], link.ResumeRefused(call=call.call, epoch=str(tried), leg="c"))
+    if restarted:
+        world.boot()
+        call = world.edge.calls.by_id[call.call]
+    owner = decode(world.store[world.keys.owner(call.call)].value, OwnerValue)
+    assert owner.node.startswith(node.name) and not owner.moving and Epoch.parse(owner.epoch) > tried > old
+    assert call.owner.name == node.name and not call.lost and call.epoch == old
+    phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
+    world.settle()
+    assert node.got(link.LegHeld)[-1].epoch == str(old)
+    dial(world, call, "a2", "device:1002")
+    assert colleague.of(sip.InviteReceived)
+    undrain(world, node.name)
+    world.run(1)
+    assert not world.edge.takeover.waits(call.call)
+    other = world.nodes[survivor.name]
+    other.gone = False
+    world.link_up(other)
+    world.say(other, link.NodeCalls(calls={call.call: link.CallOnNode(epoch=str(tried))}))
+    assert other.got(link.CallMoved)[-1].epoch == owner.epoch, "it has lost the call"
 
 
 def ask(world: EdgeWorld, call: str, to: str = "") -> OperatorReply:

@@ -18,6 +18,7 @@ from ari_ha.wire.keyspace import (
     LegValue,
     OwnerValue,
     RecordValue,
+    Value,
     WaitingValue,
     decode,
 )
@@ -210,6 +211,39 @@ def test_a_step_is_left_to_the_node_the_call_moves_to(moves: bool) -> None:
     bench.type(channel, "3")
     assert not bench.requests and len(bench.said_menus()) == said and channel in bench.asterisk.channels
     left_to_the_next_node(bench, moves)
+
+
+def tell(bench: IvrBench, key: str, value: Value) -> None:
+    kv = bench.store.put(key, value)
+    bench.post(StoreChanged(key=kv.key, value=kv, revision=kv.mod_revision))
+
+
+@pytest.mark.parametrize("wrote", ["before", "late"])
+def test_a_step_is_taken_where_the_move_came_to_nothing(wrote: str) -> None:
+    """The next node wrote its record, and died: the call stays, and that record is not its newest."""
+    bench = IvrBench()
+    channel = bench.enter()
+    record = bench.record()
+    assert record is not None
+    theirs = msgspec.structs.replace(record, epoch="7.2", node="ast2#x")
+    here = f"ast1#{bench.asterisk.incarnation}"
+    if wrote == "before":
+        tell(bench, bench.keys.record("k1"), theirs)
+    for epoch, moving in (("7.2", True), ("7.3", False)):
+        owner = OwnerValue(
+            call="k1", node=here, epoch=epoch, edge="edge1", vip="v1", moving=moving,
+            moving_from=here if moving else "",
+        )  # fmt: skip
+        tell(bench, bench.keys.owner("k1"), owner)
+        if moving:
+            bench.type(channel, "9")
+    if wrote == "late":
+        tell(bench, bench.keys.record("k1"), theirs)
+    bench.type(channel, "3")
+    assert bench.requests and channel in bench.asterisk.channels
+    record = bench.record()
+    assert record is not None and (record.epoch, record.node) == ("7.1", here)
+    assert record.ivr is not None and record.ivr.menu == "thanks"
 
 
 @pytest.mark.parametrize("moves", [True, False])
