@@ -124,6 +124,10 @@ class Outbound:
         """The party ended while the call moved: ``by`` the app where it had handed the caller over."""
         call, t = self._call, self._call.transfers.now
         asked = call.transfers.open and t is not None and t.leg == value.leg
+        main = value.consult in ("", call.head)
+        if by == "app" and main and call.stage == DIALING and not _rings(call):
+            call.stage = TALKING  # he had answered: who called him, and rings no more, was handed over
+            call.answered = call.answered or self._parts.context.utc
         if asked or (call.stage == TALKING and by == "app"):
             return  # to whom is a matter of transfers
         gone = Leg(value.leg, PARTY, state="ended", target=value.target, consult=value.consult)

@@ -163,9 +163,7 @@ class Transfers:
             self._set(left=True)
             call.save()
             return True
-        side = sorted({o.consult for o in call.living() if o.consult})
-        if leg.leg == call.head and side:
-            self._main_ended(leg, side[0])
+        if leg.leg == call.head and self.side_goes_on(leg):
             return True
         if leg.leg == call.head and (goes_on := call.legs.get(head)) is not None and goes_on.alive:
             self._goes_on(leg, goes_on)
@@ -173,17 +171,18 @@ class Transfers:
         if leg.consult and (leg.consult == leg.leg or leg.state == UP):
             self._consult_over(leg)
             return True
-        alone = side and leg.state == UP and not (leg.consult or leg.aside)
+        alone = leg.state == UP and not (leg.consult or leg.aside) and any(o.consult for o in call.living())
         if alone and [o.leg for o in self._others(leg)] == [call.head]:
-            head = call.legs[call.head]
-            call.end_leg(head, NORMAL, "the other side hung up")
-            self._main_ended(head, side[0])
+            self._other_side_left()
             return True
         return False
 
     def _gone(self, leg: Leg, cause: str = "transfer") -> None:
         leg.state = ENDED
         self._call.hang_up_later(leg)
+        self._free(leg, cause)
+
+    def _free(self, leg: Leg, cause: str = "transfer") -> None:
         self._call.attempt_over(leg)
         self._call.left_by(leg, cause)
 
@@ -335,8 +334,7 @@ class Transfers:
         self._say(200)
         for leg in [leg for leg in legs if leg.alive]:
             call.end_leg(leg, NORMAL, "transferred")
-            call.left_by(leg, "transfer")
-            call.attempt_over(leg)
+            self._free(leg)
         call.note("transferred", to=party.target, leg=party.leg, answered=party.state == UP)
         call.save()
         call.touch()
@@ -356,15 +354,18 @@ class Transfers:
         call, context = self._call, self._parts.context
         self._leave()
         self._set(state=OVER)
-        if (head := call.legs.get(call.head)) is not None and head.agent:
-            self._parts.acd.conversation_ended(call.call, head.agent, "transfer")
-            call.attempt_over(head)
-            head.agent, head.attempt = "", ""
+        self._will_wait()
         call.note("transferred into a queue", queue=queue)
         call.queue, call.entered, call.stage = queue, context.utc, QUEUED
         self._parts.acd.caller_enters(call.call, queue, call.entered, call.queue_priority, call.caller)
         call.save()
         call.touch()
+
+    def _will_wait(self) -> None:
+        """Whoever leads the call is a caller in a queue now, an agent too."""
+        head = self._call.legs[self._call.head]
+        self._free(head)
+        head.agent, head.attempt = "", ""
 
     def _leave(self) -> None:
         """Whoever asked is released: the target is reached."""
@@ -376,8 +377,7 @@ class Transfers:
         self.say_conversations()
         if leg is not None and leg.alive:
             call.end_leg(leg, NORMAL, "transferred")
-            call.attempt_over(leg)
-            call.left_by(leg, "transfer")
+            self._free(leg)
         self._set(left=True)
 
     # --- the target ----------------------------------------------------------------
@@ -440,21 +440,19 @@ class Transfers:
             call.touch()
             return
         if call.queue:
+            self._will_wait()
             call.requeue("nobody took the transfer")
             return
-        if any(o.consult for o in call.living()):
-            call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
-            self.side_goes_on(head)
-            return
-        dialled = "dial" in call.facts.verb
-        if not dialled and head.role == CUSTOMER and head.channel is not None:
+        elsewhere = "dial" in call.facts.verb or any(o.consult for o in call.living())
+        if not elsewhere and head.role == CUSTOMER and head.channel is not None:
             for other in [o for o in call.living() if o is not head]:
                 call.end_leg(other, NORMAL, "the dialplan serves the caller anew")
             call.note("nobody took the transfer: the dialplan serves the caller anew", level="warning")
             call.to_dialplan("no record", call.context_name, call.facts.did)
             return
         call.end_leg(head, NORMAL, f"nobody took the transfer: {kind}")
-        call.over("nobody took the transfer")
+        if not self.side_goes_on(head):
+            call.over("nobody took the transfer")
 
     # --- three people --------------------------------------------------------------
 
@@ -548,6 +546,8 @@ class Transfers:
             if leader is None or not leader.alive:
                 call.end_leg(leg, NORMAL, "whoever consulted is gone")
                 call.left_by(leg, "consult")
+        if t is not None and t.party in ended:
+            self._set(state=OVER)  # he had answered, and handed the caller over in turn
         if not self.open or t is None:
             self._left_alone(ended, record)
             return
@@ -570,7 +570,7 @@ class Transfers:
         call = self._call
         if not self._alone():
             return
-        known = {name for name, leg in record.legs.items() if leg.consult}
+        known = {name for name, leg in record.legs.items() if leg.consult not in ("", call.head)}
         last = [by for name, by in ended.items() if name[0] in MAIN_LETTERS and name not in known]
         if not last:
             return

@@ -644,6 +644,61 @@ def test_a_party_who_hands_the_caller_on_is_no_party_who_is_gone(known: bool) ->
     assert bench.hears(channels["c"]) == "music" and not bench.said(link.EndLeg)
 
 
+def test_whoever_took_a_transfer_handed_the_caller_on_and_the_record_says_that_he_rings() -> None:
+    """The next one declined, and an app that has been started again reads none of it: he waits first."""
+    bench = Bench(agents=("1001",))
+    bench.talk()
+    asks(bench, "1002")
+    (party,) = bench.dialled()
+    bench.ring(party)
+    record = bench.record()
+    assert record is not None and record.transfer is not None and record.transfer.state == "ringing"
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"a1": "app", "a2": "app", "a3": "failed"}
+    channels = bench.resume("k1", "7.2", {"c": "up"}, ended=ended, head="c", trunk="carrier1")
+    bench.sleep(0.1)
+    assert bench.waiting() == ["k1"] and bench.hears(channels["c"]) == "music"
+    assert not bench.said(link.EndLeg, epoch="7.2") and len(bench.dialled()) == 0
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("queue", ["support", ""])
+def test_whoever_was_consulted_hands_on_who_called_him_and_the_record_says_that_he_rings(
+    queue: str, older: bool
+) -> None:
+    """The main conversation is over, of which an ``older`` record does not know either. He who had consulted
+    waits in the queue of the call, a caller there and no agent; where there is none he is sent home."""
+    bench = bench_with_sales()
+    legs = {
+        "k1": LegValue(leg="k1", role="user", state="up" if older else "ringing", of="a1", consult="k1"),
+        "a2": LegValue(leg="a2", role="party", state="ringing", target="device:1002", consult="k1"),
+        "c": LegValue(leg="c", role="customer", state="up"),
+        "a1": LegValue(leg="a1", role="agent", agent="1001", state="up"),
+    }
+    if not older:
+        legs = {name: msgspec.structs.replace(legs[name], consult="", agent="") for name in ("k1", "a2")}
+        legs["k1"] = msgspec.structs.replace(legs["k1"], agent="1001")
+    record = RecordValue(
+        call="k1", epoch="7.1", node="ast2#x", stage="talking" if older else "dialing",
+        verb=["queue", "support"] if queue else ["dial", "1002"], queue=queue, legs=legs,
+        head="c" if older else "k1",
+    )  # fmt: skip
+    bench.store.put(bench.keys.record("k1"), record)
+    bench.store_back()
+    bench.own("k1", epoch="7.2")
+    ended = {"a1": "edge", "c": "phone", "a2": "app"}
+    channels = bench.resume(
+        "k1", "7.2", {"k1": "up"}, ended=ended, head="k1", lines={"k1": "a1"}, trunk="carrier1"
+    )
+    bench.sleep(0.1)
+    assert [f.leg for f in bench.said(link.EndLeg)] == ([] if queue else ["k1"])
+    if queue:
+        assert bench.waiting() == ["k1"] and bench.hears(channels["k1"]) == "music"
+        assert bench.agent("1001").work != "talking" and not bench.machine.core.calls["k1"].legs["k1"].agent
+
+
 def test_whoever_hung_up_on_him_handed_nobody_over() -> None:
     bench = Bench()
     talk(bench)
