@@ -362,9 +362,10 @@ class Transfers:
         call.touch()
 
     def _will_wait(self) -> None:
-        """Whoever leads the call is a caller in a queue now, an agent too."""
+        """Whoever leads the call is a caller in a queue now: an agent too, and one with a second line."""
         head = self._call.legs[self._call.head]
-        self._free(head)
+        self._call.attempt_over(head)
+        self._parts.acd.conversation_ended(self._call.call, head.agent, "transfer")
         head.agent, head.attempt = "", ""
 
     def _leave(self) -> None:

@@ -338,7 +338,6 @@ KEPT_FULL = {
     "two consult the same person, and who dialled last is refused": 805250,
     "asked for an attended transfer and hung up, and no app heard of it": 804593,
     "an app cut off from etcd before it has read anything takes a caller up": 3200278,
-    "a phone that rings and that the record does not know is rung again": 810782,
     "whoever was consulted hands on who called him, and the record says that he rings": 3200338,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
