@@ -180,11 +180,20 @@ class EdgeWorld:
                 self.link_up(node)
         self.settle()
 
+    def lose_etcd(self, how: str) -> None:
+        """``away``: the edge knows that it cannot be reached; ``silent``: no write is answered."""
+        if how == "away":
+            self.etcd = False
+            self.post(StoreReach(reachable=False))
+        elif how == "silent":
+            perform = self.perform
+            self.perform = lambda e: None if isinstance(e, StoreTxn) else perform(e)  # type: ignore[method-assign]
+
     @contextmanager
     def unwritten(self) -> Iterator[None]:
         """No write of the edge gets to etcd meanwhile."""
         perform = self.perform
-        self.perform = lambda e: None if isinstance(e, StoreTxn) else perform(e)  # type: ignore[method-assign]
+        self.lose_etcd("silent")
         yield
         self.perform = perform  # type: ignore[method-assign]
 

@@ -162,26 +162,20 @@ def test_no_phone_rings_before_that_is_written_down(world, monkeypatch):
 
 
 @pytest.mark.parametrize("etcd", ["away", "silent"])
-def test_a_phone_rings_whatever_etcd_does(world, monkeypatch, etcd):
+def test_a_phone_rings_whatever_etcd_does(world, etcd):
     phone = world.register("1001")
     _, call = world.call_in()
-    perform = world.perform
-    if etcd == "away":
-        world.etcd = False
-        world.post(StoreReach(reachable=False))
-    if etcd == "silent":
-        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.lose_etcd(etcd)
     world.dial(world.nodes[call.owner.name], call, "a1", "1001")
     assert bool(phone.of(sip.InviteReceived)) == (etcd == "away")
     world.run(2.1)
     assert phone.of(sip.InviteReceived)
 
 
-def test_a_phone_whose_ringing_was_given_up_before_it_was_written_down_never_rings(world, monkeypatch):
+def test_a_phone_whose_ringing_was_given_up_before_it_was_written_down_never_rings(world):
     phone = world.register("1001")
     _, call = world.call_in()
-    perform = world.perform
-    monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.lose_etcd("silent")
     node = world.nodes[call.owner.name]
     world.dial(node, call, "a1", "1001")
     world.say(node, link.EndLeg(call=call.call, leg="a1", epoch=str(call.epoch), cause="16", reason="over"))
@@ -254,14 +248,9 @@ def test_a_hold_is_confirmed_when_it_is_written_down(world):
 
 
 @pytest.mark.parametrize("etcd", ["away", "silent"])
-def test_a_hold_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
+def test_a_hold_is_confirmed_whatever_etcd_does(world, etcd):
     _, call, _, phone, leg = talking(world)
-    perform = world.perform
-    if etcd == "away":
-        world.etcd = False
-        world.post(StoreReach(reachable=False))
-    else:
-        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.lose_etcd(etcd)
     phone.sip.reinvite(leg, phone.sdp(direction="sendonly"), world.now)
     world.settle()
     world.run(0.3)
@@ -380,14 +369,9 @@ def test_nothing_is_left_of_an_ended_call_whichever_write_is_in_doubt(world, mon
 
 
 @pytest.mark.parametrize("etcd", ["away", "silent", "there"])
-def test_an_end_is_confirmed_whatever_etcd_does(world, monkeypatch, etcd):
+def test_an_end_is_confirmed_whatever_etcd_does(world, etcd):
     caller, _, _, _, _ = talking(world)
-    perform = world.perform
-    if etcd == "away":
-        world.etcd = False
-        world.post(StoreReach(reachable=False))
-    if etcd == "silent":
-        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.lose_etcd(etcd)
     world.carrier.sip.hangup(caller, world.now)
     world.settle()
     assert bool(world.carrier.of(sip.LegEnded)) == (etcd != "silent")

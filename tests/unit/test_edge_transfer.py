@@ -9,7 +9,7 @@ import pytest
 
 from ari_ha.core.ports.link import LinkDown
 from ari_ha.core.ports.media import NgCommand
-from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn
+from ari_ha.core.ports.store import KeyValue, StoreChanged
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.wire import link
@@ -187,15 +187,10 @@ def test_that_a_transfer_failed_is_told_when_it_is_written_down(world):
 
 
 @pytest.mark.parametrize("etcd", ["away", "silent"])
-def test_that_a_transfer_failed_is_told_whatever_etcd_does(world, monkeypatch, etcd):
+def test_that_a_transfer_failed_is_told_whatever_etcd_does(world, etcd):
     _, call, node, phone, leg = talking(world)
     refer(world, phone, leg, "<sip:1002@test>")
-    perform = world.perform
-    if etcd == "away":
-        world.etcd = False
-        world.post(StoreReach(reachable=False))
-    else:
-        monkeypatch.setattr(world, "perform", lambda e: None if isinstance(e, StoreTxn) else perform(e))
+    world.lose_etcd(etcd)
     world.say(node, link.TransferIs(call.call, "a1", str(call.epoch), call.legs["a1"].refer["id"], 486))
     world.settle()
     world.run(0.0 if etcd == "away" else world.edge.context.timings.end_limit_s + 0.1)

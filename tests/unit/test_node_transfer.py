@@ -35,19 +35,25 @@ def talk(bench: Bench) -> tuple[str, str]:
     return customer, agent
 
 
+def second_line(bench: Bench, user: str, number: str, leg: str = "k1") -> str:
+    """The agent's phone dials on its second line: the channel of that."""
+    token = bench.token("k1", leg, kind="agent", user=user, did=number)
+    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,{number}", number)
+    bench.post(AriEvent(event=start))
+    return start.channel.id
+
+
 def consulting(bench: Bench) -> tuple[str, str, str, str]:
     """1001 holds his caller and talks to 1002: the four channels."""
     customer, agent = talk(bench)
     bench.frame(link.LegHeld("k1", "a1", E, True))
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
-    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1001", "1002")
     (party,) = bench.dialled()
     bench.ring(party)
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
-    return customer, agent, start.channel.id, party
+    return customer, agent, second, party
 
 
 def types(bench: Bench, channel: str, digits: str) -> None:
@@ -62,14 +68,12 @@ def consulting_in_turn(bench: Bench) -> dict[str, str]:
     customer, agent, second, party = consulting(bench)
     bench.frame(link.LegHeld("k1", "a2", E, True))
     bench.frame(link.ConsultAsked("k1", "k2", E, "a2", "+4940"))
-    token = bench.token("k1", "k2", kind="agent", user="1002", did="+4940")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    third = second_line(bench, "1002", "+4940", leg="k2")
     (outside,) = bench.dialled()
     bench.ring(outside)
     bench.pick_up(outside)
     bench.frame(link.LegAnswered("k1", "k2", E))
-    return {"c": customer, "a1": agent, "k1": second, "a2": party, "k2": start.channel.id, "a3": outside}
+    return {"c": customer, "a1": agent, "k1": second, "a2": party, "k2": third, "a3": outside}
 
 
 def statuses(bench: Bench) -> list[int]:
@@ -141,12 +145,10 @@ def handed_over_while_he_consults(bench: Bench) -> tuple[str, str, str]:
     bench.pick_up(agent)
     bench.frame(link.LegHeld("k1", "a1", E, True))
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
-    token = bench.token("k1", "k1", kind="agent", user="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1002", "+4940")
     (party,) = bench.dialled()
     asks(bench, "6100", leg="c")
-    return agent, start.channel.id, party
+    return agent, second, party
 
 
 def test_into_a_queue_while_one_consults() -> None:
@@ -277,9 +279,7 @@ def test_whoever_was_to_be_transferred_consults_and_hangs_up(survivor: bool) -> 
     bench.ring(target)
     assert bench.said(link.EndLeg, leg="a1")
     bench.frame(link.ConsultAsked("k1", "k1", E, "c", "+4940"))
-    token = bench.token("k1", "k1", kind="agent", user="1001")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1001", "+4940")
     (party,) = [channel for channel in bench.dialled() if channel != target]
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
@@ -298,7 +298,7 @@ def test_whoever_was_to_be_transferred_consults_and_hangs_up(survivor: bool) -> 
         bench.gone("k1", "c")
         bench.gone("k1", "a2", by="edge")
         bench.sleep(1)
-        assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+        assert bench.hears(second) == bench.hears(party) == "people"
     assert not bench.dialled() and not bench.machine.core.calls["k1"].transfers.open
 
 
@@ -344,9 +344,7 @@ def test_whoever_waits_and_consults_hangs_up_the_line_he_waits_on() -> None:
     (colleague,) = bench.dialled()
     bench.pick_up(colleague)
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
-    token = bench.token("k1", "k1", kind="agent", user="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1002", "+4940")
     (party,) = bench.dialled()
     asks(bench, "6200", leg="c")
     bench.pick_up(party)
@@ -358,7 +356,7 @@ def test_whoever_waits_and_consults_hangs_up_the_line_he_waits_on() -> None:
     bench.gone("k1", "a3", by="edge")
     assert bench.waiting() == [] and bench.agent("1001").work == "idle"
     assert bench.machine.core.calls["k1"].stage == "talking"
-    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.hears(second) == bench.hears(party) == "people"
 
 
 def test_three_people_do_not_wait_in_a_queue() -> None:
@@ -881,16 +879,14 @@ def test_whoever_has_answered_consults_before_the_caller_is_his() -> None:
 def test_what_a_second_line_was_beside_has_ended_before_its_number_is_known() -> None:
     bench = Bench()
     talk(bench)
-    token = bench.token("k1", "k1", kind="agent", user="1001", did="+4940")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1001", "+4940")
     bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone"))
     bench.frame(link.LegGone("k1", "a1", E, cause="16", by="edge"))
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
     (party,) = bench.dialled()
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
-    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.hears(second) == bench.hears(party) == "people"
     bench.gone("k1", "k1")
     bench.sleep(5.0)
     assert not bench.machine.core.calls and not bench.asterisk.bridges
@@ -900,10 +896,8 @@ def test_the_consulting_leg_is_not_answered_before_its_party() -> None:
     bench = Bench()
     talk(bench)
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
-    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
-    bench.post(AriEvent(event=start))
-    assert bench.asterisk.channels[start.channel.id]["state"] == "Ring"
+    second = second_line(bench, "1001", "1002")
+    assert bench.asterisk.channels[second]["state"] == "Ring"
     bench.gone("k1", "a2", status=486, by="failed")
     assert [f.cause for f in bench.said(link.EndLeg, leg="k1")] == ["486"]
     assert bench.agent("1001").work == "talking"
@@ -1039,10 +1033,8 @@ def test_whoever_consults_while_a_restarted_app_waits_for_the_record_in_vain(gon
     bench.sleep(4)
     call = bench.machine.core.calls["k1"]
     assert call.stage == "dialplan" and [leg.leg for leg in call.living()] == ["c"]
-    token = bench.token("k1", "k2", kind="agent", user="1001", did="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
-    bench.post(AriEvent(event=start))
-    assert start.channel.id not in bench.asterisk.channels and not bench.dialled()
+    second = second_line(bench, "1001", "1002", leg="k2")
+    assert second not in bench.asterisk.channels and not bench.dialled()
 
 
 def test_the_caller_hung_up_while_the_call_moved() -> None:
@@ -1138,14 +1130,11 @@ def test_the_caller_hangs_up_while_the_consulted_one_rings() -> None:
     talk(bench)
     bench.frame(link.LegHeld("k1", "a1", E, True))
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
-    token = bench.token("k1", "k1", kind="agent", user="1001", did="1002")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,1002", "1002")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1001", "1002")
     (party,) = bench.dialled()
     bench.ring(party)
     bench.frame(link.LegGone("k1", "c", E, cause="16", by="phone"))
     bench.frame(link.LegGone("k1", "a1", E, cause="16", by="edge"))
-    second = start.channel.id
     assert bench.asterisk.channels[second]["state"] == "Ring"
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
@@ -1162,10 +1151,7 @@ def test_both_consult_the_caller_hangs_up_and_his_party_is_there_first() -> None
     for line, of, number in (("k1", "a1", "+4940"), ("k2", "c", "+4941")):
         bench.frame(link.LegHeld("k1", of, E, True))
         bench.frame(link.ConsultAsked("k1", line, E, of, number))
-        token = bench.token("k1", line, kind="agent", user="1001" if of == "c" else "1002", did=number)
-        start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,{number}", number)
-        bench.post(AriEvent(event=start))
-        seconds[line] = start.channel.id
+        seconds[line] = second_line(bench, "1001" if of == "c" else "1002", number, leg=line)
     refuses, answers = bench.dialled()
     bench.ring(refuses)
     bench.gone("k1", "c")
@@ -1188,16 +1174,14 @@ def test_whoever_dialled_is_free_when_the_other_ones_consultation_is_all_that_is
     bench.pick_up(bench.dialled()[0])
     bench.frame(link.LegHeld("k1", "a1", E, True))
     bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "+4940"))
-    token = bench.token("k1", "k1", kind="agent", user="1002", did="+4940")
-    start = bench.asterisk.enter(f"ari-ha,agent,{token},dial,+4940", "+4940")
-    bench.post(AriEvent(event=start))
+    second = second_line(bench, "1002", "+4940")
     (party,) = bench.dialled()
     bench.pick_up(party)
     bench.frame(link.LegAnswered("k1", "k1", E))
     assert bench.agent("1001").work == "talking" and bench.agent("1002").work == "consult"
     bench.gone("k1", first)
     bench.gone("k1", {"c": "a1", "a1": "c"}[first], by="edge")
-    assert bench.hears(start.channel.id) == bench.hears(party) == "people"
+    assert bench.hears(second) == bench.hears(party) == "people"
     assert bench.agent("1001").work in ("idle", "acw") and bench.agent("1002").work == "talking"
 
 
