@@ -363,10 +363,11 @@ class Transfers:
 
     def _will_wait(self) -> None:
         """Whoever leads the call is a caller in a queue now: an agent too, and one with a second line."""
-        head = self._call.legs[self._call.head]
-        self._call.attempt_over(head)
-        self._parts.acd.conversation_ended(self._call.call, head.agent, "transfer")
-        head.agent, head.attempt = "", ""
+        call = self._call
+        if (head := call.legs.get(call.head)) is not None and head.agent:
+            call.attempt_over(head)
+            self._parts.acd.conversation_ended(call.call, head.agent, "transfer")
+            head.agent, head.attempt = "", ""
 
     def _leave(self) -> None:
         """Whoever asked is released: the target is reached."""
