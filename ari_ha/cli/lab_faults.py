@@ -178,15 +178,11 @@ def compaction(lab: Lab, node: str) -> Struck:
 
     Of a process that only stands still etcd keeps the watch, and what it has sent to it.
     """
-    from ari_ha.cli.lab import CUT_TABLE, ETCD, PREFIX, LabError, Struck, running_edges
+    from ari_ha.cli.lab import ETCD, PREFIX, LabError, Struck, running_edges
 
     hosts = (node, *running_edges(lab))
-    rule = f'oif "lo" accept; tcp dport {ETCD_PORT} reject with tcp reset'
-    at = time.time()
-    for host in hosts:
-        lab.assert_own_network(host)
-        rules = f"table inet {CUT_TABLE} {{ chain out {{ type filter hook output priority 0; {rule}; }}; }}"
-        lab.run(host, "nft", "-f", "-", given=rules)
+    cuts = [_filter(lab, host, ("output",), f"tcp dport {ETCD_PORT} reject with tcp reset") for host in hosts]
+    at = cuts[0].at
     for n in range(UNREAD_CHANGES):
         lab.run(ETCD[0], "etcdctl", "put", "/chaos/compaction", f"{at} {n}")
     lab.run(ETCD[0], "sh", "-c", COMPACT)
