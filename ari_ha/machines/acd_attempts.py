@@ -104,12 +104,17 @@ class Attempts:
     def place_freed(self, call: str, attempt: str) -> dict[str, Value | None]:
         """The write that makes the caller's place free again, if ``attempt`` has it; who waits no more has
         none."""
-        entry, caller = self.desk.view.entry(call), self.callers.get(call)
+        view, caller = self.desk.view, self.callers.get(call)
+        key, entry = view.entry_key(call), view.entry(call)
+        if attempt and entry is not None and entry.attempt != attempt and key in view.dirty:
+            stored = view.stored(key)  # what is kept of it here is not merged yet
+            entry = stored.value if stored is not None else None
         if entry is None or entry.attempt != attempt:
             return {}
         if caller is not None and not caller.waits:
-            return {self.desk.view.entry_key(call): None}
-        return self._place(call, attempt="", agent="")
+            return {key: None}
+        new = msgspec.structs.replace(entry, attempt="", agent="")
+        return {} if new == entry else {key: new}
 
     def place_read(self, call: str, queue: str) -> tuple[str, ...]:
         """The caller's place as a key to compare: what frees an agent must not overlook

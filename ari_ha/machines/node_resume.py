@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-import msgspec
-
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, is_supervisor
 from ari_ha.core.machine import Done, Outcome
 from ari_ha.machines.acd_agents import TRYING
@@ -16,7 +14,6 @@ from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
 from ari_ha.machines.node_context import NodeContext
 from ari_ha.machines.node_model import (
-    AGENT_LEG,
     DIALING,
     DIALPLAN,
     ENDED,
@@ -34,10 +31,11 @@ from ari_ha.machines.node_model import (
     Channel,
     Leg,
 )
-from ari_ha.machines.node_outbound import PARTY, stage_after
+from ari_ha.machines.node_old_record import brought_up_to_date
+from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
-from ari_ha.machines.node_transfer import ASKED, CUSTOMER, OVER, Asked
+from ari_ha.machines.node_transfer import CUSTOMER, Asked
 from ari_ha.wire.keyspace import LegValue, RecordValue
 from ari_ha.wire.token import LegToken
 
@@ -255,7 +253,7 @@ class Resumes:
 def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     """The call as it was, from the record and the edge's facts."""
     if arriving.record is not None:
-        arriving.record = _with_target(parts, arriving, arriving.record)
+        arriving.record = brought_up_to_date(parts, arriving.record, arriving.facts, arriving.ended)
     record = arriving.record or RecordValue(call=arriving.call, epoch="", node="")
     call = NodeCall(
         parts,
@@ -289,23 +287,6 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     _add_legs(call, arriving, record)
     call.transfers.lead_on(record, arriving.head)
     return call
-
-
-def _with_target(parts: Parts, arriving: Arriving, record: RecordValue) -> RecordValue:
-    """The record is as old as somebody's wish to transfer, and he is gone. Whoever was dialled since, and
-    is over, was the target: it is not dialled again."""
-    t = record.transfer
-    open_yet = t is not None and t.state == ASKED and not (t.party or t.other)
-    if t is None or not open_yet or t.leg in arriving.facts or parts.queue_of_number(t.number):
-        return record
-    dialled = [name for name in arriving.ended if name[0] == AGENT_LEG and name not in record.legs]
-    if not dialled:
-        return record
-    name, talked = dialled[-1], arriving.ended[dialled[-1]] == "phone"
-    state, target = UP if talked else RINGING, parts.dial_target(t.number)
-    legs = {**record.legs, name: LegValue(leg=name, role=PARTY, state=state, target=target)}
-    transfer = msgspec.structs.replace(t, party=name, state=OVER if talked else ASKED)
-    return msgspec.structs.replace(record, legs=legs, transfer=transfer)
 
 
 def _add_legs(call: NodeCall, arriving: Arriving, record: RecordValue) -> None:

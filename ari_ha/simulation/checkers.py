@@ -43,8 +43,9 @@ CALM_S = 6.0
 retry, and than the retransmissions of a lost BYE."""
 TWO_RINGS_MAX_S = 4.5
 """A lost CANCEL is repeated by then (RFC 3261 timer E)."""
-TELLING_MAX_S = 5.0
-"""Phones may be told an edge's other address, or port, for so long, or when they answer."""
+TELLING_MAX_S = 9.0
+"""Phones may be told an edge's other address, or port, for so long, or when they answer: twice a phone that
+has not got our ACK yet may answer 491, and up to 4 s are waited for that (RFC 3261 section 14.1)."""
 SPEAKING = (link.Bridged, link.EndLeg, link.WantMedia)
 
 

@@ -351,6 +351,7 @@ KEPT_RECORDED = {
     "rung again for the caller, while whoever was called by transfer consults": 3100134,
     "a recorder's node is emptied while the other's is dead and nobody knows": 810195,
     "a late INVITE at an app that has just started without etcd": 810843,
+    "a conference of two lines, of which the node between ended the other one": 2500124,
 }
 
 
@@ -431,6 +432,8 @@ KEPT_WHOLE = {
     "another address can be told only when etcd is back": 908935,
     "a transfer fails for an edge that is cut off, and its successor does not know": 909958,
     "whoever took a transfer handed the caller on, and the record says that he rings": 3200102,
+    "a place that is kept twice, of which one says that an agent is rung": 2615754,
+    "a relay lost twice, and a phone that had not got the ACK both times": 2731505,
 }
 
 

@@ -222,6 +222,34 @@ def test_what_was_kept_is_merged_also_where_something_of_him_was_under_way(clust
     assert (alice.work, alice.handled, alice.intent) == ("idle", 1, "not_ready")
 
 
+def test_a_place_is_free_again_also_where_what_was_kept_of_it_is_not_merged_yet() -> None:
+    """A node that was cut off from etcd takes a caller up from the second one since, and has not read who is
+    rung for him. It hears of that first and gives it up; what it had kept of his place goes."""
+    c = Cluster(3)
+    c.queue("support")
+    c.agent("alice", "support")
+    c.start()
+    two = c.nodes["n2"]
+    c.verb("n1", "not-ready", "alice", reason="1")
+    queued(c, "k1", "n3")
+    c.lose_store(two)
+    c.take_over("k1", "n1")
+    c.verb("n1", "available", "alice")
+    c.flow()
+    c.ring(attempt_of(c))
+    c.verb("n1", "not-ready", "alice", reason="1")
+    c.flow()
+    c.legs.clear()
+    c.kill("n1")
+    c.take_over("k1", "n2")
+    c.find_store(two)
+    c.deliver(two, len(c.store.log))
+    two.effects.reverse()  # the merge is the last to be answered
+    c.flow()
+    assert c.agent_now("alice").attempt is None
+    assert c.picture().entries["k1"].attempt == ""
+
+
 def test_a_call_that_came_and_went_without_the_store(cluster: Cluster) -> None:
     c = cluster
     away(c)

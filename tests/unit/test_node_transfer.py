@@ -1258,6 +1258,28 @@ def test_taken_up_with_a_record_older_than_the_conference() -> None:
     assert bench.agent("1001").work in ("acw", "idle")
 
 
+def test_taken_up_with_the_record_of_a_conference_that_the_node_between_did_not_know() -> None:
+    """Of the agent's two lines the first was to be ended; the next node, which took them for a consultation,
+    ended the second when the party had hung up. It was lost before it had written that."""
+    bench = Bench()
+    _, _, second, _ = consulting(bench)
+    types(bench, second, "*3")
+    assert (record := bench.record()) is not None and record.ending == {"a1": "16"}
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.3")
+    channels = bench.resume(
+        "k1", "7.3", {"c": "up", "a1": "held"}, ended={"a2": "phone", "k1": "app"}, head="c"
+    )
+    bench.sleep(0.5)
+    assert not [end for end in bench.said(link.EndLeg) if end.epoch == "7.3"]
+    assert bench.hears(channels["c"]) != bench.hears(channels["a1"]), "he is on hold still"
+    bench.sleep(12.0)
+    assert bench.agent("1001").work in ("talking", "hold")
+    bench.gone("k1", "a1", "7.3")
+    assert bench.agent("1001").work in ("acw", "idle")
+
+
 def test_taken_up_with_a_record_older_than_the_end_of_the_main_conversation() -> None:
     bench = Bench()
     talk(bench)

@@ -1,0 +1,66 @@
+"""A record that is older than what the edge knows. Who was here last could not write, or what was written is
+not read yet: the edge's facts about legs tell what has been decided since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from ari_ha.machines.node_model import AGENT_LEG, ENDED, RINGING, UP
+from ari_ha.machines.node_outbound import PARTY
+from ari_ha.machines.node_parts import Parts
+from ari_ha.machines.node_transfer import ASKED, OVER
+from ari_ha.wire.keyspace import LegValue, RecordValue
+
+
+def brought_up_to_date(
+    parts: Parts, record: RecordValue, facts: Mapping[str, str], ended: Mapping[str, str]
+) -> RecordValue:
+    """The record, with what must have been decided since. ``facts``: the legs that live, and how (ringing,
+    up, held); ``ended``: those that are over, in their order, and who ended them."""
+    return _with_the_line_left(_with_target(parts, record, facts, ended), facts, ended)
+
+
+def _with_target(
+    parts: Parts, record: RecordValue, facts: Mapping[str, str], ended: Mapping[str, str]
+) -> RecordValue:
+    """The record is as old as somebody's wish to transfer, and he is gone. Whoever was dialled since, and
+    is over, was the target: it is not dialled again."""
+    t = record.transfer
+    open_yet = t is not None and t.state == ASKED and not (t.party or t.other)
+    if t is None or not open_yet or t.leg in facts or parts.queue_of_number(t.number):
+        return record
+    dialled = [name for name in ended if name[0] == AGENT_LEG and name not in record.legs]
+    if not dialled:
+        return record
+    name, talked = dialled[-1], ended[dialled[-1]] == "phone"
+    state, target = UP if talked else RINGING, parts.dial_target(t.number)
+    legs = {**record.legs, name: LegValue(leg=name, role=PARTY, state=state, target=target)}
+    return replace(record, legs=legs, transfer=replace(t, party=name, state=OVER if talked else ASKED))
+
+
+def _with_the_line_left(
+    record: RecordValue, facts: Mapping[str, str], ended: Mapping[str, str]
+) -> RecordValue:
+    """Three were brought together, and of the two lines of whoever did that one was to be ended, the record
+    says. The edge has that one, and the other was ended by the app: the next node, which had not read of the
+    conference, ended the consultation, and was lost too. He is on the line that is left."""
+    for name in [name for name in record.ending if name in facts and name in record.legs]:
+        here = record.legs[name]
+        other = next((leg for leg in record.legs.values() if name == leg.of or leg.leg == here.of), None)
+        if other is None or other.leg in record.ending or ended.get(other.leg) != "app":
+            continue
+        legs = {
+            **record.legs,
+            name: replace(here, state=facts[name], agent=other.agent, ended_by=""),
+            other.leg: replace(other, state=ENDED, agent="", ended_by="app"),
+        }
+        attempts = {
+            key: replace(value, leg=name) if value.leg == other.leg else value
+            for key, value in record.attempts.items()
+        }
+        ending = {leg: cause for leg, cause in record.ending.items() if leg != name}
+        head = name if record.head == other.leg else record.head
+        record = replace(record, legs=legs, attempts=attempts, ending=ending, head=head)
+    return record
