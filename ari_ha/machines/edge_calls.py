@@ -367,6 +367,8 @@ class Calls:
                 head=next(iter(call.consults()), "") if leg.leg == call.head else "",
             )  # fmt: skip
             context.link(home.name, frame)
+            if call.move:
+                call.move.ends.append(frame)
         self._end_others(call, leg)
         if not call.living():
             self.finish(call)

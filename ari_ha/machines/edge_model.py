@@ -12,6 +12,7 @@ from ari_ha.machines.media import CallMedia
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.sip.web_sdp import secured
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
+from ari_ha.wire.link import LegGone
 
 TOMBSTONES_TOLD_MAX = 24
 DIGITS_KEPT_MAX = 64
@@ -311,6 +312,8 @@ class Move:
     bridged: bool = False
     handing_over: bool = False
     """The next home has it and, as the old one serves it still, is listened for."""
+    ends: list[LegGone] = field(default_factory=list)
+    """Whose ends the next home was told of: should it come to nothing, the old one has not heard of them"""
 
     @property
     def taken_up(self) -> bool:

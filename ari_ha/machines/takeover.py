@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from ari_ha.core.ids import PRIMARY_LEG, Epoch
 from ari_ha.machines.edge_calls import Calls
 from ari_ha.machines.edge_context import EdgeContext
@@ -297,6 +299,8 @@ class Takeover:
             # its node serves it on, perhaps for long, and knows no other epoch; whatever the survivor wrote
             # under the one of the move is older than what is decided now
             call.spent, call.epoch = self._calls.next_epoch(call), move.before
+            for frame in move.ends:
+                context.link(call.owner.name, replace(frame, epoch=str(call.epoch)))
             self._say_facts(call)
             self._calls.touch(call)
         if pause is None:

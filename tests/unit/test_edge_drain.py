@@ -258,6 +258,23 @@ def test_a_move_that_came_to_nothing_leaves_the_call_to_its_node_as_it_was(world
     assert other.got(link.CallMoved)[-1].epoch == owner.epoch, "it has lost the call"
 
 
+def test_whoever_hangs_up_during_a_move_that_comes_to_nothing_is_gone_for_the_old_node_too(world):
+    """The next node is told of it, and does not take the call up."""
+    world.with_users("1001")
+    _, call, node, phone, leg = talking(world)
+    before = call.epoch
+    for other in world.nodes.values():
+        other.auto_bridge = False
+    drain(world, node.name)
+    survivor = world.nodes[call.move.to.name]
+    phone.sip.hangup(leg, world.now)
+    world.settle()
+    (told,) = survivor.got(link.LegGone)
+    assert (told.leg, told.by) == ("a1", "phone") and Epoch.parse(told.epoch) > before
+    (told,) = node.got(link.LegGone)
+    assert (told.leg, told.by, told.epoch) == ("a1", "phone", str(before)), "it serves the call still"
+
+
 def ask(world: EdgeWorld, call: str, to: str = "") -> OperatorReply:
     request = OperatorRequest(request="r1", verb="takeover", args={"call": call, "to": to})
     effects = list(world.edge.handle(request, world.now))
