@@ -471,6 +471,8 @@ class Channels:
             music=UNKNOWN_MUSIC if up else NO_MUSIC, dialled=name is not None,
         )  # fmt: skip
         self._core.by_channel[channel.id] = (call, leg)
+        if entry is not None:
+            arriving.pair = entry.token.pair
         if entry is not None and leg == PRIMARY_LEG:
             arriving.caller, arriving.did = entry.token.caller, entry.token.did
             arriving.verb = entry.verb

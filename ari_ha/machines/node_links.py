@@ -30,13 +30,12 @@ class Links:
     # --- up and down ---------------------------------------------------------------
 
     def up(self, peer: str) -> None:
-        """A link is open: we say who we are and what we have."""
+        """A link is open: we say who we are."""
         self._context.replaced.discard(peer)
         self._context.links[peer] = EdgeLink(peer, opened=self._context.now)
         self._context.note("node", "link up", edge=peer)
         self.hello(peer)
         self.state_to(peer)
-        self._calls_to(peer)
 
     def _say_again(self, call: NodeCall) -> None:
         """What the edge may have missed while there was no link, or while it did not serve: one that stands
@@ -159,7 +158,7 @@ class Links:
                 self._core.moved(ident, epoch_of(epoch), to)
             case link.Relinquish(call=ident, epoch=epoch):
                 if not self._is_anothers(ident, peer):
-                    self._relinquish(ident, epoch_of(epoch))
+                    self._relinquish(peer, ident, epoch_of(epoch))
             case link.ClaimAnswer():
                 self._core.acd.claim_answered(frame.attempt, frame.granted, frame.holder)
             case link.MediaIs(call=ident):
@@ -230,8 +229,12 @@ class Links:
                     arriving.retired.append(channel.id)  # the edge's BYE may not come through
                 self._core.resumes.look(arriving)
 
-    def _relinquish(self, ident: str, epoch: Epoch) -> None:
-        call = self._core.calls.get(ident)
+    def _relinquish(self, peer: str, ident: str, epoch: Epoch) -> None:
+        call, arriving = self._core.calls.get(ident), self._core.resumes.by_call.get(ident)
+        if arriving is not None and arriving.epoch <= epoch:
+            arriving.unknown_to, arriving.edge_known = peer, True
+            self._core.resumes.look(arriving)
+            return
         if call is not None and call.epoch <= epoch:
             self._core.drop(call, "relinquished", unless_wanted=True)
 
@@ -250,7 +253,8 @@ class Links:
         self.compare(peer)
 
     def compare(self, peer: str) -> None:
-        """The edge's list against what is here, once. Waits for Asterisk's own snapshot."""
+        """The edge's list against what is here, once, and ours against what it has: it serves, or
+        would not have said a list. Waits for Asterisk's own snapshot."""
         edge = self._context.links.get(peer)
         if edge is None or edge.calls is None or edge.compared or not self._context.ari_state.up:
             return
@@ -260,6 +264,7 @@ class Links:
         for call in list(self._core.calls.values()):
             if call.call not in edge.calls.calls and self._is_of(call, peer):
                 self._unlisted(call, peer)
+        self._calls_to(peer)
 
     def _listed(self, peer: str, ident: str, fact: link.CallAtEdge) -> None:
         call, arriving = self._core.calls.get(ident), self._core.resumes.by_call.get(ident)

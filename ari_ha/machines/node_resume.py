@@ -63,7 +63,7 @@ class Arriving:
     trunk: str = ""
     """Of a takeover: the carrier the call came from; empty: a phone of ours makes it."""
     pair: str = ""
-    """Of a takeover: the pair whose call it is"""
+    """The pair whose call it is, where a token has said so"""
     head: str = ""
     sides: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
@@ -83,6 +83,8 @@ class Arriving:
     agents_known: bool = False
     """Agents and queues have been read from the store, or nobody waits for that any more"""
     edge_known: bool = False
+    unknown_to: str = ""
+    """The edge that has said that it knows no such call"""
     retired: list[str] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     """What phones asked for that its edge has told us meanwhile; it is not said again"""

@@ -4,9 +4,9 @@ A frame is one JSON object with its ``type``, after its length in four bytes,
 big-endian. The vocabulary grows by adding: a field the reader does not know is
 ignored, a field the writer does not know has a default, and a frame whose
 ``type`` the reader does not know is counted and skipped. Whatever a frame says
-must be safe to miss: both ends send a snapshot (`NodeCalls`, `EdgeCalls`) each
-time the link comes up, and an edge that stood by when it begins to serve. What a
-node says of a call it says again after each `EdgeCalls`.
+must be safe to miss: an edge sends a snapshot (`EdgeCalls`) each time the link
+comes up, and when it begins to serve if it stood by. After each a node sends its
+own (`NodeCalls`), and says again what it has said of its calls.
 
 Epochs travel as text (``ari_ha.core.ids.Epoch``).
 """

@@ -352,6 +352,7 @@ KEPT_RECORDED = {
     "a recorder's node is emptied while the other's is dead and nobody knows": 810195,
     "a late INVITE at an app that has just started without etcd": 810843,
     "a conference of two lines, of which the node between ended the other one": 2500124,
+    "a channel that nobody knows is found by an app that has just started": 2931501,
 }
 
 

@@ -973,6 +973,52 @@ def test_an_agent_whose_caller_hung_up_while_his_node_heard_nothing_is_free_when
     assert (bench.agent().work, bench.agent().handled) == ("acw", 1)
 
 
+@pytest.mark.parametrize("talks", [True, False])
+def test_an_app_that_restarts_takes_nobody_up_whose_call_is_over(talks: bool) -> None:
+    """He hung up while his node was cut off: Asterisk has his channel, and no living app heard the end."""
+    bench = Bench() if talks else Bench(())
+    _ = bench.talk() if talks else bench.trunk()
+    bench.link_down()
+    bench.disown("k1")
+    bench.restart_app()
+    bench.link()
+    assert list(bench.said(link.NodeCalls)[-1].calls) == ["k1"]
+    bench.frame(link.Relinquish("k1", "7.1"))
+    assert not bench.asterisk.channels and not bench.machine.core.calls and not bench.waiting()
+    assert not talks or (bench.agent().work, bench.agent().handled) == ("acw", 1)
+    bench.sleep(5)
+    assert not bench.machine.core.calls and not bench.operations("channels.continueInDialplan")
+
+
+def test_an_edge_that_begins_to_serve_hears_which_calls_are_here() -> None:
+    """While it stood by it could not say that one is over. And Asterisk may be seen after it was heard."""
+    bench = Bench(())
+    bench.trunk()
+    bench.frame(link.EdgeCalls())
+    assert list(bench.said(link.NodeCalls)[-1].calls) == ["k1"]
+    said = len(bench.said(link.NodeCalls))
+    bench.post(AriDown(reason="not read", process_gone=False))
+    bench.frame(link.EdgeCalls())
+    assert len(bench.said(link.NodeCalls)) == said
+    bench.post(bench.asterisk.snapshot())
+    assert list(bench.said(link.NodeCalls)[-1].calls) == ["k1"]
+
+
+def test_another_pair_cannot_end_a_call_that_is_being_adopted() -> None:
+    """With the store away only the token of its channel says whose it is."""
+    bench = Bench(())
+    entered = bench.asterisk.enter(f"ari-ha,trunk,{bench.token('k1', pair='v1')},queue,support", "6000")
+    bench.post(AriEvent(event=entered))
+    (caller,) = bench.asterisk.channels
+    bench.store.up = False
+    bench.restart_app()
+    bench.post(LinkUp(peer="edge9"))
+    bench.post(LinkReceived(peer="edge9", frame=link.EdgeHello(edge="edge9", vip="v9")))
+    bench.post(LinkReceived(peer="edge9", frame=link.Relinquish("k1", "7.1")))
+    bench.sleep(5)
+    assert caller in bench.asterisk.channels and "k1" in bench.machine.core.calls
+
+
 def test_an_invite_that_came_late_is_no_word_about_a_call_that_another_node_has() -> None:
     """An app that has just started, without the store, gives up whom it never had: he talks elsewhere."""
     bench = Bench()
