@@ -197,7 +197,9 @@ class NodeWatch:
             return
         node.records = link.RECORD in features
         if node.incarnation and incarnation and node.incarnation != incarnation:
-            if node.state != LOST:
+            if not self._round_at:  # we stand by: calls of its new life may be there when we serve
+                self._set(node, UNSEEN, "asterisk restarted")
+            elif node.state != LOST:
                 self.lose(node, "asterisk restarted", certain=True)
         if incarnation:
             node.incarnation = incarnation

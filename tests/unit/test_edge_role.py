@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import DeadlineReached, Done, OutcomeOf, Unreachable
 from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
+from ari_ha.core.ports.link import LinkReceived, LinkUp
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.sip import SendSip
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn, StoreUnwatch, TxnResult
@@ -108,6 +110,53 @@ def test_the_call_goes_on_at_the_second_edge_and_can_be_ended(pair: Pair) -> Non
     pair.settle()
     pair.run(1)
     assert phone.of(sip.LegEnded) and not pair.edge.calls.by_id
+
+
+def nodes_are_heard(pair: Pair) -> None:
+    """The standby has links to every node's app."""
+    for node in pair.nodes.values():
+        pair.as_standby(LinkUp(peer=node.name))
+        says(pair, node.name, link.NodeHello(node=node.name, incarnation=f"{node.name}-1"))
+        says(pair, node.name, link.NodeState(ready=True, asterisk="up"))
+
+
+def says(pair: Pair, node: str, frame: Any) -> None:
+    pair.as_standby(LinkReceived(peer=node, frame=frame))
+
+
+def test_a_node_that_was_lost_while_we_stood_by_is_not_waited_for(pair: Pair) -> None:
+    """The active edge and a node's Asterisk go in one moment; the standby hears of the second one before it
+    serves, and the node says nothing more."""
+    _, call, node, phone, _ = talking(pair)
+    pair.mirror()
+    nodes_are_heard(pair)
+    says(pair, node.name, link.AsteriskGone(incarnation=f"{node.name}-1", reason="process gone"))
+    node.gone = True
+    pair.take_over()
+    pair.run(1)
+    (moved,) = pair.edge.calls.by_id.values()
+    assert moved.call == call.call and moved.owner.name != node.name and not moved.lost
+    assert not phone.of(sip.ReinviteReceived) and not phone.of(sip.LegEnded)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_what_a_node_serves_since_it_was_lost_while_we_stood_by_stays_there(pair: Pair, said: bool) -> None:
+    """``said``: its app had told that Asterisk is gone; else only that it is another one."""
+    nodes_are_heard(pair)
+    for node in pair.nodes.values():
+        if said:
+            says(pair, node.name, link.AsteriskGone(incarnation=f"{node.name}-1", reason="process gone"))
+        says(pair, node.name, link.NodeHello(node=node.name, incarnation=f"{node.name}-2"))
+        says(pair, node.name, link.NodeState(ready=True, asterisk="up"))
+        pair.post_link(node, f"{node.name}-2")
+    pair.run(1)
+    _, call, node, *_ = talking(pair)
+    assert call.owner == NodeId(node.name, f"{node.name}-2")
+    pair.mirror()
+    pair.take_over()
+    pair.run(1)
+    (same,) = pair.edge.calls.by_id.values()
+    assert same.owner == call.owner and not same.moves
 
 
 def test_who_takes_over_writes_many_calls_in_few_transactions(pair: Pair) -> None:
