@@ -522,7 +522,7 @@ def _end_leftovers(call: NodeCall) -> None:
         call.transfers.say_conversations()
     for leg in leftovers:
         call.end_leg(leg, call.ending[leg.leg], "announced before")
-        call.parts.acd.conversation_ended(call.call, leg.agent, "transfer")
+        call.left_by(leg, "transfer")
         call.attempt_over(leg)
     ringing = [a for a in call.attempts.values() if a.state == RINGING]
     for attempt in sorted(ringing, key=lambda a: a.started)[:-1]:

@@ -435,6 +435,7 @@ KEPT_WHOLE = {
     "whoever took a transfer handed the caller on, and the record says that he rings": 3200102,
     "a place that is kept twice, of which one says that an agent is rung": 2615754,
     "a relay lost twice, and a phone that had not got the ACK both times": 2731505,
+    "whoever dialled was left while he consulted, and his node was lost": 5200507,
 }
 
 

@@ -1280,6 +1280,26 @@ def test_taken_up_with_the_record_of_a_conference_that_the_node_between_did_not_
     assert bench.agent("1001").work in ("acw", "idle")
 
 
+@pytest.mark.parametrize("other", ["up", "ringing"])
+def test_whose_first_line_is_ended_when_he_is_taken_up_is_on_his_second_one(other: str) -> None:
+    """He had dialled, was left while he consulted, and his node was lost. He was counted twice."""
+    bench = Bench()
+    agent_dials(bench, "+4940")
+    bench.pick_up(bench.dialled()[0])
+    bench.frame(link.LegHeld("k1", "c", E, True))
+    bench.frame(link.ConsultAsked("k1", "k1", E, "c", "+4941"))
+    second_line(bench, "1001", "+4941")
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    facts = {"c": "held", "k1": other, "a2": other}
+    sides = {"k1": "k1", "a2": "k1"}
+    bench.resume("k1", "7.2", facts, ended={"a1": "phone"}, head="c", lines={"k1": "c"}, sides=sides)
+    assert bench.said(link.EndLeg, leg="c")
+    bench.sleep(0.5)
+    assert bench.agent("1001").handled == 0 and bench.agent("1001").work in ("talking", "dialling")
+
+
 def test_taken_up_with_a_record_older_than_the_end_of_the_main_conversation() -> None:
     bench = Bench()
     talk(bench)
