@@ -51,7 +51,11 @@ class Books:
         """Now and then."""
         for node in self.cluster.nodes:
             machine = node.app.machine
-            if isinstance(machine, NodeMachine) and self.cluster.clients[node.name].reachable is not True:
+            if not isinstance(machine, NodeMachine):
+                continue
+            for ident, call in machine.core.calls.items():  # by its owner key, too, unless etcd was away
+                self._epochs.setdefault(ident, set()).add(str(call.epoch))
+            if self.cluster.clients[node.name].reachable is not True:
                 self._blind |= machine.core.calls.keys()
 
     def _row(self, table: str, row: Row) -> None:
