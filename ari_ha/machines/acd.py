@@ -29,6 +29,7 @@ from ari_ha.machines.acd_people import People
 from ari_ha.machines.acd_queue import in_order, position
 from ari_ha.machines.acd_writes import TAG, Writes
 from ari_ha.wire.keyspace import AgentValue, Keys, WaitingValue
+from ari_ha.wire.link import Rung
 
 STEP_ROUNDS_MAX = 100
 """Rounds of looking, matching and writing for one event; more is a local mistake."""
@@ -138,17 +139,18 @@ class Acd:
         self, call: str, queue: str, entered: float, priority: int, caller: str, now: float, utc: float,
         *, alive: Mapping[str, str] | None = None, ended: Collection[str] = (),
         talking: Collection[str] = (), from_node: str = "", waits: bool = True,
+        rung: Sequence[Rung] = (),
     ) -> list[Effect]:  # fmt: skip
         """This node took the call over. ``alive``: attempt -> ``ringing``|``up`` whose
         legs live; ``ended``: attempts whose legs ended meanwhile; ``talking``: agents in
         conversation. ``queue`` is empty for a call that was never queued; ``waits`` is not true
-        of one whom somebody talks to, or is called for, whom no queue gave him. Sets `recovering`
-        until `call_recovered`."""
+        of one whom somebody talks to, or is called for, whom no queue gave him. ``rung``: attempts of
+        which no record knows. Sets `recovering` until `call_recovered`."""
         self._desk.begin(now, utc)
         resumed = Caller(
             call=call, queue=queue, entered=entered, priority=priority, caller=caller, waits=waits
         )
-        self._calls.resume(resumed, alive or {}, ended, talking, from_node)
+        self._calls.resume(resumed, alive or {}, ended, talking, from_node, rung)
         return self._step()
 
     def caller_leaves(

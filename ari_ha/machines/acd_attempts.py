@@ -183,7 +183,10 @@ class Attempts:
 
     # --- attempts ----------------------------------------------------------------------
 
-    def reserve(self, entry: WaitingValue, name: str, attempt: str, away: str = "drop") -> None:
+    def reserve(
+        self, entry: WaitingValue, name: str, attempt: str, away: str = "drop",
+        done: Callable[[Result], None] | None = None,
+    ) -> None:  # fmt: skip
         """One transaction gives the caller and the agent to each other. ``away=apply``:
         the edge that holds the device has given its word, the store is not there."""
         keys, view, desk = self.desk.keys, self.desk.view, self.desk
@@ -208,7 +211,7 @@ class Attempts:
             reads = self.owner_read(entry.call)
             return Plan({keys.agent(name): new, key: taken}, "agent and caller are matched", reads)
 
-        self._submit("match", entry.call, name, decide, away=away)
+        self._submit("match", entry.call, name, decide, done, away=away)
 
     def look_at(self, name: str) -> None:
         """Compares what the store says of an agent with the attempts of this node."""

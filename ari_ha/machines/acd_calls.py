@@ -15,6 +15,7 @@ from ari_ha.machines.acd_log import BY_CALLER
 from ari_ha.machines.acd_orders import CallerQueued, CancelAttempt, QueueFull
 from ari_ha.machines.acd_writes import Plan, Result, Writes
 from ari_ha.wire.keyspace import AgentValue, Value, WaitingValue
+from ari_ha.wire.link import Rung
 
 OF_A_CALLER = ("agents", "queues")
 """Families that say who waits, and who is busy with whom."""
@@ -137,7 +138,7 @@ class Calls(Attempts):
 
     def resume(
         self, caller: Caller, alive: Mapping[str, str], ended: Collection[str],
-        talking: Collection[str], from_node: str,
+        talking: Collection[str], from_node: str, rung: Sequence[Rung] = (),
     ) -> None:  # fmt: skip
         """This node serves the call now. Of the agents' values only `recovering` changes."""
         desk, call = self.desk, caller.call
@@ -146,6 +147,7 @@ class Calls(Attempts):
         parties = desk.view.agents_of(call)
         older = self._older([party for party in parties if party[0] not in talking], alive)
         in_talk = bool(talking) or any(agent.work in IN_CALL for _, agent in parties)
+        rings_on = None if in_talk else self._rings_on(caller, alive, rung)
         for name, agent in parties:
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
@@ -154,7 +156,8 @@ class Calls(Attempts):
             talks = self.elsewhere(name, call)
             # the store may not know yet that somebody else has the caller, whom he was to be rung for
             here = agent.attempt.attempt in alive or name in talking
-            late = agent.work in TRYING and (name in older or (in_talk and not here))
+            late = name in older or ((in_talk or rings_on is not None) and not here)
+            late = late and agent.work in TRYING
             if agent.attempt.attempt in ended or talks is not None or late:
                 self._fail_agent(call, name, agent.attempt.attempt, "release", 0.0)
                 if talks is not None:
@@ -165,16 +168,54 @@ class Calls(Attempts):
             self._moved[call, name] = Moved(due, desk.utc, from_node)
         # whoever is there talks, whatever is known of him: only a phone that still rings is taken back
         ringing = [attempt for attempt, state in alive.items() if state == "ringing"]
-        for lost in [a for a in ringing if a not in self.attempts and not talking]:
+        known = {*self.attempts, rings_on.attempt if rings_on is not None else ""}
+        for lost in [a for a in ringing if a not in known and not talking]:
             desk.order(CancelAttempt(call=call, attempt=lost, agent="", why="lost"))
         for name in talking:
             if not any(a.agent == name for a in self._attempts_of(call)):
-                self.adopt(call, caller.queue, name, self._ended_one(name, alive) or desk.new_id())
+                by = next((one.attempt for one in rung if one.agent == name and one.attempt in alive), "")
+                self.adopt(call, caller.queue, name, by or self._ended_one(name, alive) or desk.new_id())
         if not caller.waits:
             self._submit("resume", call, "", lambda: self._plan_no_place(call))
         elif caller.queue and not in_talk:
             self._submit("resume", call, "", lambda: self._plan_place(caller))
+        if rings_on is not None:
+            self._keep_ringing(caller, rings_on)
         desk.match_wanted = True
+
+    def _rings_on(self, caller: Caller, alive: Mapping[str, str], rung: Sequence[Rung]) -> Rung | None:
+        """The attempt that rings a phone, and of which the store knows nothing: whoever made it was lost
+        before it could write that."""
+        parts = [agent.attempt for _, agent in self.desk.view.agents_of(caller.call)]
+        if any(part is not None and part.attempt in alive for part in parts):
+            return None
+        busy = {attempt.agent for attempt in self.attempts.values() if attempt.call != caller.call}
+        ringing = [one for one in rung if alive.get(one.attempt) == "ringing" and one.agent not in busy]
+        return ringing[-1] if ringing else None
+
+    def _keep_ringing(self, caller: Caller, one: Rung) -> None:
+        """Caller and agent are given to each other as they were; if they are not free for that, it rings
+        no more."""
+        for older in self._attempts_of(caller.call):
+            self._drop(older)
+        attempt = Attempt(
+            attempt=one.attempt, call=caller.call, agent=one.agent, device=one.device, queue=caller.queue,
+            until=self.desk.now + self.desk.settings.reserve_ttl_s, resumed=True,
+        )  # fmt: skip
+        self.attempts[one.attempt] = attempt
+        caller.attempt = one.attempt
+
+        def done(result: Result) -> None:
+            if self.attempts.get(one.attempt) is not attempt or attempt.state != "started":
+                return  # it was answered meanwhile, which says more
+            if result.ok:
+                self.ringing(one.attempt)
+            else:
+                self._drop(attempt)
+                self._cancel(attempt, "lost")
+
+        place = WaitingValue(call=caller.call, queue=caller.queue, entered=0.0)
+        self.reserve(place, one.agent, one.attempt, away="apply", done=done)
 
     def _ended_one(self, name: str, alive: Mapping[str, str]) -> str:
         """The attempt by which an agent came into a conversation that lives, and that was ended for him."""

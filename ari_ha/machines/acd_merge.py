@@ -185,18 +185,20 @@ def _release_ousted(view: View, key: str, writes: dict[str, Value | None], utc: 
 
 
 def _free_ousted(view: View, key: str, writes: dict[str, Value | None]) -> tuple[str, ...]:
-    """An agent the store had given to another caller meanwhile: that place is free again."""
+    """An agent the store had given to another caller meanwhile: that place is free again. The place of one to
+    whom he has talked, by the very attempt that the store has as a ring still, is over."""
     stored = view.stored(key)
     agent = stored.value if stored is not None else None
     if key not in writes or not isinstance(agent, AgentValue) or agent.attempt is None:
         return ()
     new, part = writes[key], agent.attempt
-    if isinstance(new, AgentValue) and new.attempt is not None and new.attempt.attempt == part.attempt:
+    same = isinstance(new, AgentValue) and _in_the_same(agent, new)
+    if same and (new.work in TRYING or agent.work not in TRYING):
         return ()
     place_key = view.keys.waiting(part.queue, part.call)
     place = _after(view, place_key, writes)
     if isinstance(place, WaitingValue) and place.attempt == part.attempt:
-        writes[place_key] = msgspec.structs.replace(place, attempt="", agent="")
+        writes[place_key] = None if same else msgspec.structs.replace(place, attempt="", agent="")
     return (place_key,)
 
 

@@ -104,7 +104,7 @@ class Dialling:
         leader = call.legs.get(token.consult)
         leg = PhoneLeg(
             token.leg, _role(token.leg, number), context.new_id(), aor=aor, target=token.target,
-            attempt=token.attempt, agent=token.agent, side=side,
+            attempt=token.attempt, agent=token.agent, queue=token.queue, side=side,
             consult=leader.consult if leader else token.consult,
         )  # fmt: skip
         half = NodeLeg(

@@ -12,7 +12,7 @@ from ari_ha.machines.media import CallMedia
 from ari_ha.sip.sdp import build_audio_sdp
 from ari_ha.sip.web_sdp import secured
 from ari_ha.wire.keyspace import DialogsValue, MediaValue
-from ari_ha.wire.link import LegGone
+from ari_ha.wire.link import LegGone, Rung
 
 TOMBSTONES_TOLD_MAX = 24
 DIGITS_KEPT_MAX = 64
@@ -41,7 +41,8 @@ class PhoneLeg:
     user: str = ""
     attempt: str = ""
     agent: str = ""
-    """Whose phone it is, as the node that rang it said"""
+    queue: str = ""
+    """Whose phone it is, and for which queue's caller, as the node that rang it said"""
     host: str = ""
     """rtpengine's address and port towards this phone: they change only with the edge's
     own address (`edge_rehome`)."""
@@ -172,6 +173,7 @@ class PhoneLeg:
             "user": self.user,
             "attempt": self.attempt,
             "agent": self.agent,
+            "queue": self.queue,
             "host": self.host,
             "port": self.port,
             "origin": self.origin,
@@ -211,8 +213,8 @@ class PhoneLeg:
         side.relay_tag = data.get("relay_tag", 1)
         side = side.with_web_facts(data.get("web", {}))
         names = ("leg", "role", "key", "state", "held", "muted", "aor", "user", "attempt", "agent",
-                 "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked", "refer",
-                 "taken", "fax",
+                 "queue", "host", "port", "origin", "elsewhere", "target", "consult", "of", "number_asked",
+                 "refer", "taken", "fax",
                  "sdp_version", "late_offer", "trunk", "tried", "places", "progress", "early",
                  "key_line", "web_lines", "media_lines", "interface")  # fmt: skip
         known = {name: data[name] for name in names if name in data}
@@ -512,11 +514,13 @@ class EdgeCall:
 
     def grouping(self) -> dict[str, Any]:
         """Who belongs to whom, for a resume by a node whose record may be too old to know."""
+        by_queue = [leg for leg in self.living() if leg.attempt and leg.queue and leg.leg != self.head]
         return {
             "head": self.head,
             "sides": {leg.leg: leg.consult for leg in self.living() if leg.consult},
             "lines": {leg.leg: leg.of for leg in self.living() if leg.of},
             "targets": {leg.leg: leg.target for leg in self.living() if leg.target and not leg.attempt},
+            "rung": {leg.leg: Rung(leg.attempt, leg.agent, leg.aor, leg.queue) for leg in by_queue},
             "turned_down": self.turned_down,
             "asking": [leg.leg for leg in self.living() if leg.refer],
         }

@@ -12,6 +12,7 @@ from ari_ha.core.ports.store import Compare, Put, StoreChanged, StoreReach, Stor
 from ari_ha.machines.acd import Acd
 from ari_ha.machines.acd_orders import Order
 from ari_ha.machines.node_context import NodeContext
+from ari_ha.wire.link import Rung
 
 
 class AcdDesk:
@@ -69,13 +70,13 @@ class AcdDesk:
     def caller_resumed(
         self, call: str, queue: str, entered: float, priority: int, caller: str, *,
         alive: Mapping[str, str], ended: Collection[str], talking: Collection[str], from_node: str,
-        waits: bool = True,
+        waits: bool = True, rung: Sequence[Rung] = (),
     ) -> None:  # fmt: skip
         """The call came from another node (or another life of ours)."""
         self._took(
             self.acd.caller_resumed(
                 call, queue, entered, priority, caller, *self._clocks,
-                alive=alive, ended=ended, talking=talking, from_node=from_node, waits=waits,
+                alive=alive, ended=ended, talking=talking, from_node=from_node, waits=waits, rung=rung,
             )
         )  # fmt: skip
 

@@ -93,7 +93,7 @@ class Dialling:
         token = LegToken(
             kind="dial", call=call.call, leg=leg.leg, epoch=str(call.epoch),
             target=target, attempt=attempt, caller=call.caller, consult=self._rung_for(leg, attempt),
-            agent=leg.agent or self._parts.agent_at(target),
+            agent=leg.agent or self._parts.agent_at(target), queue=call.queue if attempt else "",
         )  # fmt: skip
         through = context.revision_of(call.vip)
         leg.channel = Channel(channel, dialled=True, answered=True, through=through)

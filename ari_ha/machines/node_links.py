@@ -291,6 +291,7 @@ class Links:
         arriving.ended |= fact.ended
         arriving.head, arriving.sides = fact.head, dict(fact.sides)
         arriving.lines, arriving.targets = dict(fact.lines), dict(fact.targets)
+        arriving.rung = dict(fact.rung)
         arriving.turned_down, arriving.asking = fact.turned_down, fact.asking
         arriving.edge_known = True
         self._core.resumes.look(arriving)

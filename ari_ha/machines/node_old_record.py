@@ -7,11 +7,16 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from ari_ha.machines.node_model import AGENT_LEG, ENDED, RINGING, UP
+from ari_ha.machines.node_model import AGENT_LEG, ENDED, LOST, RINGING, UP
 from ari_ha.machines.node_outbound import PARTY
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_transfer import ASKED, OVER
-from ari_ha.wire.keyspace import LegValue, RecordValue
+from ari_ha.wire.keyspace import AttemptValue, LegValue, RecordValue
+from ari_ha.wire.link import Rung
+
+ANSWERED = "answered"
+OPEN_STATES = ("intent", RINGING, ANSWERED, LOST)
+"""States of an attempt that is not over."""
 
 
 def brought_up_to_date(
@@ -20,6 +25,27 @@ def brought_up_to_date(
     """The record, with what must have been decided since. ``facts``: the legs that live, and how (ringing,
     up, held); ``ended``: those that are over, in their order, and who ended them."""
     return _with_the_line_left(_with_target(parts, record, facts, ended), facts, ended)
+
+
+def with_rung(
+    record: RecordValue, rung: Mapping[str, Rung], facts: Mapping[str, str], utc: float
+) -> RecordValue:
+    """A queue had agents rung by attempts of which the record knows nothing, or not by which leg."""
+    attempts, legs = dict(record.attempts), dict(record.legs)
+    for leg, one in [(leg, one) for leg, one in rung.items() if leg in facts]:
+        known = attempts.get(one.attempt)
+        if known is None:
+            known = AttemptValue(
+                attempt=one.attempt, agent=one.agent, device=one.device, leg=leg, started=utc,
+                state=RINGING if facts[leg] == RINGING else ANSWERED,
+            )  # fmt: skip
+        elif known.state == ENDED or known.leg in facts:
+            continue
+        attempts[one.attempt] = replace(known, leg=leg)
+        legs.pop(leg, None)  # of that name the record knows a leg that was never rung
+        if not record.queue:
+            record = replace(record, queue=one.queue, entered=utc)
+    return replace(record, attempts=attempts, legs=legs)
 
 
 def _with_target(

@@ -31,21 +31,19 @@ from ari_ha.machines.node_model import (
     Channel,
     Leg,
 )
-from ari_ha.machines.node_old_record import brought_up_to_date
+from ari_ha.machines.node_old_record import ANSWERED, OPEN_STATES, brought_up_to_date, with_rung
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
 from ari_ha.machines.node_transfer import CUSTOMER, Asked
 from ari_ha.wire.keyspace import LegValue, RecordValue
+from ari_ha.wire.link import Rung
 from ari_ha.wire.token import LegToken
 
 HELD = "held"
 TAKEOVER, ADOPTION = "takeover", "adoption"
-ANSWERED = "answered"
 MIRROR_BEHIND_S = 3.0
 """After the store was away its watch may be behind for so long."""
-OPEN_STATES = ("intent", RINGING, ANSWERED, LOST)
-"""States of an attempt that is not over."""
 
 
 @dataclass(slots=True)
@@ -68,6 +66,7 @@ class Arriving:
     sides: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
     targets: dict[str, str] = field(default_factory=dict)
+    rung: dict[str, Rung] = field(default_factory=dict)
     """The edge's word on legs the record does not know"""
     turned_down: str = ""
     """The last attempt that a phone ended: the record may not know it"""
@@ -126,8 +125,8 @@ class Resumes:
                 token.call, epoch, TAKEOVER, dict(token.facts), dict(token.ended), self._context.now,
                 caller=token.caller, did=token.did, edge_known=True, retired=retired,
                 head=token.head, sides=dict(token.sides), lines=dict(token.lines),
-                targets=dict(token.targets), trunk=token.trunk, turned_down=token.turned_down,
-                asking=token.asking, pair=token.pair,
+                targets=dict(token.targets), rung=dict(token.rung), trunk=token.trunk,
+                turned_down=token.turned_down, asking=token.asking, pair=token.pair,
             )  # fmt: skip
             self._begin(arriving, self._context.timings.resume_limit_s)
         arriving.channels[token.leg] = channel
@@ -254,6 +253,10 @@ class Resumes:
 
 def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     """The call as it was, from the record and the edge's facts."""
+    if arriving.rung:
+        old = arriving.record or RecordValue(call=arriving.call, epoch="", node="", want_media=HITLESS)
+        arriving.record = with_rung(old, arriving.rung, arriving.facts, parts.context.utc)
+        arriving.rung = {leg: one for leg, one in arriving.rung.items() if one.attempt not in old.attempts}
     if arriving.record is not None:
         arriving.record = brought_up_to_date(parts, arriving.record, arriving.facts, arriving.ended)
     record = arriving.record or RecordValue(call=arriving.call, epoch="", node="")
@@ -446,7 +449,7 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
         ended=(*past.ended, *_not_rung(call, past)), talking=(*past.talking, *past.lost_agents),
-        from_node=record.node if record else "", waits=not nobody,
+        from_node=record.node if record else "", waits=not nobody, rung=[*arriving.rung.values()],
     )  # fmt: skip
     for agent in past.parties:
         parts.acd.conversation_state(call.call, agent, "join")

@@ -51,6 +51,15 @@ class LegAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
     muted: bool = False
 
 
+class Rung(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a leg was rung: an agent's ``device``, for a caller of a queue."""
+
+    attempt: str = ""
+    agent: str = ""
+    device: str = ""
+    queue: str = ""
+
+
 class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call the edge has given to this node, with the legs that live."""
 
@@ -66,6 +75,8 @@ class CallAtEdge(msgspec.Struct, frozen=True, omit_defaults=True):
     """Second lines: leg -> leg of the same phone."""
     targets: dict[str, str] = msgspec.field(default_factory=dict)
     """Whom legs were dialled to that no queue chose: ``device:`` or ``number:``."""
+    rung: dict[str, Rung] = msgspec.field(default_factory=dict)
+    """By which attempts legs were rung, whether they ring still or were answered."""
     turned_down: str = ""
     """The last attempt that a phone ended."""
     asking: list[str] | None = None

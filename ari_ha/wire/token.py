@@ -14,6 +14,8 @@ import hmac
 
 import msgspec
 
+from ari_ha.wire.link import Rung
+
 HEADER = "X-ARI-HA-Token"
 LEG_HEADER = "X-ARI-HA-Leg"
 """`LegToken.name` in the clear, for Asterisk's own records. Nothing trusts it."""
@@ -34,8 +36,9 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     legs that people ended: leg -> who. ``head``, ``sides``, ``lines`` and ``targets``
     are for legs the record does not know: whose end ends the call, who consults with
     whom (leg -> leg that leads it), of which leg's phone a leg is the second line, and
-    whom a leg was dialled to. ``turned_down``: the last attempt that a phone ended. ``asking``: legs whose
-    phones asked for a transfer and have not heard how it went; None: the edge does not say.
+    whom a leg was dialled to; ``rung`` says it of legs that a queue had rung.
+    ``turned_down``: the last attempt that a phone ended. ``asking``: legs whose phones
+    asked for a transfer and have not heard how it went; None: the edge does not say.
     """
 
     kind: str
@@ -50,6 +53,8 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     user: str = ""
     agent: str = ""
     """Whose phone ``dial`` rings, for the call's record"""
+    queue: str = ""
+    """Of which queue the caller is whom ``dial`` rings an agent for"""
     consult: str = ""
     """The consulting phone's leg this one is rung for"""
     facts: dict[str, str] = {}
@@ -58,6 +63,7 @@ class LegToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     sides: dict[str, str] = {}
     lines: dict[str, str] = {}
     targets: dict[str, str] = {}
+    rung: dict[str, Rung] = {}
     turned_down: str = ""
     asking: list[str] | None = None
     pair: str = ""

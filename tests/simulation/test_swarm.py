@@ -339,6 +339,7 @@ KEPT_FULL = {
     "asked for an attended transfer and hung up, and no app heard of it": 804593,
     "an app cut off from etcd before it has read anything takes a caller up": 3200278,
     "whoever was consulted hands on who called him, and the record says that he rings": 3200338,
+    "an agent is rung, and the record never knew it": 810782,
 }
 """Seeds of the full plan that failed once, beside those of the swarm above."""
 
@@ -436,6 +437,7 @@ KEPT_WHOLE = {
     "a place that is kept twice, of which one says that an agent is rung": 2615754,
     "a relay lost twice, and a phone that had not got the ACK both times": 2731505,
     "whoever dialled was left while he consulted, and his node was lost": 5200507,
+    "another agent is rung than the store names, and the record never knew it": 2185753,
 }
 
 

@@ -412,12 +412,12 @@ class EdgeWorld:
 
     def dial(
         self, node: Node, call: Any, leg: str, aor: str, attempt: str = "t1", target: str = "",
-        agent: str = "", consult: str = "",
+        agent: str = "", consult: str = "", queue: str = "",
     ) -> str:  # fmt: skip
         """The node's app rings a phone, or whatever ``target`` names."""
         token = LegToken(kind="dial", call=call.call, leg=leg, epoch=str(call.epoch),
                          target=target or f"device:{aor}", attempt=attempt, agent=agent,
-                         consult=consult)  # fmt: skip
+                         consult=consult, queue=queue)  # fmt: skip
         key = self.new_id()
         node.sip.invite(
             key, flow=Flow("l", "udp", self.home.core, 5070), target=f"sip:{leg}@{self.home.core}:5070",

@@ -15,6 +15,7 @@ from ari_ha.machines.acd_orders import (
 )
 from ari_ha.simulation.acd_cluster import Cluster, Leg
 from ari_ha.wire.keyspace import AttemptOfAgent, RecordValue, WaitingValue
+from ari_ha.wire.link import Rung
 from tests.support.acd_bench import attempt_of, orders, queued, quiet, talking, two_nodes
 
 
@@ -471,6 +472,21 @@ def test_only_a_phone_that_rings_is_taken_back_when_its_attempt_is_over(
     alive = {"x1": state}
     c._took(node, node.acd.caller_resumed("k1", "", 0.0, 0, "4931", c.now, c.utc, alive=alive))
     assert len(orders(c, "n1", CancelAttempt)) - before == cancelled
+
+
+def test_who_answers_while_he_is_being_given_to_the_caller_talks_to_him(cluster: Cluster) -> None:
+    """Of the ring that goes on the store knew nothing, and the agent has asked for a break since."""
+    c = cluster
+    c.agent("bob", "support", intent="not_ready", reason="break")
+    c.call("k1", "", "n1")
+    node, alive, rung = c.nodes["n1"], {"t-bob": "ringing"}, [Rung("t-bob", "bob", "bob", "support")]
+    who = ("k1", "support", 0.0, 0, "4930")
+    c._took(node, node.acd.caller_resumed(*who, c.now, c.utc, alive=alive, rung=rung))
+    c._took(node, node.acd.attempt_answered("t-bob", c.now, c.utc))
+    node.acd.check()
+    c.flow()
+    assert c.agent_now("bob").work == "talking" and not orders(c, "n1", CancelAttempt)
+    assert [order.attempt for order in orders(c, "n1", AttemptWon)] == ["t-bob"]
 
 
 @pytest.mark.parametrize("first", ["n1", "n2"])

@@ -554,6 +554,29 @@ def test_a_takeover_says_which_attempt_a_phone_turned_down(world, restarted):
     assert {t.turned_down for t in tokens} == {"t7"}
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("queue", ["support", ""])
+def test_a_takeover_says_by_which_attempt_a_phone_was_rung(world, restarted, queue):
+    """Its node may have been lost before it could write that. A node of an older version does not say
+    for which queue it was, and nobody could go by the rest."""
+    world.register("1001")
+    _, call = world.call_in()
+    node = world.nodes[call.owner.name]
+    world.dial(node, call, "a1", "1001", "t7", agent="anna", queue=queue)
+    if restarted:
+        world.boot()
+    rung = {"a1": link.Rung("t7", "anna", "1001", "support")} if queue else {}
+    kill(world, node.name)
+    world.run(1)
+    (home,) = [n for n in world.nodes.values() if n is not node and n.tokens]
+    assert [t.rung for t in home.tokens.values()] == [rung] * 2
+    world.post(LinkDown(peer=home.name, reason="silence", clean=False))
+    world.post_link(home, f"{home.name}-1")
+    world.settle()
+    listed = home.got(link.EdgeCalls)[-1]
+    assert listed.calls[call.call].rung == rung
+
+
 @pytest.mark.parametrize("answers", [False, True])
 def test_a_target_that_refuses_in_the_gap_is_not_called_again(world, answers):
     _, call, node, phone, leg = talking(world)

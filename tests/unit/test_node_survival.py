@@ -83,6 +83,147 @@ def test_two_people_who_talk_are_bridged_again() -> None:
     assert bench.agent().recovering is None
 
 
+BY_T1 = {"a1": link.Rung("t1", "1001", "1001", "support")}
+"""The edge's word on why a leg was rung"""
+
+
+def unwritten(bench: Bench, *, store: bool, record: str = "queued") -> None:
+    """Another node had 1001 rung for k1 by the attempt t1, of which no record knows. ``store``: the agent's
+    value says it; else he is idle there. ``record``: where it has the caller; empty: there is none."""
+    moved(bench, "ringing" if store else "waiting", leg_state="ringing", attempt_state="ringing")
+    found = bench.record()
+    assert found is not None
+    key = bench.keys.record("k1")
+    if record == "queued":
+        bench.store.put(key, msgspec.structs.replace(found, attempts={}, legs={}))
+    else:
+        bench.store.data.pop(key)
+    if record == "dialplan":
+        none = RecordValue(call="k1", epoch="7.1", node="ast2#x", stage="dialplan", did="6000")
+        bench.store.put(key, none)
+    bench.store_back()
+
+
+@pytest.mark.parametrize("record", ["queued", "dialplan", ""])
+@pytest.mark.parametrize("store", [True, False])
+def test_a_phone_of_which_no_record_knows_rings_on_and_can_answer(store: bool, record: str) -> None:
+    """Its node could not write that it had it rung: he is rung neither again nor beside somebody else, and
+    it is known who answers."""
+    bench = Bench()
+    unwritten(bench, store=store, record=record)
+    channels = bench.resume("k1", "7.2", {"c": "up", "a1": "ringing"}, rung=BY_T1, trunk="carrier1")
+    bench.sleep(0.5)
+    assert not bench.dialled() and not bench.said(link.EndLeg)
+    agent = bench.agent()
+    assert agent.work == "ringing" and agent.attempt is not None and agent.attempt.attempt == "t1"
+    assert agent.attempt.queue == "support" and bench.waiting() == ["k1"]
+    bench.frame(link.LegAnswered("k1", "a1", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a1"]) == "people"
+    assert bench.agent().work == "talking" and bench.waiting() == []
+    bench.gone("k1", "a1", "7.2")
+    assert (bench.agent().handled, bench.agent("1002").handled, bench.agent("1002").work) == (1, 0, "idle")
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_phone_of_which_no_record_knows_does_not_ring_for_ever(store: bool) -> None:
+    bench = Bench(("1001",))
+    unwritten(bench, store=store)
+    bench.resume("k1", "7.2", {"c": "up", "a1": "ringing"}, rung=BY_T1)
+    bench.sleep(1001.0 if store else 5.5)
+    assert [(frame.leg, frame.reason) for frame in bench.said(link.EndLeg)][:1] == [("a1", "no-answer")]
+    assert bench.agent().missed == 0, "of a ring that moved nobody knows how long it was heard"
+
+
+@pytest.mark.parametrize("state", ["ringing", "up"])
+def test_who_is_there_is_whom_the_edge_names_and_not_who_was_to_be_rung_by_the_store(state: str) -> None:
+    """The node before had given another agent up, and could not write that either."""
+    bench = Bench()
+    moved(bench, "reserved", leg_state="trying", attempt_state="intent")
+    rung = {"a2": link.Rung("t2", "1002", "1002", "support")}
+    bench.resume("k1", "7.2", {"c": "up", "a2": state}, rung=rung)
+    bench.sleep(0.5)
+    assert not bench.dialled() and not bench.said(link.EndLeg)
+    second = bench.agent("1002")
+    assert second.attempt is not None and second.attempt.attempt == "t2"
+    assert second.work == {"ringing": "ringing", "up": "talking"}[state]
+    assert bench.agent().work == "idle"
+    record = bench.record()
+    assert record is not None and {a: v.state for a, v in record.attempts.items()} == {
+        "t1": "ended",
+        "t2": {"ringing": "ringing", "up": "answered"}[state],
+    }
+
+
+def test_a_phone_of_which_no_record_knows_is_silent_where_its_agent_has_another_caller() -> None:
+    bench = Bench()
+    unwritten(bench, store=False)
+    part = AttemptOfAgent(attempt="t9", call="k9", queue="support", node="ast3#x", since=UTC0)
+    bench.store.put(bench.keys.agent("1001"), busy := talks(bench.agent(), part))
+    bench.store_back()
+    bench.resume("k1", "7.2", {"c": "up", "a1": "ringing"}, rung=BY_T1)
+    bench.sleep(0.1)
+    assert [(frame.leg, frame.reason) for frame in bench.said(link.EndLeg)] == [("a1", "lost")]
+    assert bench.agent() == busy
+    assert [bench.target(channel) for channel in bench.dialled()] == ["device:1002"]
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_whom_he_talked_to_by_an_attempt_that_etcd_has_as_a_ring_has_no_place_any_more(over: bool) -> None:
+    """The node that took the call up had not read that its agent was rung, and had no etcd."""
+    bench = Bench()
+    bench.store_away()
+    part = AttemptOfAgent(attempt="t1", call="k1", queue="support", node="ast2#x", since=UTC0)
+    rings = msgspec.structs.replace(bench.agent(), work="ringing", attempt=part)
+    bench.store.put(bench.keys.agent("1001"), rings)
+    place = WaitingValue(call="k1", queue="support", entered=UTC0, node="ast2#x", attempt="t1", agent="1001")
+    bench.store.put(bench.keys.waiting("support", "k1"), place)
+    bench.resume("k1", "7.2", {"c": "up", "a1": "up"}, rung=BY_T1)
+    if over:
+        bench.gone("k1", "c", "7.2")
+    bench.store_back()
+    assert bench.waiting() == []
+    assert (bench.agent().work, bench.agent().handled) == (("acw", 1) if over else ("talking", 0))
+
+
+def talks(agent: AgentValue, part: AttemptOfAgent) -> AgentValue:
+    """The agent, in that conversation."""
+    return msgspec.structs.replace(agent, work="talking", work_since=UTC0, attempt=part)
+
+
+def test_an_agent_who_is_being_rung_again_is_not_once_more_where_the_record_does_not_know_that() -> None:
+    bench = Bench()
+    moved(bench, "talking")
+    rung = {"a2": link.Rung("t1", "1001", "1001", "support")}
+    channels = bench.resume("k1", "7.2", {"c": "up", "a2": "ringing"}, rung=rung)
+    assert not bench.dialled()
+    bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
+    assert (bench.agent().work, bench.agent().handled) == ("talking", 0)
+
+
+def test_a_phone_of_which_no_record_knows_rings_on_when_the_app_was_started_again() -> None:
+    """The edge's list says it, too; and the edge knows it from who dialled."""
+    bench = Bench()
+    bench.trunk()
+    (ringing,) = bench.dialled()
+    bench.ring(ringing)
+    token = bench.token_of(ringing)
+    assert (token.agent, token.queue) == ("1001", "support")
+    first = bench.record()
+    assert first is not None
+    bench.store.put(bench.keys.record("k1"), msgspec.structs.replace(first, attempts={}, legs={}))
+    before = bench.agent()
+    bench.restart_app()
+    legs = {"c": link.LegAtEdge("answered"), "a1": link.LegAtEdge("ringing")}
+    rung = {"a1": link.Rung(token.attempt, token.agent, "1001", token.queue)}
+    bench.link({"k1": link.CallAtEdge("7.1", legs, head="c", rung=rung)})
+    assert bench.dialled() == [ringing] and not bench.said(link.EndLeg)
+    bench.pick_up(ringing)
+    after = bench.agent()
+    assert after.work == "talking" and after.attempt is not None and before.attempt is not None
+    assert after.attempt.attempt == before.attempt.attempt
+
+
 @pytest.mark.parametrize("order", [["c", "a1"], ["a1", "c"]])
 def test_legs_may_arrive_in_any_order(order: list[str]) -> None:
     bench = Bench()
