@@ -11,6 +11,7 @@ from ari_ha.cli.chaos_judge import Pair, Verdict
 from ari_ha.cli.chaos_stage import Stage
 from ari_ha.cli.cluster import ClusterError
 from ari_ha.cli.lab import NODES, LabError
+from ari_ha.machines.node_core import DEAF
 
 OWNERS_LIMIT_S = 5.0
 """A node that was cut off or frozen has let go of everything by then."""
@@ -39,11 +40,12 @@ def before(stage: Stage, app_of: str = "") -> Before:
 
 
 def judge_stayed(stage: Stage, verdicts: Iterable[Verdict]) -> None:
-    """No call moved: the absence was short."""
+    """No call moved, but for a node that asked for that itself: the absence was short."""
     rows = stage.edge_calls()
     for verdict in verdicts:
         pair, row = verdict.pair, rows.get(verdict.pair.caller)
-        if row is not None and row["epoch"] != pair.epoch:
+        asked = row is not None and any(move["why"] == DEAF for move in row["moves"][-1:])
+        if row is not None and row["epoch"] != pair.epoch and not asked:
             verdict.against.append(f"moved: epoch was {pair.epoch}, is {row['epoch']} at {row['node']}")
 
 

@@ -196,7 +196,9 @@ ABOUT: dict[str, About] = {
         mend_after_s=STARVED_S + 1.0,
     ),
     "clock-step": About(
-        "the wall clock of a node (Asterisk and app) is an hour ahead for 4 s, then an hour behind for 4 s",
+        "the wall clock of a node (Asterisk and app) is an hour ahead for 4 s, then an hour behind for 4 s. "
+        "Only calls in which somebody typed while it was ahead are moved, for that Asterisk hears no digit "
+        "of theirs until it is there again",
         stays=True,
         mend_after_s=2 * EACH_S,
     ),

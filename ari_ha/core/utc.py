@@ -28,6 +28,8 @@ class Utc:
         self._apart_s = 0.0
         """How far the wall clock has stepped away from the time told here"""
         self._since: Instant = 0.0
+        self.has_stepped = False
+        """Whether the wall clock ever did, since this process started"""
 
     @property
     def known(self) -> bool:
@@ -37,6 +39,10 @@ class Utc:
     def at(self, now: Instant) -> float:
         """UTC seconds; 0 before the first word about the time."""
         return now + self._offset_s if self._offset_s is not None else 0.0
+
+    def wall(self, now: Instant) -> float:
+        """What the wall clock says, wherever it has stepped to; 0 before the first word about the time."""
+        return self.at(now) + self._apart_s
 
     def told(self, utc_s: float, now: Instant) -> tuple[str, float]:
         """The wall clock says ``utc_s``. What happened to it (`STEPPED`, `BACK`, `FOLLOWED` or nothing) and
@@ -50,6 +56,7 @@ class Utc:
             return (BACK, -was) if was else ("", 0.0)
         if abs(apart - self._apart_s) > STEP_S:
             by, self._apart_s, self._since = apart - self._apart_s, apart, now
+            self.has_stepped = True
             return STEPPED, by
         if now - self._since < HOLD_S:
             return "", 0.0

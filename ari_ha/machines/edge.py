@@ -48,7 +48,7 @@ from ari_ha.machines.edge_sweep import RelaySweep
 from ari_ha.machines.edge_transfer import Transfers, asked_frames
 from ari_ha.machines.edge_view import call_view, edge_view, node_view
 from ari_ha.machines.next_hops import NextHops
-from ari_ha.machines.node_watch import LOST, NodeWatch, WatchedNode
+from ari_ha.machines.node_watch import NodeWatch, WatchedNode
 from ari_ha.machines.phone_care import PhoneCare
 from ari_ha.machines.registrar import Registrar
 from ari_ha.machines.sentinels import Sentinels
@@ -344,6 +344,8 @@ class EdgeMachine:
                 self.takeover.bridged(frame)
             case link.ResumeRefused():
                 self.takeover.refused(frame)
+            case link.MoveWanted():
+                self.drains.wanted(node, frame)
             case link.EndLeg():
                 self.calls.announced_end(frame)
             case link.WantMedia():
@@ -500,8 +502,6 @@ class EdgeMachine:
             if node.link_up:
                 self._hello(node.config.name)
                 self._send_calls(node.config.name)
-            if node.state == LOST:  # heard while we stood by, and knew nobody's calls
-                self.takeover.node_lost(node, node.lost_why)
         context.note("edge", "serving", calls=len(self.calls.by_id))
         early, self._early = self._early, []
         for at, event in early:

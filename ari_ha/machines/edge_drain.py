@@ -19,6 +19,7 @@ from ari_ha.machines.edge_context import EdgeContext
 from ari_ha.machines.edge_model import EdgeCall
 from ari_ha.machines.node_watch import NodeWatch
 from ari_ha.machines.takeover import Takeover
+from ari_ha.wire import link
 from ari_ha.wire.keyspace import BadValue, DrainValue, decode
 
 DRAIN = "drained"
@@ -151,6 +152,15 @@ class Drains:
         waits = call.move is not None or bool(call.lost) or self._takeover.waits(call.call)
         apart = call.ended or call.by_dialplan
         return leg is not None and leg.state != "trying" and not apart and not waits
+
+    def wanted(self, node: str, frame: link.MoveWanted) -> None:
+        """A node asks for its call to be moved, and asks again where that is not possible now."""
+        call = self._calls.by_id.get(frame.call)
+        if call is None or call.owner is None or (call.owner.name, str(call.epoch)) != (node, frame.epoch):
+            return
+        others = {taking.config.name for taking in self._watch.taking()} - {node}
+        if others and self._movable(call) and not self._not_now(call):
+            self._takeover.move(call, frame.reason)
 
     def takeover(self, ident: str, to: str) -> tuple[int, Any]:
         """One call is moved now, to ``to`` or to the least loaded node."""

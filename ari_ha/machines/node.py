@@ -142,6 +142,7 @@ class NodeMachine:
         match event:
             case WallClock(utc_s=utc_s):
                 self.context.wall_clock(utc_s)
+                self.core.ask_for_new_channels()
                 if not self.context.armed("stale-records"):
                     self.context.after("stale-records", STALE_RECORDS_EVERY_S, self._stale_records)
             case StoreReach():

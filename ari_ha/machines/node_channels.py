@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ari_ha.core.ids import NO_EPOCH, PRIMARY_LEG, Epoch
@@ -94,7 +95,7 @@ class Channels:
             case ari.BridgeDestroyed(bridge=bridge):
                 self._bridge_gone(bridge.id)
             case ari.ChannelDtmfReceived(channel=channel, digit=digit):
-                self._digit(channel.id, digit)
+                self._digit(channel.id, digit, _utc_of(event.timestamp))
             case ari.PlaybackFinished(playback=playback):
                 self._played(playback)
             case ari.RawEvent(type=name):
@@ -175,9 +176,11 @@ class Channels:
             call.asterisk.existing.discard(bridge)
             call.touch()
 
-    def _digit(self, channel: str, digit: str) -> None:
+    def _digit(self, channel: str, digit: str, utc_s: float) -> None:
         if found := self._find(channel):
             call, leg = found
+            if leg.channel is not None:
+                leg.channel.digit_utc = utc_s
             self._context.count("node_digits_heard")
             number = call.ivr.digit(leg.leg, digit)
             frame = link.DigitHeard(
@@ -574,3 +577,11 @@ class Channels:
             self._context.count("node_orphans_ended", operation=operation)
             self._context.ari(f"hangup/{ident}", operation, {param: ident})
         self._suspects[operation] = lost - self._suspects[operation]
+
+
+def _utc_of(timestamp: str) -> float:
+    """An event's time (``2026-11-30T20:18:23.996+0000``) as UTC seconds, 0 where it has none."""
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0

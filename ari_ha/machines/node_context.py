@@ -14,7 +14,7 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
-from ari_ha.core.utc import Utc
+from ari_ha.core.utc import STEP_S, Utc
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire.keyspace import Keys
 from ari_ha.wire.link import EdgeCalls
@@ -90,6 +90,10 @@ class NodeContext:
     def utc(self) -> float:
         """UTC seconds now; 0 before the first word about the time."""
         return self._utc.at(self.now)
+
+    def is_ahead(self, utc_s: float) -> bool:
+        """Whether the wall clock, which has stepped, said this once and is not there again yet."""
+        return self._utc.has_stepped and utc_s > self._utc.wall(self.now) + STEP_S
 
     def wall_clock(self, utc_s: float) -> None:
         """What the wall clock says now."""

@@ -34,6 +34,7 @@ from ari_ha.wire.keyspace import (
 
 V = TypeVar("V", bound=Value)
 LISTED_VALID_S = 30.0
+DEAF = "its Asterisk takes no digits: the wall clock has gone back"
 
 
 TIMERS_OF_A_CALL = ("settle", "media", "queued", "over", "retired", "stale", "feature", "won", "ivr",
@@ -198,6 +199,14 @@ class NodeCore:
         call.say(frame)
         self.context.count("node_calls_given_up", why=why)
         self.drop(call, f"given up: {why}", unless_wanted=True)
+
+    def ask_for_new_channels(self) -> None:
+        """Asterisk measures by the wall clock how far apart two digits of a channel are. When that clock has
+        gone back it takes no more of them until it is where it was at the last one: for an hour perhaps."""
+        for call in self.calls.values():
+            channels = [leg.channel for leg in call.living() if leg.channel is not None]
+            if any(self.context.is_ahead(channel.digit_utc) for channel in channels):
+                call.say(link.MoveWanted(call=call.call, epoch=str(call.epoch), reason=DEAF))
 
     def finished(self, call: NodeCall) -> None:
         """The call is over and nothing of it is left here."""

@@ -94,6 +94,8 @@ class Channel:
     """By which revision of its address the edge served that was to dial it; 0: not known"""
     left: bool = False
     """Its far end, which is the edge, hung it up: nothing in this Asterisk did."""
+    digit_utc: float = 0.0
+    """When its last digit was, by Asterisk's wall clock"""
 
 
 @dataclass(slots=True)

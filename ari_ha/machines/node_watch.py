@@ -109,6 +109,8 @@ class NodeWatch:
             if not node.link_up:
                 node.link_down_at = self._context.now
                 self._arm_absent(node.config.name)
+            if node.state == LOST:  # heard while we stood by, and knew nobody's calls
+                self._on_lost(node, node.lost_why)
         self.sentinels.start()
         self._round()
 

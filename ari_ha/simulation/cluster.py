@@ -219,7 +219,7 @@ class Cluster:
         world, name, address = self.world, f"ast{number}", f"10.0.0.{30 + number}"
         asterisk = FakeAsterisk(world, self.wire, name, name, address)
         app = self._process(name, name, self._make_node, self._node_effect, self._node_now)
-        link = self._link(app)
+        asterisk.wall, link = app.clock, self._link(app)
         recorder = FakeRecorder(world, app, address)
         return Node(name, name, asterisk, app, AriLink(world, app, asterisk), link, recorder)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from ari_ha.core.machine import Done, Outcome, Refused
 from ari_ha.core.ports.ari import NO_ENDPOINT
 from ari_ha.simulation.sip_wire import SipProcess, Wire
-from ari_ha.simulation.world import World
+from ari_ha.simulation.world import Clock, World
 from ari_ha.sip import events as sip
 from ari_ha.sip.flow import Flow
 from ari_ha.sip.sdp import SessionDescription, build_audio_sdp
@@ -35,6 +36,8 @@ CHANNEL_VARIABLES = ("HA_CALL", "HA_LEG", "HA_EPOCH")
 REFUSED_CAUSE, NORMAL_CAUSE, NO_ANSWER_CAUSE, CANCELLED_CAUSE = 34, 16, 19, 127
 SOFT_HANGUP = 32
 """What a ChannelHangupRequest gives as its cause when the app, or a limit of Asterisk's own, asked for it."""
+DIGITS_APART_S = 0.045
+"""A digit less than that after the last one, by the wall clock, is none: so none is while that is behind."""
 PLAY_S = 0.5
 FIRST_PACKET_S = 0.03
 """Asterisk says that music or a prompt is begun before it begins: the first packet comes a packet's time
@@ -81,6 +84,8 @@ class Channel:
     """A prompt has been said to its end."""
     rtp: tuple[str, int] = ("", 0)
     remote: tuple[str, int] | None = None
+    digit_utc: float = 0.0
+    """When its last digit was"""
     app_data: str = ""
     """The arguments of Stasis() while it runs there."""
     tech_cause: int = 0
@@ -123,6 +128,8 @@ class FakeAsterisk(SipProcess):
         self._numbers = 0
         self._rtp_port = FIRST_RTP_PORT
         self.digits_heard: list[tuple[str, str]] = []
+        self.wall = Clock(world)
+        """The wall clock of its host"""
         self.apologies: list[str] = []
         """Tokens of callers whom the dialplan told that it is sorry."""
         self.maintenance: set[str] = set()
@@ -381,9 +388,16 @@ class FakeAsterisk(SipProcess):
             return
         bridge = self.bridges.get(channel.bridge)
         hidden = bridge is not None and len(bridge.channels) == 2 and not bridge.gives_digits
+        if self.wall.utc() - channel.digit_utc < DIGITS_APART_S:
+            return
+        channel.digit_utc = self.wall.utc()
         if channel.in_app and not hidden:
             self.digits_heard.append((ident, digit))
-            self._emit(ari.ChannelDtmfReceived(digit=digit, duration_ms=100, channel=self._model(channel)))
+            at = datetime.fromtimestamp(channel.digit_utc, UTC).isoformat()
+            event = ari.ChannelDtmfReceived(
+                digit=digit, duration_ms=100, channel=self._model(channel), timestamp=at
+            )
+            self._emit(event)
 
     # -- ARI's operations (see fake_ari)
 

@@ -150,6 +150,15 @@ class ResumeRefused(Frame, frozen=True):
     reason: str = ""
 
 
+class MoveWanted(Frame, frozen=True):
+    """The node serves the call, and its channels are of no more use: it is to be moved, make before break.
+    Said again every second while that is so."""
+
+    call: str = ""
+    epoch: str = ""
+    reason: str = ""
+
+
 class EndLeg(Frame, frozen=True):
     """The app wants this leg ended: only after this may a BYE of the node end
     the phone's side. ``cause`` is a SIP status or Q.850 number as text."""
@@ -417,7 +426,7 @@ class ClaimAnswer(Frame, frozen=True):
 
 
 NODE_FRAMES: Final = (
-    NodeHello, NodeState, NodeCalls, Bridged, ResumeRefused, EndLeg, WantMedia,
+    NodeHello, NodeState, NodeCalls, Bridged, ResumeRefused, MoveWanted, EndLeg, WantMedia,
     AsteriskGone, ClaimAgent, DigitHeard, Conversations, TransferIs,
     WantRecording, RecorderAt, RecordingOver, NodeRecordings, Ping, Pong,
 )  # fmt: skip
@@ -431,7 +440,7 @@ EDGE_FRAMES: Final = (
 """What an edge says."""
 
 AnyFrame = (
-    NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | EndLeg | WantMedia
+    NodeHello | NodeState | NodeCalls | Bridged | ResumeRefused | MoveWanted | EndLeg | WantMedia
     | AsteriskGone | ClaimAgent | DigitHeard | Conversations | TransferIs
     | WantRecording | RecorderAt | RecordingOver | NodeRecordings
     | EdgeHello | EdgeCalls | MediaIs | LegRinging | LegAnswered | LegGone | LegHeld | LegDigit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from ari_ha.core.ids import Epoch
 from ari_ha.core.ports.media import MediaReach
@@ -273,6 +274,35 @@ def test_whoever_hangs_up_during_a_move_that_comes_to_nothing_is_gone_for_the_ol
     assert (told.leg, told.by) == ("a1", "phone") and Epoch.parse(told.epoch) > before
     (told,) = node.got(link.LegGone)
     assert (told.leg, told.by, told.epoch) == ("a1", "phone", str(before)), "it serves the call still"
+
+
+def test_a_node_asks_for_its_call_to_be_moved(world):
+    """Make before break, and not where the next node could not read of it: it is asked again then."""
+    world.with_users("1001")
+    _, call, node, *_ = talking(world)
+    wanted = link.MoveWanted(call=call.call, epoch=str(call.epoch), reason="no digit is heard")
+    world.say(node, link.NodeState(ready=True, asterisk="up", unwritten=[call.call]))
+    world.say(node, wanted)
+    assert call.move is None
+    world.say(node, link.NodeState(ready=True, asterisk="up"))
+    world.say(next(other for other in world.nodes.values() if other is not node), wanted)
+    world.say(node, replace(wanted, epoch="1.1"))
+    assert call.move is None, "it is not theirs"
+    world.say(node, wanted)
+    world.run(1)
+    assert call.owner.name != node.name and not world.phones["1001"].of(sip.ReinviteReceived)
+    assert call.moves[-1]["why"] == "no digit is heard"
+
+
+def test_where_no_other_node_is_a_call_that_is_to_be_moved_stays(world):
+    world.with_users("1001")
+    _, call, node, *_ = talking(world)
+    for other in world.nodes.values():
+        if other is not node:
+            kill(world, other.name)
+    world.run(1)
+    world.say(node, link.MoveWanted(call=call.call, epoch=str(call.epoch)))
+    assert call.move is None and not world.edge.takeover.waits(call.call)
 
 
 def ask(world: EdgeWorld, call: str, to: str = "") -> OperatorReply:

@@ -18,6 +18,7 @@ EXAMPLES = [
     link.ResumeRefused("k1", "7.1", "a", "no record"),
     link.EndLeg("k1", "c", "7.1", "16", "queue empty"),
     link.WantMedia("k1", "7.1", "through", 4),
+    link.MoveWanted("k1", "7.1", "no digit is heard"),
     link.AsteriskGone("boot+1", "process gone"),
     link.ClaimAgent("ann", "sip:ann", "t1", "k1"),
     link.DigitHeard("k1", "c", "7.1", "5"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from ari_ha.core.machine import Refused
 from ari_ha.wire import link
 from ari_ha.wire.keyspace import WaitingValue, decode
 from ari_ha.wire.token import HEADER, verify
-from tests.support.node_bench import KEY, LOST, Bench
+from tests.support.node_bench import KEY, LOST, UTC0, Bench
 
 
 def test_a_caller_waits_with_music_and_talks_to_an_agent() -> None:
@@ -179,6 +181,31 @@ def test_digits_are_told_to_the_edge() -> None:
     customer, _ = bench.talk()
     bench.post(AriEvent(event=ari.ChannelDtmfReceived(digit="5", channel=bench.asterisk.channel(customer))))
     assert bench.said(link.DigitHeard, leg="c", digit="5")
+
+
+def test_after_its_clock_has_gone_back_asterisk_hears_no_digit_and_new_channels_are_asked_for() -> None:
+    from ari_ha.core.ports.ari import AriEvent
+    from ari_ha.core.ports.probe import WallClock
+    from ari_ha.wire import ari
+
+    def clock_says(by_s: float) -> None:
+        bench.post(WallClock(utc_s=UTC0 + bench.now + by_s))
+
+    def types(channel: str, by_s: float) -> None:
+        at = datetime.fromtimestamp(UTC0 + bench.now + by_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.000+0000")
+        heard = ari.ChannelDtmfReceived(digit="5", timestamp=at, channel=bench.asterisk.channel(channel))
+        bench.post(AriEvent(event=heard))
+
+    bench = Bench(media="through")
+    customer, _ = bench.talk()
+    types(customer, by_s=3600.0)  # Asterisk's clock has stepped, and the app was not told yet
+    clock_says(3600.0)
+    assert not bench.said(link.MoveWanted)
+    clock_says(0.0)
+    assert [(f.call, f.epoch) for f in bench.said(link.MoveWanted)] == [("k1", "7.1")]
+    types(customer, by_s=0.0)
+    clock_says(0.0)
+    assert len(bench.said(link.MoveWanted)) == 1, "it has heard one"
 
 
 def test_an_unknown_queue_leaves_the_caller_to_the_dialplan() -> None:

@@ -32,6 +32,14 @@ def test_a_step_that_is_taken_back_was_never_told(utc: Utc, by_s: float) -> None
     assert utc.at(170.0) == START + 70
 
 
+def test_what_the_wall_clock_says_itself_goes_with_it(utc: Utc) -> None:
+    assert utc.wall(101.0) == START + 1 and not utc.has_stepped
+    utc.told(START + 2 - HOUR, 102.0)
+    assert utc.wall(103.0) == START + 3 - HOUR and utc.has_stepped
+    utc.told(START + 4, 104.0)
+    assert utc.wall(105.0) == START + 5 and utc.has_stepped
+
+
 def test_a_clock_that_stays_is_followed(utc: Utc) -> None:
     utc.told(START + HOUR, 100.0)
     assert utc.told(START + HOUR + HOLD_S - 1, 100.0 + HOLD_S - 1) == ("", 0.0)
