@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ari_ha.core.machine import DEFAULT_EFFECT_LIMIT_S, Count, Done, Effect, Note, Outcome, OutcomeOf
@@ -17,7 +17,7 @@ from ari_ha.core.ports.web import WebRequest
 from ari_ha.core.utc import STEP_S, Utc
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire.keyspace import Keys
-from ari_ha.wire.link import EdgeCalls
+from ari_ha.wire.link import ConsultAsked, EdgeCalls, LegTaken, TransferAsked
 
 Then = Callable[[Outcome], None]
 ARI_LIMIT_S = 2.0
@@ -40,6 +40,8 @@ class EdgeLink:
     compared: bool = False
     """Whether that list has been compared with what is here: it is true only for the
     moment it was made, and is used once."""
+    asked: list[TransferAsked | ConsultAsked | LegTaken] = field(default_factory=list)
+    """What phones have asked for in calls that are not known here before that"""
     opened: float = 0.0
 
 

@@ -166,7 +166,7 @@ class Links:
                 if call is not None and call.media.confirmed(frame):
                     call.touch()
             case link.TransferAsked() | link.ConsultAsked() | link.LegTaken():
-                self._asked(frame)
+                self._asked(edge, frame)
             case link.Record():
                 self._core.recorder.asked(peer, frame)
             case link.EndRecording():
@@ -182,13 +182,16 @@ class Links:
             return None
         return call
 
-    def _asked(self, frame: Asked) -> None:
-        """Also of a call that is just being taken up: it is not said again."""
+    def _asked(self, edge: EdgeLink | None, frame: Asked) -> None:
+        """Also of a call that is just being taken up, or will be when Asterisk has been seen: it is not said
+        again."""
         arriving, call = self._core.resumes.by_call.get(frame.call), self._call(frame.call, frame.epoch)
         if arriving is not None and str(arriving.epoch) == frame.epoch:
             arriving.asked.append(frame)
         elif call is not None:
             call.transfers.heard(frame)
+        elif edge is not None and not edge.compared:
+            edge.asked.append(frame)
 
     def _leg(self, frame: LegFrame) -> None:
         arriving = self._core.resumes.by_call.get(frame.call)
@@ -259,6 +262,9 @@ class Links:
         if edge is None or edge.calls is None or edge.compared or not self._context.ari_state.up:
             return
         edge.compared = True
+        asked, edge.asked = edge.asked, []
+        for frame in asked:
+            self._asked(edge, frame)
         for ident, fact in edge.calls.calls.items():
             self._listed(peer, ident, fact)
         for call in list(self._core.calls.values()):

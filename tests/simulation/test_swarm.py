@@ -438,6 +438,7 @@ KEPT_WHOLE = {
     "a relay lost twice, and a phone that had not got the ACK both times": 2731505,
     "whoever dialled was left while he consulted, and his node was lost": 5200507,
     "another agent is rung than the store names, and the record never knew it": 2185753,
+    "a transfer said to an app that does not know yet what its Asterisk has": 3320125,
 }
 
 

@@ -455,16 +455,17 @@ class Bench:
         """The edge says something."""
         self.post(LinkReceived(peer=EDGE, frame=frame))
 
-    def restart_app(self, families: Sequence[str] = FAMILIES) -> None:
+    def restart_app(self, families: Sequence[str] = FAMILIES, sees_asterisk: bool = True) -> None:
         """The app is killed and starts again; Asterisk and the store stay. Of the store it has read
-        ``families``."""
+        ``families``; it may not have heard yet what Asterisk has."""
         self.link_up = False
         self.asterisk.fail.clear()
         self.machine = self._machine()
         self.post(WallClock(utc_s=UTC0 + self.now))
         if self.store.up:
             self.store_back(families)
-        self.post(self.asterisk.snapshot())
+        if sees_asterisk:
+            self.post(self.asterisk.snapshot())
 
     def asterisk_dies(self) -> None:
         """Its process is gone, and everything in it."""

@@ -583,6 +583,26 @@ def test_whoever_asked_hung_up_his_first_line_before_any_app_heard_of_his_transf
         assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people"
 
 
+def test_what_a_phone_asked_for_is_heard_also_before_asterisk_has_told_what_it_has() -> None:
+    """The app starts anew, and its edge is heard first: it says a transfer once."""
+    bench = Bench()
+    consulting(bench)
+    bench.restart_app(sees_asterisk=False)
+    facts = ["c", "a1", "k1", "a2"]
+    legs = {leg: link.LegAtEdge(state="answered", held=leg == "a1") for leg in facts}
+    fact = link.CallAtEdge(
+        epoch=E, legs=legs, head="c", sides={"k1": "k1", "a2": "k1"}, lines={"k1": "a1"}, asking=["k1"]
+    )
+    bench.link({"k1": fact})
+    asks(bench, other="a1", leg="k1")
+    assert not statuses(bench)
+    bench.post(bench.asterisk.snapshot())
+    bench.sleep(0.1)
+    assert statuses(bench) == [200]
+    (customer,), (party,) = bench.channels_of("k1", "c", E), bench.channels_of("k1", "a2", E)
+    assert bench.hears(customer) == bench.hears(party) == "people"
+
+
 def test_taken_up_with_a_record_older_than_a_transfer_into_a_queue() -> None:
     """The edge says that the app released the agent: the caller was handed over, and waits again."""
     bench = Bench(agents=("1001",))
