@@ -85,6 +85,8 @@ class Arriving:
     unknown_to: str = ""
     """The edge that has said that it knows no such call"""
     retired: list[str] = field(default_factory=list)
+    snoops: int = 0
+    """How many were made for its supervisors by this app's former life"""
     asked: list[Asked] = field(default_factory=list)
     """What phones asked for that its edge has told us meanwhile; it is not said again"""
 
@@ -275,6 +277,7 @@ def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     call.ivr.place = record.ivr
     if any(is_supervisor(leg) for leg in arriving.ended):
         call.supervision.left_by = parts.context.utc
+    call.supervision.snoops = arriving.snoops
     config = parts.queue(record.queue) if record.queue else None
     call.head, call.transfers.now = record.head, record.transfer
     if arriving.asking is not None:

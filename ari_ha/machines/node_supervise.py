@@ -59,7 +59,8 @@ class CallSupervision:
         """UTC: whoever was ordered by then has been here and left, and is not rung again."""
         self._unordered_until: float | None = None
         self.snoop = ""
-        self._snoops = 0
+        self.snoops = 0
+        """How many were made; a name comes never again, for the end of one may be told late"""
         self._heard_of = False
         """The snoop channel is in the app: it can be bridged."""
         self._as: tuple[str, str] = ("", "")
@@ -243,10 +244,10 @@ class CallSupervision:
     def _make(self, wanted: tuple[str, str]) -> None:
         call, context = self._call, self._parts.context
         mode, target = wanted
-        self._snoops += 1
-        self.snoop = str(ChannelName(call.call, f"x{self._snoops}", call.epoch))
+        self.snoops += 1
+        self.snoop = str(ChannelName(call.call, f"x{self.snoops}", call.epoch))
         self._as, self._heard_of, self._busy = wanted, False, True
-        self._parts.index(self.snoop, call, f"x{self._snoops}")
+        self._parts.index(self.snoop, call, f"x{self.snoops}")
         params = {"channelId": target, "snoopId": self.snoop, "spy": "both", "whisper": SPEAKS[mode],
                   "app": context.config.app, "appArgs": "snoop"}  # fmt: skip
         context.ari(f"supervise/{call.call}", "channels.snoopChannelWithId", params, self._made)
@@ -267,13 +268,13 @@ class CallSupervision:
         return True
 
     def _bridge(self, channel: str) -> None:
-        call, context = self._call, self._parts.context
+        call, context, snoop = self._call, self._parts.context, self.snoop
         self._busy, bridge, lane = True, self.bridge, f"supervise/{call.call}"
 
         def made(outcome: Outcome) -> None:
             if isinstance(outcome, Done) or (isinstance(outcome, Refused) and outcome.code == 409):
                 self._made_bridge = True
-                both = {"bridgeId": bridge, "channel": f"{channel},{self.snoop}",
+                both = {"bridgeId": bridge, "channel": f"{channel},{snoop}",
                         "inhibitConnectedLineUpdates": "true"}  # fmt: skip
                 context.ari(lane, "bridges.addChannel", both, joined)
             else:
@@ -281,7 +282,9 @@ class CallSupervision:
 
         def joined(outcome: Outcome) -> None:
             self._busy = False
-            if isinstance(outcome, Done):
+            if snoop != self.snoop:
+                call.touch()  # it has gone meanwhile
+            elif isinstance(outcome, Done):
                 self._joined, self._asks = channel, 0
                 call.note("supervised", mode=self._as[0], agent=self._as[1])
                 context.count("node_supervised", mode=self._as[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from ari_ha.core.machine import Done, Refused, Unreachable
 from ari_ha.core.ports.ari import AriDown, AriEvent
 from ari_ha.core.ports.store import StoreChanged
 from ari_ha.machines.node_supervise import RETRY_MAX_S
-from ari_ha.wire import link
+from ari_ha.wire import ari, link
 from ari_ha.wire.keyspace import SupervisorValue, UserValue
 from tests.support.node_bench import Bench
 from tests.unit.test_node_outbound import agent_dials
@@ -204,11 +205,15 @@ def test_a_supervisor_is_not_given_the_name_of_one_whose_end_was_announced() -> 
 def test_a_restart_of_the_app_keeps_it() -> None:
     bench = Bench()
     _, agent, supervisor = supervised(bench, "listen")
+    (old,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    end = ari.StasisEnd(channel=bench.asterisk.channel(old))
     bench.restart_app()
     legs = {leg: link.LegAtEdge(state="answered") for leg in ("c", "a1", "s1")}
     bench.link({"k1": link.CallAtEdge(epoch="7.1", legs=legs)})
+    bench.post(AriEvent(event=end))  # told when the next one was made already
     bench.sleep(12)
-    assert snoops(bench) == [(agent, "none")]
+    assert snoops(bench) == [(agent, "none")] and old not in bench.asterisk.channels
+    assert len(bench.operations("channels.snoopChannelWithId")) == 2
     assert any(supervisor in members and len(members) == 2 for members in together(bench))
 
 
@@ -256,6 +261,31 @@ def test_a_code_of_a_supervisors_phone(roles: list[str], rung: bool) -> None:
     bench.post(AriEvent(event=bench.asterisk.enter(f"ari-ha,agent,{token},", "*321001")))
     assert bool(bench.dialled()) == rung
     assert (bench.keys.supervisor("k1") in bench.store.data) == rung
+
+
+def test_a_snoop_that_ends_while_it_is_joined_is_made_again() -> None:
+    """Its end is heard before the answer to the request that joins it with the supervisor."""
+    bench = Bench()
+    _, agent = bench.talk()
+    order(bench, "listen")
+    (supervisor,) = bench.dialled()
+    add = bench.asterisk._bridges_addChannel
+
+    def joins(params: Any, ident: str) -> Any:
+        outcome, events = add(params, ident)
+        spies = [c for c, v in bench.asterisk.channels.items() if "spies" in v and c in params["channel"]]
+        for snoop in spies:
+            bench.asterisk._bridges_addChannel = add
+            events = [*events, *bench.asterisk.destroy(snoop)]
+        for event in events:
+            bench.machine.handle(event, bench.now)
+        return outcome, []
+
+    bench.asterisk._bridges_addChannel = joins
+    bench.pick_up(supervisor)
+    bench.sleep(1.0)
+    (again,) = (c for c, v in bench.asterisk.channels.items() if "spies" in v)
+    assert {supervisor, again} in together(bench) and snoops(bench) == [(agent, "none")]
 
 
 def test_a_snoop_that_ends_is_made_again() -> None:
