@@ -106,7 +106,8 @@ class Attempts:
         none."""
         view, caller = self.desk.view, self.callers.get(call)
         key, entry = view.entry_key(call), view.entry(call)
-        if attempt and entry is not None and entry.attempt != attempt and key in view.dirty:
+        kept = entry is not None and key in view.dirty and entry.attempt not in self.attempts
+        if attempt and entry is not None and entry.attempt != attempt and kept:
             stored = view.stored(key)  # what is kept of it here is not merged yet
             entry = stored.value if stored is not None else None
         if entry is None or entry.attempt != attempt:

@@ -158,7 +158,7 @@ class Drains:
         call = self._calls.by_id.get(frame.call)
         if call is None or call.owner is None or (call.owner.name, str(call.epoch)) != (node, frame.epoch):
             return
-        others = {taking.config.name for taking in self._watch.taking()} - {node}
+        others = {other.config.name for other in self._watch.taking() if not other.store_away} - {node}
         if others and self._movable(call) and not self._not_now(call):
             self._takeover.move(call, frame.reason)
 

@@ -17,6 +17,8 @@ from ari_ha.wire.link import RECORD
 LegFrame = link.LegRinging | link.LegAnswered | link.LegGone | link.LegHeld | link.LegDigit
 YOUNG_S = 1.0
 """A call that began so lately may be on its way into its edge's list."""
+ASKED_KEPT_MAX = 1_000
+"""What phones have asked for is kept of an edge until Asterisk has been seen; few ask in that second."""
 FEATURES = ("queue", "through", "ivr", "resume", "agent", "dial", "drain")
 
 
@@ -190,7 +192,7 @@ class Links:
             arriving.asked.append(frame)
         elif call is not None:
             call.transfers.heard(frame)
-        elif edge is not None and not edge.compared:
+        elif edge is not None and not edge.compared and len(edge.asked) < ASKED_KEPT_MAX:
             edge.asked.append(frame)
 
     def _leg(self, frame: LegFrame) -> None:

@@ -74,9 +74,11 @@ def _with_the_line_left(
     conference, ended the consultation, and was lost too. He is on the line that is left."""
     for name in [name for name in record.ending if name in facts and name in record.legs]:
         here = record.legs[name]
-        other = next((leg for leg in record.legs.values() if name == leg.of or leg.leg == here.of), None)
-        if other is None or other.leg in record.ending or ended.get(other.leg) != "app":
+        lines = [leg for leg in record.legs.values() if name == leg.of or leg.leg == here.of]
+        over = [leg for leg in lines if leg.leg not in record.ending and ended.get(leg.leg) == "app"]
+        if not over:
             continue
+        other = over[0]
         legs = {
             **record.legs,
             name: replace(here, state=facts[name], agent=other.agent, ended_by=""),

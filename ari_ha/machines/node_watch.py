@@ -109,8 +109,10 @@ class NodeWatch:
             if not node.link_up:
                 node.link_down_at = self._context.now
                 self._arm_absent(node.config.name)
-            if node.state == LOST:  # heard while we stood by, and knew nobody's calls
+            if node.state == LOST and node.link_up:  # heard while we stood by, and knew nobody's calls
                 self._on_lost(node, node.lost_why)
+            elif node.state == LOST:  # it may live again, which nobody could tell us
+                self._set(node, UNSEEN, "not heard of since")
         self.sentinels.start()
         self._round()
 

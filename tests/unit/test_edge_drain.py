@@ -294,12 +294,15 @@ def test_a_node_asks_for_its_call_to_be_moved(world):
     assert call.moves[-1]["why"] == "no digit is heard"
 
 
-def test_where_no_other_node_is_a_call_that_is_to_be_moved_stays(world):
+@pytest.mark.parametrize("others", ["lost", "without etcd"])
+def test_where_no_other_node_is_a_call_that_is_to_be_moved_stays(world, others):
     world.with_users("1001")
     _, call, node, *_ = talking(world)
     for other in world.nodes.values():
-        if other is not node:
+        if other is not node and others == "lost":
             kill(world, other.name)
+        elif other is not node:
+            world.say(other, link.NodeState(ready=True, asterisk="up", store_away=True))
     world.run(1)
     world.say(node, link.MoveWanted(call=call.call, epoch=str(call.epoch)))
     assert call.move is None and not world.edge.takeover.waits(call.call)

@@ -10,7 +10,7 @@ import pytest
 from ari_ha.core.ids import NodeId
 from ari_ha.core.machine import DeadlineReached, Done, OutcomeOf, Unreachable
 from ari_ha.core.ports.guard import PairWord, StandDown, TellGuard
-from ari_ha.core.ports.link import LinkReceived, LinkUp
+from ari_ha.core.ports.link import LinkDown, LinkReceived, LinkUp
 from ari_ha.core.ports.probe import WallClock
 from ari_ha.core.ports.sip import SendSip
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreReach, StoreTxn, StoreUnwatch, TxnResult
@@ -139,13 +139,18 @@ def test_a_node_that_was_lost_while_we_stood_by_is_not_waited_for(pair: Pair) ->
     assert not phone.of(sip.ReinviteReceived) and not phone.of(sip.LegEnded)
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_what_a_node_serves_since_it_was_lost_while_we_stood_by_stays_there(pair: Pair, said: bool) -> None:
-    """``said``: its app had told that Asterisk is gone; else only that it is another one."""
+@pytest.mark.parametrize("said", [True, False, None])
+def test_what_a_node_serves_since_it_was_lost_stays_there(pair: Pair, said: bool | None) -> None:
+    """``said``: its app had told that Asterisk is gone; else only that it is another one. None: it was not
+    heard any more when it had told that."""
     nodes_are_heard(pair)
     for node in pair.nodes.values():
-        if said:
+        if said is not False:
             says(pair, node.name, link.AsteriskGone(incarnation=f"{node.name}-1", reason="process gone"))
+        if said is None:
+            pair.as_standby(LinkDown(peer=node.name, reason="silence", clean=False))
+            pair.post_link(node, f"{node.name}-2")
+            continue
         says(pair, node.name, link.NodeHello(node=node.name, incarnation=f"{node.name}-2"))
         says(pair, node.name, link.NodeState(ready=True, asterisk="up"))
         pair.post_link(node, f"{node.name}-2")
@@ -156,7 +161,7 @@ def test_what_a_node_serves_since_it_was_lost_while_we_stood_by_stays_there(pair
     pair.take_over()
     pair.run(1)
     (same,) = pair.edge.calls.by_id.values()
-    assert same.owner == call.owner and not same.moves
+    assert same.owner == call.owner and not same.moves and not same.lost
 
 
 def test_who_takes_over_writes_many_calls_in_few_transactions(pair: Pair) -> None:

@@ -1300,6 +1300,30 @@ def test_taken_up_with_the_record_of_a_conference_that_the_node_between_did_not_
     assert bench.agent("1001").work in ("acw", "idle")
 
 
+def test_the_line_that_is_left_is_found_also_after_an_earlier_consultation() -> None:
+    """As above, but he had consulted before, by a line that is over."""
+    bench = Bench()
+    consulting(bench)
+    bench.gone("k1", "a2")
+    bench.sleep(0.1)
+    bench.frame(link.ConsultAsked("k1", "k2", E, "a1", "1002"))
+    second = second_line(bench, "1001", "1002", leg="k2")
+    (party,) = bench.dialled()[-1:]
+    bench.ring(party)
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", "k2", E))
+    types(bench, second, "*3")
+    assert (record := bench.record()) is not None and {"k1", "a1"} <= set(record.ending)
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.3")
+    ended = {"a2": "phone", "k1": "app", "a3": "phone", "k2": "app"}
+    bench.resume("k1", "7.3", {"c": "up", "a1": "held"}, ended=ended, head="c")
+    bench.sleep(12.0)
+    assert not [end for end in bench.said(link.EndLeg) if end.epoch == "7.3"]
+    assert bench.agent("1001").work in ("talking", "hold")
+
+
 @pytest.mark.parametrize("other", ["up", "ringing"])
 def test_whose_first_line_is_ended_when_he_is_taken_up_is_on_his_second_one(other: str) -> None:
     """He had dialled, was left while he consulted, and his node was lost. He was counted twice."""
