@@ -146,7 +146,8 @@ class Calls(Attempts):
         caller.ended = frozenset(ended)
         parties = desk.view.agents_of(call)
         older = self._older([party for party in parties if party[0] not in talking], alive)
-        in_talk = bool(talking) or any(agent.work in IN_CALL for _, agent in parties)
+        parts = [(agent.work, agent.attempt.attempt) for _, agent in parties if agent.attempt is not None]
+        in_talk = bool(talking) or any(work in IN_CALL and part not in ended for work, part in parts)
         rings_on = None if in_talk else self._rings_on(caller, alive, rung)
         for name, agent in parties:
             assert agent.attempt is not None

@@ -391,9 +391,8 @@ class NodeCore:
         bridges = {c.bridge for c in arriving.channels.values() if c.bridge}
         call.asterisk.existing = {bridge for bridge in bridges if is_bridge_of(bridge, call)}
         self.begin(call)
-        owner = self.records.owner(call.call)
-        if arriving.unknown_to and (owner is None or owner.edge == arriving.unknown_to):
-            self.drop(call, f"{arriving.unknown_to} knows no such call", unless_wanted=True)
+        if self.resumes.is_over(arriving):
+            self.drop(call, f"{arriving.unknown_to[-1]} knows no such call", unless_wanted=True)
             return
         self.context.count("node_calls_resumed", kind=arriving.kind)
         resume(call, arriving)

@@ -237,7 +237,7 @@ class Links:
     def _relinquish(self, peer: str, ident: str, epoch: Epoch) -> None:
         call, arriving = self._core.calls.get(ident), self._core.resumes.by_call.get(ident)
         if arriving is not None and arriving.epoch <= epoch:
-            arriving.unknown_to, arriving.edge_known = peer, True
+            arriving.unknown_to.append(peer)
             self._core.resumes.look(arriving)
             return
         if call is not None and call.epoch <= epoch:
@@ -279,7 +279,7 @@ class Links:
         epoch = epoch_of(fact.epoch)
         if arriving is not None and arriving.epoch >= epoch:
             if arriving.kind == ADOPTION and arriving.epoch == epoch:
-                self._facts_for(arriving, fact)
+                self._facts_for(arriving, fact, self._context.links[peer].vip)
             return
         if call is not None and call.epoch == epoch:
             self._apply(call, fact, self._context.links[peer].revision)
@@ -294,14 +294,14 @@ class Links:
             return RINGING
         return HELD if leg.held else UP
 
-    def _facts_for(self, arriving: Arriving, fact: link.CallAtEdge) -> None:
+    def _facts_for(self, arriving: Arriving, fact: link.CallAtEdge, pair: str) -> None:
         arriving.facts = {leg: self._state_of(value) for leg, value in fact.legs.items()}
         arriving.ended |= fact.ended
         arriving.head, arriving.sides = fact.head, dict(fact.sides)
         arriving.lines, arriving.targets = dict(fact.lines), dict(fact.targets)
         arriving.rung = dict(fact.rung)
         arriving.turned_down, arriving.asking = fact.turned_down, fact.asking
-        arriving.edge_known = True
+        arriving.edge_known, arriving.pair, arriving.unknown_to = True, pair, []
         self._core.resumes.look(arriving)
 
     def _apply(self, call: NodeCall, fact: link.CallAtEdge, revision: int) -> None:

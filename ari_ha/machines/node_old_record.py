@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from ari_ha.machines.node_model import AGENT_LEG, ENDED, LOST, RINGING, UP
+from ari_ha.core.ids import is_supervisor
+from ari_ha.machines.node_model import AGENT_LEG, DIALING, ENDED, LOST, QUEUED, RINGING, TALKING, UP
 from ari_ha.machines.node_outbound import PARTY
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_transfer import ASKED, OVER
@@ -46,6 +47,30 @@ def with_rung(
         if not record.queue:
             record = replace(record, queue=one.queue, entered=utc)
     return replace(record, attempts=attempts, legs=legs)
+
+
+def handed_on(
+    record: RecordValue, rung: Mapping[str, Rung], facts: Mapping[str, str], head: str,
+    sides: Mapping[str, str], utc: float,
+) -> RecordValue:  # fmt: skip
+    """A queue has a phone rung by an attempt that the record does not know, and nobody is there for whoever
+    leads the call: who talked to him, or was called for him, handed him on into that queue. He is a caller
+    there, an agent too."""
+    news = [
+        one for leg, one in rung.items() if facts.get(leg) == RINGING and one.attempt not in record.attempts
+    ]
+    up = [leg for leg, fact in facts.items() if fact != RINGING and not is_supervisor(leg) and leg != head]
+    if not news or record.stage not in (TALKING, DIALING) or any(not sides.get(leg) for leg in up):
+        return record
+    attempts, legs, t = dict(record.attempts), dict(record.legs), record.transfer
+    for value in [a for a in record.attempts.values() if a.state in OPEN_STATES and a.leg not in facts]:
+        attempts[value.attempt] = replace(value, state=ENDED)
+    if head in legs:
+        legs[head] = replace(legs[head], agent="")
+    return replace(
+        record, stage=QUEUED, queue=news[-1].queue or record.queue, entered=utc, attempts=attempts, legs=legs,
+        transfer=replace(t, state=OVER, left=True) if t is not None else None,
+    )  # fmt: skip
 
 
 def _with_target(

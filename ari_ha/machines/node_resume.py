@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ari_ha.core.ids import PRIMARY_LEG, Epoch, is_supervisor
 from ari_ha.core.machine import Done, Outcome
-from ari_ha.machines.acd_agents import TRYING
+from ari_ha.machines.acd_agents import IN_CALL, TRYING
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_call_base import CONTINUE, CallFacts
 from ari_ha.machines.node_context import NodeContext
@@ -31,7 +31,7 @@ from ari_ha.machines.node_model import (
     Channel,
     Leg,
 )
-from ari_ha.machines.node_old_record import ANSWERED, OPEN_STATES, brought_up_to_date, with_rung
+from ari_ha.machines.node_old_record import ANSWERED, OPEN_STATES, brought_up_to_date, handed_on, with_rung
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
@@ -82,19 +82,13 @@ class Arriving:
     agents_known: bool = False
     """Agents and queues have been read from the store, or nobody waits for that any more"""
     edge_known: bool = False
-    unknown_to: str = ""
-    """The edge that has said that it knows no such call"""
+    unknown_to: list[str] = field(default_factory=list)
+    """Edges that have said that they know no such call"""
     retired: list[str] = field(default_factory=list)
     snoops: int = 0
     """How many were made for its supervisors by this app's former life"""
     asked: list[Asked] = field(default_factory=list)
     """What phones asked for that its edge has told us meanwhile; it is not said again"""
-
-    @property
-    def complete(self) -> bool:
-        """Whether all that is waited for is here."""
-        known = self.record_known and self.agents_known and self.edge_known
-        return known and all(leg in self.channels for leg in self.facts)
 
 
 class Resumes:
@@ -219,9 +213,22 @@ class Resumes:
 
     def look(self, arriving: Arriving) -> None:
         """Goes on when all is there."""
-        if self.by_call.get(arriving.call) is arriving and arriving.complete:
+        known = arriving.record_known and arriving.agents_known
+        known = known and (arriving.edge_known or self.is_over(arriving))
+        known = known and all(leg in arriving.channels for leg in arriving.facts)
+        if known and self.by_call.get(arriving.call) is arriving:
             self._end(arriving)
             self._done(arriving)
+
+    def is_over(self, arriving: Arriving) -> bool:
+        """Whether its edge knows no such call; where nobody can say which edge that is, none of those linked
+        does: another pair's has never heard of it."""
+        links, owner = self._context.links, self._records.owner(arriving.call)
+        if owner is not None:
+            return owner.edge in arriving.unknown_to
+        said = {links[peer].vip for peer in arriving.unknown_to if peer in links}
+        pairs = {arriving.pair} if arriving.pair else {edge.vip for edge in links.values()}
+        return bool(said) and pairs <= said
 
     def _limit(self, arriving: Arriving) -> None:
         if self.by_call.get(arriving.call) is not arriving:
@@ -255,12 +262,14 @@ class Resumes:
 
 def rebuild(parts: Parts, arriving: Arriving) -> NodeCall:
     """The call as it was, from the record and the edge's facts."""
-    if arriving.rung:
-        old = arriving.record or RecordValue(call=arriving.call, epoch="", node="", want_media=HITLESS)
-        arriving.record = with_rung(old, arriving.rung, arriving.facts, parts.context.utc)
-        arriving.rung = {leg: one for leg, one in arriving.rung.items() if one.attempt not in old.attempts}
     if arriving.record is not None:
         arriving.record = brought_up_to_date(parts, arriving.record, arriving.facts, arriving.ended)
+    if arriving.rung:
+        old = arriving.record or RecordValue(call=arriving.call, epoch="", node="", want_media=HITLESS)
+        facts, rung, utc = arriving.facts, arriving.rung, parts.context.utc
+        new = handed_on(old, rung, facts, arriving.head or old.head, arriving.sides, utc)
+        arriving.record = with_rung(new, rung, facts, utc)
+        arriving.rung = {leg: one for leg, one in arriving.rung.items() if one.attempt not in old.attempts}
     record = arriving.record or RecordValue(call=arriving.call, epoch="", node="")
     call = NodeCall(
         parts,
@@ -449,9 +458,12 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     nobody = past.stage in (DIALING, IVR)
     nobody = nobody or (past.stage == TALKING and not (past.talking or past.lost_agents))
     queue = "" if nobody else call.queue
+    over = _in_it_no_more(call, arriving, past)
+    for name in over if past.stage == QUEUED else ():
+        parts.acd.conversation_ended(call.call, name, "transfer")
     parts.acd.caller_resumed(
         call.call, queue, call.entered, call.queue_priority, call.caller, alive=past.alive,
-        ended=(*past.ended, *_not_rung(call, past)), talking=(*past.talking, *past.lost_agents),
+        ended=(*past.ended, *over.values()), talking=(*past.talking, *past.lost_agents),
         from_node=record.node if record else "", waits=not nobody, rung=[*arriving.rung.values()],
     )  # fmt: skip
     for agent in past.parties:
@@ -483,12 +495,21 @@ def _go_on(call: NodeCall, arriving: Arriving, past: Past) -> None:
     call.touch()
 
 
-def _not_rung(call: NodeCall, past: Past) -> list[str]:
-    """Attempts for a caller who is in a menu, and for whom nobody is rung: the node that had him before led
-    him into a queue without the store, and wrote what it did with an agent, but not that."""
-    agents = call.parts.acd.acd.agents().values() if past.stage == IVR else ()
-    parts = [agent.attempt for agent in agents if agent.work in TRYING and agent.attempt is not None]
-    return [part.attempt for part in parts if part.call == call.call]
+def _in_it_no_more(call: NodeCall, arriving: Arriving, past: Past) -> dict[str, str]:
+    """Agents who are in this call, the store says, and by which attempt, and are not. For a caller in a menu
+    nobody is rung: the node that had him before led him into a queue without the store, and wrote what it did
+    with an agent, but not that. And for whom a queue has a phone rung, of which the record knows nothing, he
+    talks to nobody: whoever had him before, or he himself, is free."""
+    rings = any(past.alive.get(one.attempt) == RINGING for one in arriving.rung.values())
+    works = TRYING if past.stage == IVR else IN_CALL if past.stage == QUEUED and rings else ()
+    here = {leg.agent for leg in call.living()} if past.stage == QUEUED else ()
+    agents = [(n, a) for n, a in call.parts.acd.acd.agents().items() if a.work in works and n not in here]
+    parts = [(name, agent.attempt) for name, agent in agents if agent.attempt is not None]
+    return {
+        name: part.attempt
+        for name, part in parts
+        if part.call == call.call and part.attempt not in past.alive
+    }
 
 
 def _end_for_those_gone(call: NodeCall, arriving: Arriving, ended: Collection[str]) -> None:

@@ -1160,6 +1160,64 @@ def test_another_pair_cannot_end_a_call_that_is_being_adopted() -> None:
     assert caller in bench.asterisk.channels and "k1" in bench.machine.core.calls
 
 
+def dialled_only(bench: Bench) -> None:
+    """Two people talk who were both dialled by us: no token says whose call it is."""
+    customer, agent = bench.talk()
+    bench.asterisk.channels.pop(customer)
+    bench.asterisk.channels["k1.a2.7.1"] = {**bench.asterisk.channels[agent]}
+    bench.link_down()
+
+
+def another_pair_knows_no_such_call(bench: Bench) -> None:
+    hello = link.EdgeHello(edge="edge9", vip="v9", edge_revision=3)
+    said = [hello, link.EdgeCalls(), link.Relinquish("k1", "7.1")]
+    bench.post(LinkUp(peer="edge9"), *(LinkReceived(peer="edge9", frame=frame) for frame in said))
+
+
+TWO_LEGS = {"a1": link.LegAtEdge("answered"), "a2": link.LegAtEdge("answered")}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_pair_cannot_end_a_call_of_which_only_dialled_legs_are_left(first: bool) -> None:
+    bench = Bench(media="through")
+    dialled_only(bench)
+    bench.store.up = False
+    bench.restart_app()
+    if first:
+        another_pair_knows_no_such_call(bench)
+    bench.link({"k1": link.CallAtEdge("7.1", TWO_LEGS, head="a2", ended={"c": "phone"})})
+    if not first:
+        another_pair_knows_no_such_call(bench)
+    bench.link_down()
+    bench.sleep(10.0)
+    assert len(bench.asterisk.channels) == 2 and "k1" in bench.machine.core.calls
+
+
+def test_another_pair_is_no_reason_to_take_a_call_up_before_its_own_edge_has_spoken() -> None:
+    """It spoke before the app had read whose call it is; a phone that is over does not come back."""
+    bench = Bench(media="through")
+    dialled_only(bench)
+    bench.restart_app([family for family in FAMILIES if family != "calls"])
+    another_pair_knows_no_such_call(bench)
+    bench.store_back()
+    assert "k1" not in bench.machine.core.calls
+    legs = {"a1": link.LegAtEdge("answered"), "a2": link.LegAtEdge("answered", held=True)}
+    bench.link({"k1": link.CallAtEdge("7.1", legs, head="a2", ended={"c": "phone"})})
+    assert bench.machine.core.calls["k1"].legs["a2"].held
+
+
+def test_a_call_that_no_pair_knows_is_over() -> None:
+    bench = Bench(media="through")
+    dialled_only(bench)
+    bench.disown("k1")
+    bench.restart_app()
+    bench.link()
+    another_pair_knows_no_such_call(bench)
+    assert "k1" in bench.machine.core.resumes.by_call
+    bench.frame(link.Relinquish("k1", "7.1"))
+    assert not bench.asterisk.channels and not bench.machine.core.calls
+
+
 def test_an_invite_that_came_late_is_no_word_about_a_call_that_another_node_has() -> None:
     """An app that has just started, without the store, gives up whom it never had: he talks elsewhere."""
     bench = Bench()

@@ -1278,19 +1278,22 @@ def test_taken_up_with_a_record_older_than_the_conference() -> None:
     assert bench.agent("1001").work in ("acw", "idle")
 
 
-def test_taken_up_with_the_record_of_a_conference_that_the_node_between_did_not_know() -> None:
+@pytest.mark.parametrize("rung", [True, False])
+def test_taken_up_with_the_record_of_a_conference_that_the_node_between_did_not_know(rung: bool) -> None:
     """Of the agent's two lines the first was to be ended; the next node, which took them for a consultation,
     ended the second when the party had hung up. It was lost before it had written that."""
     bench = Bench()
     _, _, second, _ = consulting(bench)
     types(bench, second, "*3")
-    assert (record := bench.record()) is not None and record.ending == {"a1": "16"}
+    record = bench.record()
+    assert record is not None and record.ending == {"a1": "16"}
+    (attempt,) = record.attempts
     bench.asterisk_dies()
     bench.asterisk_back()
     bench.own("k1", epoch="7.3")
-    channels = bench.resume(
-        "k1", "7.3", {"c": "up", "a1": "held"}, ended={"a2": "phone", "k1": "app"}, head="c"
-    )
+    facts, ended = {"c": "up", "a1": "held"}, {"a2": "phone", "k1": "app"}
+    by = {"a1": link.Rung(attempt, "1001", "1001", "support")} if rung else {}
+    channels = bench.resume("k1", "7.3", facts, ended=ended, head="c", rung=by)
     bench.sleep(0.5)
     assert not [end for end in bench.said(link.EndLeg) if end.epoch == "7.3"]
     assert bench.hears(channels["c"]) != bench.hears(channels["a1"]), "he is on hold still"
@@ -1322,6 +1325,49 @@ def test_the_line_that_is_left_is_found_also_after_an_earlier_consultation() -> 
     bench.sleep(12.0)
     assert not [end for end in bench.said(link.EndLeg) if end.epoch == "7.3"]
     assert bench.agent("1001").work in ("talking", "hold")
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("by", ["app", "phone", ""])
+@pytest.mark.parametrize(
+    "had", ["his queue", "his number", "his number, rings", "a colleague", "a colleague, rings"]
+)
+def test_a_phone_rings_on_for_a_caller_of_whom_the_record_does_not_know_that_he_was_handed_on(
+    had: str, by: str, store: bool
+) -> None:
+    """Whoever had him handed him on into a queue, and the node was lost before it had written that. ``had``:
+    how somebody had him; ``by``: who ended that one's leg, as the edge says; ``store``: it is there."""
+    bench = Bench(("1001", "1002", "1003"))
+    if had == "his queue":
+        talk(bench)
+    else:
+        _ = agent_dials(bench, "1003") if "colleague" in had else bench.trunk(verb="dial,1001")
+        if "rings" not in had:
+            bench.pick_up(bench.dialled()[0])
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.2")
+    if not store:
+        bench.store_away()
+    channels = bench.resume(
+        "k1", "7.2", {"c": "up", "a2": "ringing"}, ended={"a1": by} if by else {}, head="c",
+        rung={"a2": link.Rung("t2", "1002", "1002", "second")},
+        trunk="" if "colleague" in had else "carrier1",
+    )  # fmt: skip
+    bench.sleep(0.5)
+    if not store:
+        bench.store_back()
+    assert not bench.said(link.EndLeg) and bench.waiting() == ["k1"] and not bench.dialled()
+    rings = bench.agent("1002")
+    assert rings.work == "ringing" and rings.attempt is not None
+    assert (rings.attempt.attempt, rings.attempt.queue) == ("t2", "second")
+    bench.frame(link.LegAnswered("k1", "a2", "7.2"))
+    bench.sleep(1.0)
+    assert bench.hears(channels["c"]) == bench.hears(channels["a2"]) == "people" and not bench.waiting()
+    assert [bench.agent(name).work for name in ("1001", "1002", "1003")] == ["idle", "talking", "idle"]
+    bench.gone("k1", "a2", "7.2")
+    talked = {"his queue": [1, 1, 0], "his number": [1, 1, 0], "a colleague": [1, 1, 1]}.get(had, [0, 1, 0])
+    assert [bench.agent(name).handled for name in ("1001", "1002", "1003")] == talked
 
 
 @pytest.mark.parametrize("other", ["up", "ringing"])
