@@ -53,22 +53,24 @@ def handed_on(
     record: RecordValue, rung: Mapping[str, Rung], facts: Mapping[str, str], head: str,
     sides: Mapping[str, str], utc: float,
 ) -> RecordValue:  # fmt: skip
-    """A queue has a phone rung by an attempt that the record does not know, and nobody is there for whoever
-    leads the call: who talked to him, or was called for him, handed him on into that queue. He is a caller
-    there, an agent too."""
-    news = [
-        one for leg, one in rung.items() if facts.get(leg) == RINGING and one.attempt not in record.attempts
-    ]
-    up = [leg for leg, fact in facts.items() if fact != RINGING and not is_supervisor(leg) and leg != head]
+    """A queue had a phone rung by an attempt that the record does not know, and nobody else is there for
+    whoever leads the call: who talked to him, or was called for him, handed him on into that queue. He is a
+    caller there, an agent too."""
+    news = {leg: one for leg, one in rung.items() if leg in facts and one.attempt not in record.attempts}
+    up = [leg for leg, fact in facts.items() if fact != RINGING and not is_supervisor(leg)]
+    up = [leg for leg in up if leg not in (head, *news)]
     if not news or record.stage not in (TALKING, DIALING) or any(not sides.get(leg) for leg in up):
         return record
     attempts, legs, t = dict(record.attempts), dict(record.legs), record.transfer
     for value in [a for a in record.attempts.values() if a.state in OPEN_STATES and a.leg not in facts]:
         attempts[value.attempt] = replace(value, state=ENDED)
-    if head in legs:
-        legs[head] = replace(legs[head], agent="")
+    first = legs[head].of if head in legs else ""
+    for name in {head, first} & set(legs):  # of his first line too, which may be over
+        legs[name] = replace(legs[name], agent="")
+    stage = QUEUED if all(facts[leg] == RINGING for leg in news) else TALKING
+    queue = [one.queue for one in news.values()][-1] or record.queue
     return replace(
-        record, stage=QUEUED, queue=news[-1].queue or record.queue, entered=utc, attempts=attempts, legs=legs,
+        record, stage=stage, queue=queue, entered=utc, attempts=attempts, legs=legs,
         transfer=replace(t, state=OVER, left=True) if t is not None else None,
     )  # fmt: skip
 

@@ -439,6 +439,7 @@ KEPT_WHOLE = {
     "whoever dialled was left while he consulted, and his node was lost": 5200507,
     "another agent is rung than the store names, and the record never knew it": 2185753,
     "a transfer said to an app that does not know yet what its Asterisk has": 3320125,
+    "an agent handed into a queue, answered there, and a record of before": 7000735,
 }
 
 

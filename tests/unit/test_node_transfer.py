@@ -1370,6 +1370,31 @@ def test_a_phone_rings_on_for_a_caller_of_whom_the_record_does_not_know_that_he_
     assert [bench.agent(name).handled for name in ("1001", "1002", "1003")] == talked
 
 
+def test_who_was_handed_into_a_queue_is_a_caller_also_where_no_record_knows_who_answered() -> None:
+    """His caller had left while he consulted; whom he consulted handed him on, and two nodes were lost since:
+    the third one goes by a record in which he leads a conversation of his own."""
+    bench = Bench(("1001", "1002", "1003"))
+    consulting(bench)
+    bench.gone("k1", "c")
+    assert (
+        (record := bench.record()) is not None and record.head == "k1" and record.legs["k1"].agent == "1001"
+    )
+    bench.asterisk_dies()
+    bench.asterisk_back()
+    bench.own("k1", epoch="7.3")
+    channels = bench.resume(
+        "k1", "7.3", {"k1": "up", "a3": "up"}, ended={"c": "phone", "a1": "edge", "a2": "app"}, head="k1",
+        lines={"k1": "a1"}, rung={"a3": link.Rung("t3", "1003", "1003", "second")}, trunk="carrier1",
+    )  # fmt: skip
+    bench.sleep(0.5)
+    assert not bench.said(link.EndLeg, leg="k1") and not bench.said(link.EndLeg, leg="a3")
+    assert bench.hears(channels["k1"]) == bench.hears(channels["a3"]) == "people"
+    bench.sleep(12.0)
+    assert [bench.agent(name).work for name in ("1001", "1003")] == ["idle", "talking"]
+    bench.gone("k1", "a3", "7.3")
+    assert [bench.agent(name).handled for name in ("1001", "1003")] == [1, 1]
+
+
 @pytest.mark.parametrize("other", ["up", "ringing"])
 def test_whose_first_line_is_ended_when_he_is_taken_up_is_on_his_second_one(other: str) -> None:
     """He had dialled, was left while he consulted, and his node was lost. He was counted twice."""
