@@ -93,14 +93,6 @@ class Attempts:
             return Not("no such agent", already=True)
         return advance(value, rule, facts, self.desk.utc)
 
-    def _place(self, call: str, **changes: str) -> dict[str, Value | None]:
-        """The write that changes the call's waiting entry; none when it has no entry."""
-        entry = self.desk.view.entry(call)
-        if entry is None:
-            return {}
-        new = msgspec.structs.replace(entry, **changes)
-        return {} if new == entry else {self.desk.view.entry_key(call): new}
-
     def place_freed(self, call: str, attempt: str) -> dict[str, Value | None]:
         """The write that makes the caller's place free again, if ``attempt`` has it; who waits no more has
         none."""

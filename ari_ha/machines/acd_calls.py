@@ -148,7 +148,7 @@ class Calls(Attempts):
         older = self._older([party for party in parties if party[0] not in talking], alive)
         parts = [(agent.work, agent.attempt.attempt) for _, agent in parties if agent.attempt is not None]
         in_talk = bool(talking) or any(work in IN_CALL and part not in ended for work, part in parts)
-        rings_on = None if in_talk else self._rings_on(caller, alive, rung)
+        rings_on = None if in_talk else self._rings_on(caller, parties, alive, rung)
         for name, agent in parties:
             assert agent.attempt is not None
             self.attempts.pop(agent.attempt.attempt, None)
@@ -184,11 +184,13 @@ class Calls(Attempts):
             self._keep_ringing(caller, rings_on)
         desk.match_wanted = True
 
-    def _rings_on(self, caller: Caller, alive: Mapping[str, str], rung: Sequence[Rung]) -> Rung | None:
+    def _rings_on(
+        self, caller: Caller, parties: Sequence[tuple[str, AgentValue]], alive: Mapping[str, str],
+        rung: Sequence[Rung],
+    ) -> Rung | None:  # fmt: skip
         """The attempt that rings a phone, and of which the store knows nothing: whoever made it was lost
         before it could write that."""
-        parts = [agent.attempt for _, agent in self.desk.view.agents_of(caller.call)]
-        if any(part is not None and part.attempt in alive for part in parts):
+        if any(agent.attempt is not None and agent.attempt.attempt in alive for _, agent in parties):
             return None
         busy = {attempt.agent for attempt in self.attempts.values() if attempt.call != caller.call}
         ringing = [one for one in rung if alive.get(one.attempt) == "ringing" and one.agent not in busy]

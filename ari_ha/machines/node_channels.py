@@ -414,6 +414,9 @@ class Channels:
         present = {channel.id: channel for channel in event.channels}
         names = [name for name in map(ChannelName.parse, present) if name is not None]
         self._under_way = {name.call for name in names}
+        snoops: dict[str, int] = {}
+        for name in [name for name in names if name.leg[0] == SNOOP]:
+            snoops[name.call] = max(snoops.get(name.call, 0), int(name.leg[1:]))
         members = {c: bridge.id for bridge in event.bridges for c in bridge.channels}
         bridges = {bridge.id for bridge in event.bridges}
         for ident in [c for c in self._core.by_channel if c not in present]:
@@ -435,8 +438,7 @@ class Channels:
             elif self._ours(channel):
                 self._entered(channel, channel.dialplan.app_data.split(",")[1:])
         for arriving in list(self._core.resumes.by_call.values()):
-            snoops = [name for name in names if name.call == arriving.call and name.leg[0] == SNOOP]
-            arriving.snoops = max((int(name.leg[1:]) for name in snoops), default=0)
+            arriving.snoops = snoops.get(arriving.call, 0)
             self._core.resumes.look(arriving)
         if not self._first:
             # Asterisk was away while their calls left: it could not be told

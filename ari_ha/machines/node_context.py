@@ -14,10 +14,10 @@ from ari_ha.core.ports.link import SendLink
 from ari_ha.core.ports.recording import CloseRecording, OpenRecording
 from ari_ha.core.ports.store import StoreRead, StoreTxn
 from ari_ha.core.ports.web import WebRequest
-from ari_ha.core.utc import STEP_S, Utc
+from ari_ha.core.utc import Utc
 from ari_ha.machines.node_config import NodeConfig
 from ari_ha.wire.keyspace import Keys
-from ari_ha.wire.link import ConsultAsked, EdgeCalls, LegTaken, TransferAsked
+from ari_ha.wire.link import Asked, EdgeCalls
 
 Then = Callable[[Outcome], None]
 ARI_LIMIT_S = 2.0
@@ -40,7 +40,7 @@ class EdgeLink:
     compared: bool = False
     """Whether that list has been compared with what is here: it is true only for the
     moment it was made, and is used once."""
-    asked: list[TransferAsked | ConsultAsked | LegTaken] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     """What phones have asked for in calls that are not known here before that"""
     opened: float = 0.0
 
@@ -93,9 +93,10 @@ class NodeContext:
         """UTC seconds now; 0 before the first word about the time."""
         return self._utc.at(self.now)
 
-    def is_ahead(self, utc_s: float) -> bool:
-        """Whether the wall clock, which has stepped, said this once and is not there again yet."""
-        return self._utc.has_stepped and utc_s > self._utc.wall(self.now) + STEP_S
+    @property
+    def stepped_clock(self) -> float | None:
+        """What the wall clock says, in UTC seconds, if it has ever stepped."""
+        return self._utc.wall(self.now) if self._utc.has_stepped else None
 
     def wall_clock(self, utc_s: float) -> None:
         """What the wall clock says now."""

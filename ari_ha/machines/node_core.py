@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ari_ha.core.ids import Epoch, NodeId
 from ari_ha.core.ports.store import KeyValue, StoreChanged, StoreSnapshot
+from ari_ha.core.utc import STEP_S
 from ari_ha.machines.acd import Acd
 from ari_ha.machines.node_call import NodeCall
 from ari_ha.machines.node_config import NodeConfig
@@ -203,9 +204,12 @@ class NodeCore:
     def ask_for_new_channels(self) -> None:
         """Asterisk measures by the wall clock how far apart two digits of a channel are. When that clock has
         gone back it takes no more of them until it is where it was at the last one: for an hour perhaps."""
+        clock = self.context.stepped_clock
+        if clock is None:
+            return
         for call in self.calls.values():
             channels = [leg.channel for leg in call.living() if leg.channel is not None]
-            if any(self.context.is_ahead(channel.digit_utc) for channel in channels):
+            if any(channel.digit_utc > clock + STEP_S for channel in channels):
                 call.say(link.MoveWanted(call=call.call, epoch=str(call.epoch), reason=DEAF))
 
     def finished(self, call: NodeCall) -> None:

@@ -10,7 +10,6 @@ from ari_ha.machines.node_core import NodeCore
 from ari_ha.machines.node_model import OVER, RINGING, UP
 from ari_ha.machines.node_records import epoch_of
 from ari_ha.machines.node_resume import ADOPTION, HELD, Arriving
-from ari_ha.machines.node_transfer import Asked
 from ari_ha.wire import link
 from ari_ha.wire.link import RECORD
 
@@ -184,7 +183,7 @@ class Links:
             return None
         return call
 
-    def _asked(self, edge: EdgeLink | None, frame: Asked) -> None:
+    def _asked(self, edge: EdgeLink | None, frame: link.Asked) -> None:
         """Also of a call that is just being taken up, or will be when Asterisk has been seen: it is not said
         again."""
         arriving, call = self._core.resumes.by_call.get(frame.call), self._call(frame.call, frame.epoch)

@@ -35,9 +35,9 @@ from ari_ha.machines.node_old_record import ANSWERED, OPEN_STATES, brought_up_to
 from ari_ha.machines.node_outbound import stage_after
 from ari_ha.machines.node_parts import Parts
 from ari_ha.machines.node_records import Records
-from ari_ha.machines.node_transfer import CUSTOMER, Asked
+from ari_ha.machines.node_transfer import CUSTOMER
 from ari_ha.wire.keyspace import LegValue, RecordValue
-from ari_ha.wire.link import Rung
+from ari_ha.wire.link import Asked, Rung
 from ari_ha.wire.token import LegToken
 
 HELD = "held"
@@ -61,7 +61,7 @@ class Arriving:
     trunk: str = ""
     """Of a takeover: the carrier the call came from; empty: a phone of ours makes it."""
     pair: str = ""
-    """The pair whose call it is, where a token has said so"""
+    """The pair whose call it is, where a token or the list of its edge has said so"""
     head: str = ""
     sides: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)

@@ -43,8 +43,6 @@ MAIN_LETTERS = (PRIMARY_LEG, AGENT_LEG)
 """First letters of legs that may be of the main conversation"""
 CONFERENCE_DIGITS = "*3"
 """Typed by whoever consults: all three talk."""
-Asked = link.TransferAsked | link.ConsultAsked | link.LegTaken
-"""What phones do that is a matter of transfers"""
 
 
 class Transfers:
@@ -102,7 +100,7 @@ class Transfers:
     def _others(self, leg: Leg) -> list[Leg]:
         return [o for o in self._call.living() if o is not leg and o.consult == leg.consult and not o.aside]
 
-    def heard(self, frame: Asked) -> None:
+    def heard(self, frame: link.Asked) -> None:
         """What a phone asked for, or did, as its edge says."""
         if self._call.quiet():
             return  # the dialplan has the caller, or nobody has: there is nobody to be brought to him

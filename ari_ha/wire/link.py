@@ -364,6 +364,10 @@ class LegTaken(Frame, frozen=True):
     device: str = ""
 
 
+Asked = TransferAsked | ConsultAsked | LegTaken
+"""What phones do that is a matter of transfers"""
+
+
 class LegDigit(Frame, frozen=True):
     """The phone sent a digit by SIP INFO; it went to the other side already. After a move
     the digits typed lately are said once more, those an IVR's Asterisk heard too: the

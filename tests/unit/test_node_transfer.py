@@ -43,17 +43,23 @@ def second_line(bench: Bench, user: str, number: str, leg: str = "k1") -> str:
     return start.channel.id
 
 
+def consults(bench: Bench, line: str = "k1") -> tuple[str, str]:
+    """1001 calls 1002 on a second line, who answers: the two channels."""
+    before = bench.dialled()
+    bench.frame(link.ConsultAsked("k1", line, E, "a1", "1002"))
+    second = second_line(bench, "1001", "1002", leg=line)
+    (party,) = [channel for channel in bench.dialled() if channel not in before]
+    bench.ring(party)
+    bench.pick_up(party)
+    bench.frame(link.LegAnswered("k1", line, E))
+    return second, party
+
+
 def consulting(bench: Bench) -> tuple[str, str, str, str]:
     """1001 holds his caller and talks to 1002: the four channels."""
     customer, agent = talk(bench)
     bench.frame(link.LegHeld("k1", "a1", E, True))
-    bench.frame(link.ConsultAsked("k1", "k1", E, "a1", "1002"))
-    second = second_line(bench, "1001", "1002")
-    (party,) = bench.dialled()
-    bench.ring(party)
-    bench.pick_up(party)
-    bench.frame(link.LegAnswered("k1", "k1", E))
-    return customer, agent, second, party
+    return customer, agent, *consults(bench)
 
 
 def types(bench: Bench, channel: str, digits: str) -> None:
@@ -1309,12 +1315,7 @@ def test_the_line_that_is_left_is_found_also_after_an_earlier_consultation() -> 
     consulting(bench)
     bench.gone("k1", "a2")
     bench.sleep(0.1)
-    bench.frame(link.ConsultAsked("k1", "k2", E, "a1", "1002"))
-    second = second_line(bench, "1001", "1002", leg="k2")
-    (party,) = bench.dialled()[-1:]
-    bench.ring(party)
-    bench.pick_up(party)
-    bench.frame(link.LegAnswered("k1", "k2", E))
+    second, _ = consults(bench, "k2")
     types(bench, second, "*3")
     assert (record := bench.record()) is not None and {"k1", "a1"} <= set(record.ending)
     bench.asterisk_dies()
